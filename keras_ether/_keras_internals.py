@@ -1,0 +1,57 @@
+"""The private names of Keras that this package cannot do without.
+
+Each stands in one small function. Tried with Keras 3.15 on JAX, TensorFlow and
+PyTorch.
+"""
+
+
+def children(layer):
+    """The layers that Keras tracks as direct parts of `layer`, in order."""
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def change_class(layer, new_class):
+    """Makes `layer` an instance of `new_class`; the object stays the same."""
+    # Not `layer.__class__ = ...`: adapted classes answer the plain class there.
+    object.__dict__["__class__"].__set__(layer, new_class)
+
+
+def add_sublayer(layer, name, sublayer):
+    """Sets an attribute to a layer although the state of `layer` is locked."""
+    locked = layer._tracker.locked
+    layer._tracker.unlock()
+    setattr(layer, name, sublayer)
+    if locked:
+        layer._tracker.lock()
+
+
+def remove_sublayer(layer, name):
+    """Undoes `add_sublayer`."""
+    locked = layer._tracker.locked
+    layer._tracker.unlock()
+    layer._tracker.untrack(getattr(layer, name))
+    delattr(layer, name)
+    if locked:
+        layer._tracker.lock()
+
+
+def set_trainable(layer, value):
+    """Sets a layer's own flag, without the recursion of its property."""
+    layer._trainable = value
+
+
+def renew_torch_parameters(layer):
+    """Lets PyTorch see a layer's variables of now; elsewhere does nothing."""
+    if hasattr(layer, "_torch_params"):
+        layer._track_variables()
+
+
+def forget_compiled_trainable_state(model):
+    """Tells a model that its compiled state fits the flags of now.
+
+    `fit` would warn otherwise that flags changed since `compile`.
+    """
+    if hasattr(model, "_compiled_trainable_state"):
+        model._compiled_trainable_state = {
+            layer: layer.trainable for layer in model._flatten_layers()
+        }

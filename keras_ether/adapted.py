@@ -1,0 +1,87 @@
+"""The mixins that put an adapter around a layer with one kernel."""
+
+import contextlib
+
+from keras import ops
+
+
+class AdaptedKernel:
+    """A layer whose `kernel` answers the transformed kernel.
+
+    Mixed in before a Keras layer class. `ether` is the layer's `Adapter`; the
+    variable that the layer owns stays the base kernel. On its own this mixin
+    serves layers with a `call` of their own that computes with `self.kernel`:
+    they fold the kernel at each call.
+    """
+
+    _runs_base = False
+
+    @property
+    def base_kernel(self):
+        """The variable that holds the kernel without the transformation."""
+        return super().kernel
+
+    @property
+    def kernel(self):
+        kernel = super().kernel
+        if self._runs_base or not self.ether.built or not self.ether.active:
+            return kernel
+        return self.ether.fold(ops.convert_to_tensor(kernel))
+
+    def enable_lora(self, *args, **kwargs):
+        raise ValueError(
+            f"Layer '{self.name}' has an ETHER adapter and cannot have LoRA "
+            "too. Call `keras_ether.merge` or `keras_ether.remove` first."
+        )
+
+    @contextlib.contextmanager
+    def _base(self, *suspended):
+        """Lets the layer's class run on the base kernel.
+
+        Attributes named in `suspended`, such as the bias, are `None` meanwhile.
+        They are swapped in the instance's dictionary, out of sight of Keras's
+        trackers.
+        """
+        attributes = self.__dict__
+        saved = {name: attributes[name] for name in suspended}
+        attributes.update(dict.fromkeys(suspended), _runs_base=True)
+        try:
+            yield
+        finally:
+            attributes.update(saved, _runs_base=False)
+
+
+class AdaptedCall(AdaptedKernel):
+    """A linear layer that transforms its activations and not its kernel.
+
+        y = activation((x H) W G + bias)
+
+    The gradient of a folded kernel would cost a whole weight gradient, that of
+    transformed activations does not; and any kernel will do, a quantized one
+    included, since it is not touched.
+    """
+
+    def call(self, inputs, training=None):
+        return self._adapted(super().call, inputs, training)
+
+    def quantized_call(self, inputs, training=None):
+        return self._adapted(super().quantized_call, inputs, training)
+
+    def _adapted(self, linear, inputs, training):
+        adapter = self.ether
+        if not adapter.active:
+            return linear(inputs, training=training)
+        inputs = adapter.transform_inputs(inputs, training)
+        if not adapter.transforms("output"):
+            with self._base():
+                return linear(inputs, training=training)
+        # The output side stands before the bias and the activation, and a
+        # quantized call fuses both into the product.
+        with self._base("bias", "activation"):
+            outputs = linear(inputs, training=training)
+        outputs = adapter.transform_outputs(outputs, training)
+        if self.bias is not None:
+            outputs = ops.add(outputs, self.bias)
+        if self.activation is not None:
+            outputs = self.activation(outputs)
+        return outputs

@@ -1,0 +1,246 @@
+"""The layer that owns one kernel's vectors."""
+
+import random
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_ether import methods
+from keras_ether import plain_file
+from keras_ether import reflections
+
+
+class Adapter(keras.layers.Layer):
+    """The trained transformation of one kernel, `H W G`.
+
+    It is a sub-layer of the layer whose kernel it transforms, so Keras tracks,
+    saves and places the vectors while that layer's own variables keep their
+    plain format. It is not called: the outer layer asks it to transform inputs,
+    outputs or the kernel.
+
+    Args:
+        method: String, name of a registered method. Defaults to `"ether"`.
+        rank_blocks: Integer, the number of diagonal blocks `n`. Defaults to 4.
+        side: `"input"`, `"output"`, `"both"`, or `None` for the method's own.
+        dropout: Float in `[0, 1)`. While training, each block is the identity
+            with this probability. Defaults to 0.
+        seed: Integer or `None`, for the random start and for dropout.
+        name: String, name of the layer. Defaults to `"ether"`.
+
+    Raises:
+        ValueError: if an argument is not one of the above.
+    """
+
+    def __init__(
+        self,
+        method: str = "ether",
+        rank_blocks: int = 4,
+        side: str | None = None,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        name: str = "ether",
+    ):
+        check_arguments(method, rank_blocks, side, dropout, seed)
+        # Float32 under any dtype policy: in 16 bits a vector's small steps are
+        # lost.
+        super().__init__(name=name, dtype="float32")
+        self.method = method
+        self.rank_blocks = rank_blocks
+        self.side = side or methods.get(method).side
+        self.dropout = dropout
+        self.seed = random.randrange(2**31) if seed is None else seed
+        self.seed_generator = (
+            keras.random.SeedGenerator(self.seed) if dropout else None
+        )
+        self.active = True
+        # What the outer layer hands over while a file is written or read, see
+        # `keras_ether.plain_file`.
+        self.base_fingerprint = None
+        self.loading = None
+
+    def build(self, view, kernel_shape):
+        self.view = view
+        self.kernel_shape = tuple(kernel_shape)
+        experts, inputs, outputs = view.sizes(kernel_shape)
+        self.blocks = experts * self.rank_blocks
+        self.widths = {
+            side: size // self.rank_blocks
+            for side, size in (("input", inputs), ("output", outputs))
+            if self.transforms(side)
+        }
+        for name, value in self._start().items():
+            vector = self.add_weight(
+                name=name,
+                shape=value.shape,
+                initializer=lambda shape, dtype, v=value: ops.array(v, dtype),
+                autocast=False,
+            )
+            setattr(self, name, vector)
+
+    def _start(self):
+        method = methods.get(self.method)
+        rng = np.random.default_rng(self.seed)
+        return {
+            f"{side}_{name}": value
+            for side, width in self.widths.items()
+            for name, value in zip(
+                method.weights,
+                method.start(self.blocks, width, rng),
+                strict=True,
+            )
+        }
+
+    def restart(self):
+        """Puts the vectors back to their start."""
+        for name, value in self._start().items():
+            getattr(self, name).assign(value)
+
+    @property
+    def vectors(self) -> dict:
+        """The trained variables by name, such as `"input_u"`."""
+        return {
+            f"{side}_{name}": getattr(self, f"{side}_{name}")
+            for side in self.widths
+            for name in methods.get(self.method).weights
+        }
+
+    def transforms(self, side: str) -> bool:
+        """Whether `"input"` or `"output"` is transformed."""
+        return self.side in (side, "both")
+
+    def factors(self, side: str, training: bool = False):
+        """The factors of one side's blocks, see `keras_ether.reflections`."""
+        method = methods.get(self.method)
+        left, right = method.factors(
+            *(
+                ops.convert_to_tensor(getattr(self, f"{side}_{name}"))
+                for name in method.weights
+            )
+        )
+        if training and self.dropout:
+            drawn = keras.random.uniform(
+                (self.blocks, 1, 1), seed=self.seed_generator
+            )
+            left = left * ops.cast(drawn >= self.dropout, left.dtype)
+        return left, right
+
+    def transform_inputs(self, x, training=False):
+        """`x H`, or `x` where the input side is not transformed."""
+        return self._transform(x, "input", self.view.map_inputs, training)
+
+    def transform_outputs(self, y, training=False):
+        """`y G`, or `y` where the output side is not transformed."""
+        return self._transform(y, "output", self.view.map_outputs, training)
+
+    def _transform(self, x, side, map_axis, training):
+        if not self.transforms(side):
+            return x
+        left, right = self.factors(side, training)
+        return map_axis(
+            lambda rows: reflections.multiply(rows, left, right, training), x
+        )
+
+    def fold(self, kernel):
+        """`H W G`, computed in float32, in the dtype of the kernel."""
+        return self._fold(kernel, inverse=False)
+
+    def unfold(self, kernel):
+        """`H⁻¹ W G⁻¹`, for methods whose blocks are orthogonal."""
+        return self._fold(kernel, inverse=True)
+
+    def _fold(self, kernel, inverse):
+        dtype = kernel.dtype
+        kernel = ops.cast(kernel, "float32")
+        # `multiply` acts on rows: W G is just that, H W is (Wᵀ Hᵀ)ᵀ. Taking out
+        # an orthogonal H or G is one more transpose.
+        for side, map_axis, transposed in (
+            ("input", self.view.map_kernel_inputs, not inverse),
+            ("output", self.view.map_kernel_outputs, inverse),
+        ):
+            if not self.transforms(side):
+                continue
+            factors = self.factors(side)
+            if transposed:
+                factors = reflections.transpose(*factors)
+            kernel = map_axis(
+                lambda rows, f=factors: reflections.multiply(rows, *f), kernel
+            )
+        return ops.cast(kernel, dtype)
+
+    def save_own_variables(self, store):
+        plain_file.save_vectors(self, store)
+
+    def load_own_variables(self, store):
+        plain_file.load_vectors(self, store)
+
+    def quantize(self, mode=None, type_check=True, config=None):
+        # `Model.quantize` asks only layers without sub-layers, so it would pass
+        # over the adapted layer without a word and arrive here.
+        raise ValueError(
+            f"Adapter '{self.path}' stands around a kernel that would be "
+            "quantized. Quantize the model first and apply ETHER to the "
+            "quantized model, or call `keras_ether.merge(model)` before "
+            f"quantizing. Received: mode={mode!r}"
+        )
+
+
+def check_arguments(method, rank_blocks, side, dropout, seed):
+    """Raises a `ValueError` for the first argument out of its range."""
+    methods.get(method)
+    if isinstance(rank_blocks, bool) or not isinstance(rank_blocks, int):
+        rank_blocks_ok = False
+    else:
+        rank_blocks_ok = rank_blocks > 0
+    if not rank_blocks_ok:
+        raise ValueError(
+            "`rank_blocks` must be a positive integer. Received: "
+            f"rank_blocks={rank_blocks!r}"
+        )
+    if side is not None and side not in methods.SIDES:
+        raise ValueError(
+            f"`side` must be one of {methods.SIDES}, or None for the method's "
+            f"own. Received: side={side!r}"
+        )
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise ValueError(
+            "`dropout` must be a number of at least 0 and less than 1. "
+            f"Received: dropout={dropout!r}"
+        )
+    if seed is not None and (not isinstance(seed, int) or seed < 0):
+        raise ValueError(
+            "`seed` must be a non-negative integer or None. Received: "
+            f"seed={seed!r}"
+        )
+
+
+def check_blocks(layer_path, sizes, method, rank_blocks, side):
+    """Raises a `ValueError` if the blocks don't divide a transformed side.
+
+    Args:
+        layer_path: String that names the layer in the message.
+        sizes: `(experts, inputs, outputs)` of the kernel.
+        method: String, name of the method.
+        rank_blocks: Integer, number of blocks.
+        side: Side, or `None` for the method's own.
+    """
+    _, inputs, outputs = sizes
+    side = side or methods.get(method).side
+    transformed = {"input": [inputs], "output": [outputs]}.get(
+        side, [inputs, outputs]
+    )
+    if all(size % rank_blocks == 0 for size in transformed):
+        return
+    divisors = [
+        n
+        for n in range(1, min(transformed) + 1)
+        if all(size % n == 0 for size in transformed)
+    ]
+    near = sorted(sorted(divisors, key=lambda n: abs(n - rank_blocks))[:4])
+    raise ValueError(
+        f"`rank_blocks={rank_blocks}` does not divide layer '{layer_path}', "
+        f"whose kernel has d={inputs} inputs and f={outputs} outputs "
+        f"(method='{method}' transforms side='{side}'). Block counts near it "
+        f"that do: {near}. Or leave the layer out with `exclude`, or keep it "
+        "trainable with `trainable`."
+    )

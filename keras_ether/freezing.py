@@ -1,0 +1,62 @@
+"""What trains and what doesn't, and the way back.
+
+A frozen layer carries a record of its flags from before, so that they can be
+put back from any model, or part of one, that the layer has become part of.
+"""
+
+from keras_ether import _keras_internals as internals
+
+RECORD = "_ether_trainable_before"
+KEPT = "_ether_kept_trainable"
+
+
+def own_variables(layer) -> list:
+    """The variables of a layer that none of its sub-layers has."""
+    inner = {
+        id(variable)
+        for child in internals.children(layer)
+        for variable in child.variables
+    }
+    return [v for v in layer.variables if id(v) not in inner]
+
+
+def freeze(layer, trainable: bool = False):
+    """Freezes the variables that a layer owns itself.
+
+    Args:
+        layer: A Keras layer.
+        trainable: What the layer's own flag becomes: true if a sub-layer of it
+            trains. A layer whose flag is false also computes as in inference,
+            which keeps batch normalization's moving statistics where they are.
+    """
+    variables = own_variables(layer)
+    if RECORD not in layer.__dict__:
+        flags = tuple(variable.trainable for variable in variables)
+        layer.__dict__[RECORD] = (layer.trainable, flags)
+    # The scales of float8 are moved by their gradient's value, and must be.
+    scales = [v for v in variables if v.overwrite_with_gradient]
+    internals.set_trainable(layer, trainable or bool(scales))
+    for variable in variables:
+        variable.trainable = variable in scales and variable.trainable
+
+
+def keep(layer):
+    """Marks a layer as one that stays trainable, for adapters added later."""
+    layer.__dict__[KEPT] = True
+
+
+def is_kept(layer) -> bool:
+    """Whether `keep` marked the layer."""
+    return KEPT in layer.__dict__
+
+
+def thaw(layer):
+    """Undoes `freeze` and `keep`."""
+    layer.__dict__.pop(KEPT, None)
+    record = layer.__dict__.pop(RECORD, None)
+    if record is None:
+        return
+    trainable, flags = record
+    internals.set_trainable(layer, trainable)
+    for variable, flag in zip(own_variables(layer), flags, strict=True):
+        variable.trainable = flag

@@ -1,0 +1,63 @@
+"""What the layers of `keras_ether.layers` share."""
+
+from keras_ether import freezing
+from keras_ether.adapted import AdaptedCall
+from keras_ether.adapter import Adapter
+from keras_ether.adapter import check_blocks
+from keras_ether.layers import kinds
+
+
+class StandaloneLayer(AdaptedCall):
+    """A linear layer with an adapter of its own, saved as what it is."""
+
+    def __init__(
+        self,
+        *args,
+        rank_blocks: int = 4,
+        method: str = "ether",
+        side: str | None = None,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.rank_blocks = rank_blocks
+        self.method = method
+        self.side = side
+        self.dropout = dropout
+        self.seed = seed
+        self.ether = Adapter(
+            method=method,
+            rank_blocks=rank_blocks,
+            side=side,
+            dropout=dropout,
+            seed=seed,
+        )
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        view = kinds.kind_of(self).view(self)
+        kernel_shape = tuple(self.kernel.shape)
+        check_blocks(
+            self.name,
+            view.sizes(kernel_shape),
+            self.method,
+            self.rank_blocks,
+            self.side,
+        )
+        freezing.freeze(self, trainable=True)
+        self.ether.build(view, kernel_shape)
+
+    def save_own_variables(self, store):
+        with self._base():
+            super().save_own_variables(store)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "rank_blocks": self.rank_blocks,
+            "method": self.method,
+            "side": self.side,
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }

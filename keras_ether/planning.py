@@ -1,0 +1,162 @@
+"""What `apply` would do: every check, before anything is touched."""
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from keras_ether import freezing
+from keras_ether import methods
+from keras_ether import targets as targets_lib
+from keras_ether.adapter import check_arguments
+from keras_ether.adapter import check_blocks
+from keras_ether.layers import kinds
+from keras_ether.matrix_view import MatrixView
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer that gets an adapter."""
+
+    path: str
+    layer: keras.layers.Layer
+    view: MatrixView
+    kernel_shape: tuple[int, ...]
+
+    def numbers(self, method, rank_blocks, side):
+        """Count of the numbers that its adapter would train."""
+        experts, inputs, outputs = self.view.sizes(self.kernel_shape)
+        side = side or methods.get(method).side
+        rng = np.random.default_rng(0)
+        return sum(
+            experts * rank_blocks * weight.size
+            for name, size in (("input", inputs), ("output", outputs))
+            if side in (name, "both")
+            for weight in methods.get(method).start(1, size // rank_blocks, rng)
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arguments of `apply`, checked and resolved on one model."""
+
+    targets: tuple[Target, ...]
+    # Ids of the layers that stay trainable: the head, and what the user kept.
+    kept: frozenset[int]
+    # Why layers that could have matched did not, by path.
+    reasons: dict[str, str]
+
+
+def make_plan(
+    model,
+    rank_blocks=4,
+    method="ether",
+    targets=None,
+    exclude=None,
+    side=None,
+    trainable=None,
+    dropout=0.0,
+    seed=None,
+) -> Plan:
+    """Resolves and checks the arguments of `keras_ether.apply`.
+
+    Raises:
+        ValueError: if the model or an argument is not as it must be.
+    """
+    check_arguments(method, rank_blocks, side, dropout, seed)
+    check_built(model)
+    layers = targets_lib.walk(model)
+    head = targets_lib.head_of(model)
+    named = targets_lib.match_kept(layers, trainable) if trainable else set()
+    reasons = {p: "kept trainable" for p in named}
+    reasons |= {
+        p: "in the head" for p, layer in layers.items() if id(layer) in head
+    }
+    candidates = {
+        path: layer
+        for path, layer in layers.items()
+        if kinds.kind_of(layer) and layer.built and path not in reasons
+    }
+    if targets is None:
+        matched = targets_lib.default_match(model, candidates)
+    else:
+        matched = targets_lib.match(candidates, targets, "targets")
+    if exclude is not None:
+        excluded = targets_lib.match(candidates, exclude, "exclude")
+        reasons |= dict.fromkeys(matched & excluded, "excluded")
+        matched -= excluded
+    chosen = {p: layer for p, layer in candidates.items() if p in matched}
+    by_name = targets not in (None, "all-linear", "all")
+    refused = _refused(chosen, dropout, by_name)
+    reasons |= refused
+    chosen = {p: layer for p, layer in chosen.items() if p not in refused}
+    if not chosen:
+        raise ValueError(
+            f"No layer of model '{model.name}' matches targets={targets!r}, "
+            f"exclude={exclude!r}. Layers that could have matched: "
+            f"{targets_lib.shorten(candidates) or 'none'}."
+        )
+    _check_unshared(layers, chosen)
+    resolved = []
+    for path, layer in chosen.items():
+        view = kinds.kind_of(layer).view(layer)
+        target = Target(path, layer, view, tuple(layer.kernel.shape))
+        sizes = target.view.sizes(target.kernel_shape)
+        check_blocks(path, sizes, method, rank_blocks, side)
+        resolved.append(target)
+    kept = head | {id(layers[path]) for path in named}
+    return Plan(tuple(resolved), frozenset(kept), reasons)
+
+
+def check_built(model):
+    """Raises a `ValueError` unless `model` is a built Keras model or layer."""
+    if not isinstance(model, keras.layers.Layer):
+        raise ValueError(
+            "`model` must be a Keras model or layer. Received: "
+            f"model={model!r} of type {type(model).__name__}"
+        )
+    if not model.built or not model.weights:
+        raise ValueError(
+            f"Model '{model.name}' is not built, so it has no kernels yet. "
+            "Call it on data, or `model.build(input_shape)`, first."
+        )
+
+
+def _refused(chosen, dropout, by_name):
+    """Reasons by path, for layers that can't have an adapter.
+
+    A layer that the user named is an error, and so is one that has an adapter
+    of any sort already; others are left out.
+    """
+    adapted = [p for p, layer in chosen.items() if kinds.is_adapted(layer)]
+    if adapted:
+        raise ValueError(
+            "These layers have an ETHER adapter already: "
+            f"{targets_lib.shorten(adapted)}. Leave them out with `exclude`, "
+            "or call `keras_ether.merge` or `keras_ether.remove` first."
+        )
+    refused = {}
+    for path, layer in chosen.items():
+        reason = kinds.why_not(layer, dropout)
+        if reason is None:
+            continue
+        if by_name or getattr(layer, "lora_enabled", False):
+            raise ValueError(f"Layer '{path}' can't be adapted: {reason}.")
+        refused[path] = reason
+    return refused
+
+
+def _check_unshared(layers, chosen):
+    """Raises a `ValueError` if another layer owns a target's kernel too."""
+    owners = {}
+    for path, layer in layers.items():
+        for variable in freezing.own_variables(layer):
+            if len(variable.shape) > 1:
+                owners.setdefault(id(variable), []).append(path)
+    for paths in owners.values():
+        if len(paths) > 1 and not chosen.keys().isdisjoint(paths):
+            raise ValueError(
+                f"These layers share one kernel: {targets_lib.shorten(paths)}. "
+                "An adapter of one would change the other when it is merged: "
+                "leave them out with `exclude`."
+            )
