@@ -3,9 +3,10 @@
     python -m benchmarks.sst2 --data FOLDER [--methods ether ether+ lora head]
 
 `FOLDER` holds `train.tsv` and `dev.tsv`, a sentence and a label a line. Every
-run starts from the same pretrained weights, head and order of the data, adapts
-the same linear maps and decays its rate linearly to zero. Results are appended
-to a JSON-lines file; runs that are in it already are not done again.
+run starts from the same pretrained weights, head and batches, adapts the same
+linear maps and decays its rate linearly to zero. A batch holds sentences of
+like length and is cut after its longest. Results are appended to a JSON-lines
+file; runs that are in it already are not done again.
 """
 
 import argparse
@@ -21,6 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import keras_hub
 import numpy as np
+import tensorflow as tf
 
 import keras_ether
 
@@ -74,7 +76,8 @@ def run(train, dev, method, learning_rate, **settings):
     keras.utils.set_random_seed(settings["seed"])
     model = build_model()
     adapt(model, method, settings["rank_blocks"], settings["seed"])
-    steps = -(-len(train[1]) // settings["batch_size"]) * settings["epochs"]
+    batch_size = settings["batch_size"]
+    steps = -(-len(train[1]) // batch_size) * settings["epochs"]
     model.compile(
         optimizer=keras.optimizers.Adam(
             keras.optimizers.schedules.PolynomialDecay(
@@ -86,10 +89,8 @@ def run(train, dev, method, learning_rate, **settings):
     )
     start = time.perf_counter()
     history = model.fit(
-        *train,
-        validation_data=dev,
-        shuffle=False,
-        batch_size=settings["batch_size"],
+        batches(*train, batch_size, settings["seed"]),
+        validation_data=batches(*dev, batch_size, settings["seed"]),
         epochs=settings["epochs"],
         verbose=0,
     )
@@ -142,8 +143,6 @@ def minilm_folder():
 def read(path, args):
     """Token ids, as the model takes them, and labels of a TSV file."""
     lines = _lines(path)[: args.samples]
-    # Once and for all: KerasHub's `fit` does not shuffle arrays.
-    np.random.default_rng(args.seed).shuffle(lines)
     pairs = [line.rsplit("\t", 1) for line in lines]
     preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
         keras_hub.models.Tokenizer.from_preset(minilm_folder()),
@@ -154,6 +153,35 @@ def read(path, args):
         {k: keras.ops.convert_to_numpy(v) for k, v in tokens.items()},
         np.array([label for _, label in pairs], dtype="int32"),
     )
+
+
+def batches(inputs, labels, batch_size, seed):
+    """A dataset of shuffled batches of like length, other ones each epoch."""
+    lengths = inputs["padding_mask"].sum(axis=1)
+    rng = np.random.default_rng(seed)
+
+    def draw():
+        order = rng.permutation(len(labels))
+        pool = 16 * batch_size
+        order = np.concatenate(
+            [
+                part[np.argsort(lengths[part], kind="stable")]
+                for part in np.split(order, range(pool, len(order), pool))
+            ]
+        )
+        parts = np.split(order, range(batch_size, len(order), batch_size))
+        for index in rng.permutation(len(parts)):
+            part = parts[index]
+            length = lengths[part].max()
+            yield {k: v[part, :length] for k, v in inputs.items()}, labels[part]
+
+    signature = (
+        {k: tf.TensorSpec([None, None], v.dtype) for k, v in inputs.items()},
+        tf.TensorSpec([None], labels.dtype),
+    )
+    dataset = tf.data.Dataset.from_generator(draw, output_signature=signature)
+    count = -(-len(labels) // batch_size)
+    return dataset.apply(tf.data.experimental.assert_cardinality(count))
 
 
 def _lines(path):

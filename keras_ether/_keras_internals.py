@@ -46,6 +46,11 @@ def renew_torch_parameters(layer):
         layer._track_variables()
 
 
+def is_called_in_another_model(model):
+    """Whether the graph of another functional model calls `model`."""
+    return bool(model._inbound_nodes)
+
+
 def forget_compiled_trainable_state(model):
     """Tells a model that its compiled state fits the flags of now.
 

@@ -49,7 +49,7 @@ class Adapter(keras.layers.Layer):
         self.rank_blocks = rank_blocks
         self.side = side or methods.get(method).side
         self.dropout = dropout
-        self.seed = random.randrange(2**31) if seed is None else seed
+        self.seed = random.randrange(2**31 - 1) if seed is None else seed
         self.seed_generator = (
             keras.random.SeedGenerator(self.seed) if dropout else None
         )

@@ -31,13 +31,13 @@ def freeze(layer, trainable: bool = False):
     """
     variables = own_variables(layer)
     if RECORD not in layer.__dict__:
-        flags = tuple(variable.trainable for variable in variables)
+        flags = tuple((variable, variable.trainable) for variable in variables)
         layer.__dict__[RECORD] = (layer.trainable, flags)
-    # The scales of float8 are moved by their gradient's value, and must be.
-    scales = [v for v in variables if v.overwrite_with_gradient]
-    internals.set_trainable(layer, trainable or bool(scales))
-    for variable in variables:
-        variable.trainable = variable in scales and variable.trainable
+    # The scales of float8 take the value of their gradient, and must.
+    frozen = [v for v in variables if not v.overwrite_with_gradient]
+    internals.set_trainable(layer, trainable or len(frozen) < len(variables))
+    for variable in frozen:
+        variable.trainable = False
 
 
 def keep(layer):
@@ -58,5 +58,5 @@ def thaw(layer):
         return
     trainable, flags = record
     internals.set_trainable(layer, trainable)
-    for variable, flag in zip(own_variables(layer), flags, strict=True):
+    for variable, flag in flags:
         variable.trainable = flag

@@ -132,8 +132,14 @@ def summary(model, print_fn=None) -> Report:
         for path, layer in layers.items()
         if kinds.is_adapted(layer)
     )
-    adapters = sum(row.numbers for row in rows)
+    vectors = {
+        id(vector)
+        for layer in layers.values()
+        if kinds.is_adapted(layer)
+        for vector in layer.ether.vectors.values()
+    }
     trained = count(model.trainable_weights)
+    head = count(v for v in model.trainable_weights if id(v) not in vectors)
     reasons = {
         path: "kept trainable"
         for path, layer in layers.items()
@@ -142,8 +148,8 @@ def summary(model, print_fn=None) -> Report:
     report = Report(
         rows=rows,
         skipped=_skipped(layers, rows, reasons),
-        trainable=adapters,
-        head=trained - adapters,
+        trainable=sum(row.numbers for row in rows),
+        head=head,
         frozen=count(model.weights) - trained,
     )
     (print_fn or print)(str(report))

@@ -75,7 +75,7 @@ def make_plan(
     candidates = {
         path: layer
         for path, layer in layers.items()
-        if kinds.kind_of(layer) and layer.built and path not in reasons
+        if kinds.kind_of(layer) and path not in reasons
     }
     if targets is None:
         matched = targets_lib.default_match(model, candidates)

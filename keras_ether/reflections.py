@@ -38,11 +38,7 @@ def unit(u):
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
     """
     u = ops.cast(u, "float32")
-    squared_norm = ops.sum(ops.square(u), axis=-1, keepdims=True)
-    # A zero is replaced before `rsqrt`, not after: the gradient of an infinity
-    # is NaN even where its value is thrown away.
-    is_zero = ops.cast(ops.equal(squared_norm, 0), "float32")
-    return u * ops.rsqrt(squared_norm + is_zero)
+    return u * _reciprocal_norm(u)
 
 
 def ether_factors(u):
@@ -62,8 +58,7 @@ def ether_plus_factors(u, v):
     """Factors of the ETHER+ block `I − û ûᵀ + v̂ v̂ᵀ` (section 3.3).
 
     `v̂ v̂ᵀ − û ûᵀ` is written as `½ (p qᵀ + q pᵀ)` with `p = v̂ − û` and
-    `q = v̂ + û`, which is zero to the bit where `u` and `v` are equal and loses
-    no digits near there.
+    `q = v̂ + û`, which is zero to the bit where `u` and `v` are equal.
 
     Args:
         u: Tensor of shape `(blocks, width)`.
@@ -72,8 +67,12 @@ def ether_plus_factors(u, v):
     Returns:
         `(left, right)`, float32 tensors of shape `(blocks, 2, width)`.
     """
-    u, v = unit(u), unit(v)
-    p, q = v - u, v + u
+    u, v = ops.cast(u, "float32"), ops.cast(v, "float32")
+    r_u, r_v = _reciprocal_norm(u), _reciprocal_norm(v)
+    # Not `v * r_v - u * r_u`: compilers contract that into a fused operation
+    # that rounds one of the products only, and is not zero for `u = v`.
+    p = (v - u * (r_u / r_v)) * r_v
+    q = v * r_v + u * r_u
     return ops.stack([p, q], axis=1), 0.5 * ops.stack([q, p], axis=1)
 
 
@@ -140,6 +139,14 @@ def multiply(x, left, right=None, training=False):
     if training and keras.backend.backend() != "torch":
         return _update(x, left, right)
     return x + ops.matmul(ops.matmul(x, ops.transpose(left)), right)
+
+
+def _reciprocal_norm(u):
+    squared_norm = ops.sum(ops.square(u), axis=-1, keepdims=True)
+    # A zero is replaced before `rsqrt`, not after: the gradient of an infinity
+    # is NaN even where its value is thrown away.
+    is_zero = ops.cast(ops.equal(squared_norm, 0), "float32")
+    return ops.rsqrt(squared_norm + is_zero)
 
 
 def _gram(a):

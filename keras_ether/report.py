@@ -99,10 +99,11 @@ class Report:
         return "\n".join(line for line in lines if line) + self._totals()
 
     def _totals(self):
+        plural = "" if len(self.rows) == 1 else "s"
         lines = [
             "",
             f"Adapters:  {self.trainable:>15,} numbers in {len(self.rows)} "
-            f"layers ({_size(self.bytes)})",
+            f"layer{plural} ({_size(self.bytes)})",
             f"Head:      {self.head:>15,} numbers",
             f"Frozen:    {self.frozen:>15,} numbers",
             f"Trainable: {self.percentage:>14.3f} %",

@@ -101,7 +101,8 @@ def apply(
     # Whatever can fail, for want of memory say, is done before the first layer
     # is touched.
     reset = compiled.Reset(model)
-    seeds = np.random.SeedSequence(seed).generate_state(len(plan.targets))
+    # Keras's seeds are signed integers of 32 bits.
+    seeds = np.random.default_rng(seed).integers(2**31, size=len(plan.targets))
     adapters = [
         _build_adapter(
             target,
@@ -119,6 +120,7 @@ def apply(
         internals.change_class(layer, kinds.adapted_class(layer))
         internals.add_sublayer(layer, kinds.ADAPTER, adapter)
     reset()
+    _warn_of_outer_model(model)
     _warn_of_frozen_head(model)
     _warn_of_low_rate(model, methods.get(method))
     return model
@@ -196,7 +198,7 @@ def disabled(model):
     Example:
 
     >>> with keras_ether.disabled(model):
-    ...     before = model.predict(x)
+    ...     before = model.predict(x, verbose=0)
     """
     adapters = [layer.ether for layer in adapted_layers(model).values()]
     active = [adapter.active for adapter in adapters]
@@ -273,6 +275,20 @@ def _freeze_all_but(model, plan):
 def _thaw_all(model):
     for layer in [model, *walk(model).values()]:
         freezing.thaw(layer)
+
+
+def _warn_of_outer_model(model):
+    """Says what to do about a compiled model that can't be found from here."""
+    if isinstance(model, keras.Model) and internals.is_called_in_another_model(
+        model
+    ):
+        warnings.warn(
+            f"Model '{model.name}' is part of another model. If that one is "
+            "compiled, call `compile(...)` on it again before it is used: its "
+            "compiled functions and its optimizer know nothing of the change. "
+            "Or pass it, the outermost model, instead.",
+            stacklevel=3,
+        )
 
 
 def _warn_of_frozen_head(model):

@@ -63,8 +63,9 @@ def head_of(model) -> set[int]:
     return {
         id(layer)
         for layer in walk(model).values()
+        if layer.variables
+        and id(layer) not in inside
         # A container around the backbone is not part of the head.
-        if id(layer) not in inside
         and not any(id(part) in inside for part in walk(layer).values())
     }
 

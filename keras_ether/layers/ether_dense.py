@@ -41,8 +41,8 @@ class EtherDense(StandaloneLayer, keras.layers.Dense):
     Example:
 
     >>> layer = EtherDense(64, activation="relu", rank_blocks=4)
-    >>> layer(np.ones((2, 32))).shape
-    TensorShape([2, 64])
+    >>> tuple(layer(np.ones((2, 32))).shape)
+    (2, 64)
     >>> sum(int(np.prod(w.shape)) for w in layer.trainable_weights)
     32
     """

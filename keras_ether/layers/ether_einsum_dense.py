@@ -37,8 +37,8 @@ class EtherEinsumDense(StandaloneLayer, keras.layers.EinsumDense):
     Example:
 
     >>> layer = EtherEinsumDense("btd,dnh->btnh", (None, 4, 8), rank_blocks=2)
-    >>> layer(np.ones((2, 5, 32))).shape
-    TensorShape([2, 5, 4, 8])
+    >>> tuple(layer(np.ones((2, 5, 32))).shape)
+    (2, 5, 4, 8)
     >>> sum(int(np.prod(w.shape)) for w in layer.trainable_weights)
     32
     """

@@ -68,6 +68,8 @@ def kind_of(layer) -> Kind | None:
 def why_not(layer, dropout: float = 0.0) -> str | None:
     """The reason that a layer of a known kind can't be adapted, or `None`."""
     kind = kind_of(layer)
+    if not layer.built:
+        return "it is not built"
     if layer.quantization_mode in ("gptq", "awq"):
         return f"kernels quantized by '{layer.quantization_mode}' are not read"
     if getattr(layer, "lora_enabled", False):

@@ -1,0 +1,78 @@
+"""Derivatives, by whichever backend runs."""
+
+import keras
+import numpy as np
+
+
+def gradients(function, arrays):
+    """Gradients of a scalar function with respect to numpy arrays."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        found = jax.grad(function, argnums=tuple(range(len(arrays))))(*arrays)
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        tensors = [tf.constant(array) for array in arrays]
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            value = function(*tensors)
+        found = tape.gradient(value, tensors)
+    else:
+        import torch
+
+        tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+        found = torch.autograd.grad(function(*tensors), tensors)
+    return [np.asarray(keras.ops.convert_to_numpy(g)) for g in found]
+
+
+def squared_gradient_derivative(function, arrays):
+    """Gradient of `Σ gradient²` of a scalar function of one array."""
+    backend = keras.backend.backend()
+    (array,) = arrays
+    if backend == "jax":
+        import jax
+
+        def inner(a):
+            return (jax.grad(function)(a) ** 2).sum()
+
+        found = jax.grad(inner)(array)
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        tensor = tf.constant(array)
+        with tf.GradientTape() as outer:
+            outer.watch(tensor)
+            with tf.GradientTape() as tape:
+                tape.watch(tensor)
+                value = function(tensor)
+            total = tf.reduce_sum(tape.gradient(value, tensor) ** 2)
+        found = outer.gradient(total, tensor)
+    else:
+        import torch
+
+        tensor = torch.tensor(array, requires_grad=True)
+        (first,) = torch.autograd.grad(
+            function(tensor), tensor, create_graph=True
+        )
+        (found,) = torch.autograd.grad((first**2).sum(), tensor)
+    return np.asarray(keras.ops.convert_to_numpy(found))
+
+
+def finite_differences(function, arrays, step=1e-6):
+    """Central differences of a scalar float64 function of numpy arrays."""
+    arrays = [np.asarray(array, "float64") for array in arrays]
+    found = []
+    for array in arrays:
+        gradient = np.zeros_like(array)
+        for place in np.ndindex(array.shape):
+            value = array[place]
+            array[place] = value + step
+            above = function(*arrays)
+            array[place] = value - step
+            below = function(*arrays)
+            array[place] = value
+            gradient[place] = (above - below) / (2 * step)
+        found.append(gradient)
+    return found

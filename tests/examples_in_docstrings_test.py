@@ -1,0 +1,53 @@
+"""Every example in a public docstring runs."""
+
+import doctest
+import importlib
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_ether
+from keras_ether import layers
+from keras_ether import reflections
+
+MODULES = [
+    "matrix_view",
+    "reflections",
+    "layers.ether_dense",
+    "layers.ether_einsum_dense",
+    "overview",
+    "surgery",
+]
+pytestmark = pytest.mark.filterwarnings("ignore:.*is frozen now")
+
+
+def example_model():
+    model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
+    return keras_ether.apply(model)
+
+
+def names():
+    return {
+        "keras": keras,
+        "keras_ether": keras_ether,
+        "np": np,
+        "ops": ops,
+        **{name: getattr(layers, name) for name in layers.__all__},
+        **vars(reflections),
+        "model": example_model(),
+        "x": np.ones((2, 16)),
+    }
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_run(module):
+    module = importlib.import_module(f"keras_ether.{module}")
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    runner = doctest.DocTestRunner(optionflags=flags)
+    tests = doctest.DocTestFinder().find(module, globs=vars(module) | names())
+    for test in tests:
+        runner.run(test)
+    assert runner.tries > 0
+    assert runner.failures == 0

@@ -1,0 +1,135 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_ether
+from keras_ether.layers import EtherDense
+from keras_ether.layers import EtherEinsumDense
+from tests import dense_oracle
+from tests import models
+
+LAYERS = {
+    "dense": lambda **kwargs: EtherDense(
+        6, activation="tanh", bias_initializer="ones", **kwargs
+    ),
+    "einsum": lambda **kwargs: EtherEinsumDense(
+        "btd,dnh->btnh",
+        (3, 2, 3),
+        activation="tanh",
+        bias_axes="nh",
+        bias_initializer="ones",
+        **kwargs,
+    ),
+}
+
+
+def model_of(layer):
+    return keras.Sequential([keras.Input((3, 4)), layer])
+
+
+@pytest.mark.parametrize("side", [None, "input", "output", "both"])
+@pytest.mark.parametrize("method", ["ether", "ether+", "oft", "naive"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_call_equals_explicit_matrices(kind, method, side, rng):
+    layer = LAYERS[kind](rank_blocks=2, method=method, side=side, seed=0)
+    model = model_of(layer)
+    for vector in layer.ether.vectors.values():
+        vector.assign(rng.normal(size=vector.shape))
+    x = rng.standard_normal((5, 3, 4)).astype("float32")
+    kernel = dense_oracle.effective_kernel(
+        method,
+        {n: models.values([v])[0] for n, v in layer.ether.vectors.items()},
+        models.values([layer.base_kernel])[0].reshape(4, 6),
+    )
+    expected = np.tanh(x @ kernel + 1).reshape(models.call(model, x).shape)
+    np.testing.assert_allclose(models.call(model, x), expected, atol=1e-4)
+    trained = model(ops.array(x), training=True)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(trained), expected, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_saves_and_loads_as_what_it_is(kind, rng, tmp_path):
+    layer = LAYERS[kind](
+        rank_blocks=2, method="ether+", dropout=0.1, seed=3, name="mine"
+    )
+    model = model_of(layer)
+    x = rng.standard_normal((8, 3, 4)).astype("float32")
+    model.compile("adam", "mse")
+    model.fit(x, np.zeros_like(models.call(model, x)), verbose=0)
+    active = models.call(model, x)
+    path = tmp_path / "model.keras"
+    model.save(path)
+    again = keras.models.load_model(path)
+    assert type(again.layers[0]) is type(layer)
+    assert again.layers[0].get_config() == layer.get_config()
+    np.testing.assert_array_equal(models.call(again, x), active)
+    for now, before in zip(again.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(*models.values([now, before]))
+    assert [v.trainable for v in again.weights] == [
+        v.trainable for v in model.weights
+    ]
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_config_names_attributes(kind):
+    layer = LAYERS[kind](rank_blocks=2, method="oft", side="output")
+    config = layer.get_config()
+    for name in ("rank_blocks", "method", "side", "dropout", "seed"):
+        assert config[name] == getattr(layer, name)
+    assert config["activation"] == "tanh"
+    assert layer.name.startswith("ether_")
+
+
+def test_only_vectors_train():
+    layer = EtherDense(6, rank_blocks=2, method="ether+")
+    layer.build((None, 4))
+    assert sum(int(np.prod(v.shape)) for v in layer.trainable_weights) == 20
+    assert not layer.bias.trainable
+
+
+def test_masks_pass_through(rng):
+    model = keras.Sequential(
+        [
+            keras.Input((3, 4)),
+            keras.layers.Masking(),
+            EtherDense(4, rank_blocks=2),
+            keras.layers.GlobalAveragePooling1D(),
+        ]
+    )
+    x = rng.standard_normal((2, 3, 4)).astype("float32")
+    padded = x.copy()
+    padded[:, 2] = 0
+    np.testing.assert_allclose(
+        models.call(model, padded), models.call(model, x[:, :2]), atol=1e-6
+    )
+
+
+def test_merge_and_remove_leave_the_plain_class(rng):
+    x = rng.standard_normal((5, 3, 4)).astype("float32")
+    for verb in (keras_ether.merge, keras_ether.remove):
+        layer = EtherDense(6, rank_blocks=2)
+        model = model_of(layer)
+        with keras_ether.disabled(model):
+            base = models.call(model, x)
+        active = models.call(model, x)
+        verb(model)
+        assert type(layer) is keras.layers.Dense
+        assert len(layer.trainable_weights) == 2
+        expected = active if verb is keras_ether.merge else base
+        np.testing.assert_allclose(models.call(model, x), expected, atol=1e-5)
+
+
+def test_blocks_that_do_not_divide_are_an_error():
+    layer = EtherDense(6, rank_blocks=3, name="mine")
+    with pytest.raises(ValueError, match=r"'mine'.*d=4.*f=6.*\[1, 2, 4\]"):
+        layer.build((None, 4))
+    # Only the transformed side counts.
+    EtherDense(6, rank_blocks=3, side="output").build((None, 4))
+
+
+def test_bad_argument_is_an_error():
+    with pytest.raises(ValueError, match="rank_blocks=0"):
+        EtherDense(6, rank_blocks=0)

@@ -1,0 +1,515 @@
+import re
+import warnings
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_ether
+from keras_ether.layers import kinds
+from keras_ether.targets import walk
+from tests import dense_oracle
+from tests import models
+
+METHODS = ["ether", "ether+", "oft", "naive"]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is frozen now"),
+    pytest.mark.filterwarnings("ignore:.*learning rate of 5e-05"),
+    pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`"),
+]
+
+
+@pytest.fixture(params=models.ALL)
+def model_name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(model_name):
+    return models.ALL[model_name]()
+
+
+@pytest.fixture
+def x(model_name, rng):
+    return models.inputs_of(model_name, rng)
+
+
+def head_of(model):
+    """What `apply` must be told to keep trainable."""
+    return None if hasattr(model, "backbone") else ["head"]
+
+
+def apply(model, **kwargs):
+    kwargs = {"targets": "all-linear", "rank_blocks": 2, "seed": 0} | kwargs
+    return keras_ether.apply(model, trainable=head_of(model), **kwargs)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_life_of_an_adapter(model, x, method):
+    """Apply, train, disable, merge; apply again, train, remove."""
+    base_weights = models.values(model.weights)
+    base_flags = [v.trainable for v in model.variables]
+    base = models.call(model, x)
+
+    assert apply(model, method=method) is model
+    started = models.call(model, x)
+    if method == "ether":
+        assert np.abs(started - base).max() > 1e-3
+    else:
+        np.testing.assert_array_equal(started, base)
+    models.compile_and_fit(model, x)
+    active = models.call(model, x)
+    assert np.abs(active - started).max() > 1e-4
+    np.testing.assert_allclose(model.predict(x, verbose=0), active, atol=1e-5)
+    assert keras_ether.merge(model) is model
+    np.testing.assert_allclose(models.call(model, x), active, atol=1e-5)
+    np.testing.assert_allclose(model.predict(x, verbose=0), active, atol=1e-5)
+    assert [v.trainable for v in model.variables] == base_flags
+    assert not any(map(kinds.is_adapted, walk(model).values()))
+
+    for variable, value in zip(model.weights, base_weights, strict=True):
+        variable.assign(value)
+    apply(model, method=method)
+    with keras_ether.disabled(model):
+        np.testing.assert_array_equal(models.call(model, x), base)
+    models.compile_and_fit(model, x)
+    head = {id(v) for v in layer_named(model, head_name(model)).variables}
+    assert keras_ether.remove(model) is model
+    for variable, value in zip(model.weights, base_weights, strict=True):
+        if id(variable) not in head:
+            np.testing.assert_array_equal(models.values([variable])[0], value)
+    assert [v.trainable for v in model.variables] == base_flags
+
+
+def head_name(model):
+    return "logits" if hasattr(model, "backbone") else "head"
+
+
+def layer_named(model, name):
+    (layer,) = {
+        id(layer): layer for layer in walk(model).values() if layer.name == name
+    }.values()
+    return layer
+
+
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_only_vectors_and_head_move(model, x, method):
+    apply(model, method=method)
+    head = layer_named(model, head_name(model)).variables
+    vectors = [
+        vector
+        for layer in walk(model).values()
+        if kinds.is_adapted(layer)
+        for vector in layer.ether.vectors.values()
+    ]
+    moving = {id(v) for v in [*head, *vectors]}
+    assert {id(v) for v in model.trainable_variables} == moving
+    before = models.values(model.weights)
+    models.compile_and_fit(model, x)
+    for variable, value in zip(model.weights, before, strict=True):
+        moved = not np.array_equal(models.values([variable])[0], value)
+        assert moved == (id(variable) in moving), variable.path
+
+
+@pytest.mark.parametrize("side", [None, "input", "output", "both"])
+@pytest.mark.parametrize("method", METHODS)
+def test_kernel_is_what_explicit_matrices_give(method, side):
+    model = models.functional()
+    apply(model, method=method, side=side)
+    for layer in walk(model).values():
+        if not kinds.is_adapted(layer):
+            continue
+        for vector in layer.ether.vectors.values():
+            vector.assign(np.random.default_rng(1).normal(size=vector.shape))
+        vectors = {
+            n: models.values([v])[0] for n, v in layer.ether.vectors.items()
+        }
+        base = models.values([layer.base_kernel])[0]
+        _, d, f = layer.ether.view.sizes(base.shape)
+        expected = dense_oracle.effective_kernel(
+            method, vectors, base.reshape(d, f)
+        )
+        kernel = ops.convert_to_numpy(layer.kernel)
+        assert kernel.shape == base.shape
+        np.testing.assert_allclose(
+            kernel.reshape(d, f), expected, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_fit_goes_on_without_a_new_compile(model, x):
+    models.compile_and_fit(model, x)
+    model.predict(x, verbose=0)
+    optimizer = model.optimizer
+    apply(model, method="ether+")
+    before = models.values(model.trainable_variables)
+    frozen = models.values(model.non_trainable_variables)
+    y = np.arange(8) % 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+    after = models.values(model.trainable_variables)
+    assert any(
+        not np.array_equal(a, b) for a, b in zip(before, after, strict=True)
+    )
+    for variable, value in zip(
+        model.non_trainable_variables, frozen, strict=True
+    ):
+        if "seed" not in variable.path:
+            np.testing.assert_array_equal(models.values([variable])[0], value)
+    assert model.optimizer is not optimizer
+    assert model.optimizer.get_config() == optimizer.get_config()
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), models.call(model, x), atol=1e-5
+    )
+    keras_ether.merge(model)
+    model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+
+
+def test_disabled_resets_compiled_functions(model, x):
+    base = model.predict(x, verbose=0)
+    apply(model)
+    active = model.predict(x, verbose=0)
+    with keras_ether.disabled(model) as inside:
+        assert inside is model
+        np.testing.assert_array_equal(model.predict(x, verbose=0), base)
+        with keras_ether.disabled(model):
+            pass
+        np.testing.assert_array_equal(model.predict(x, verbose=0), base)
+    np.testing.assert_array_equal(model.predict(x, verbose=0), active)
+
+
+def test_training_step_right_after_apply():
+    """A step must not find one buffer under two variables (JAX donates)."""
+    model = models.mlp()
+    model.compile("adam", "mse")
+    keras_ether.apply(model, method="ether+", trainable=["head"])
+    u, v = models.values(model.layers[0].ether.vectors.values())[:2]
+    np.testing.assert_array_equal(u, v)
+    loss = model.train_on_batch(np.ones((4, 16)), np.ones((4, 4)))
+    assert np.all(np.isfinite(loss))
+
+
+def test_batch_normalization_keeps_its_statistics(rng):
+    model = models.mlp()
+    x = models.inputs_of("mlp", rng)
+    models.compile_and_fit(model, x)
+    keras_ether.apply(model, trainable=["head"])
+    statistics = models.values(model.layers[1].weights)
+    models.compile_and_fit(model, x)
+    for now, before in zip(
+        models.values(model.layers[1].weights), statistics, strict=True
+    ):
+        np.testing.assert_array_equal(now, before)
+
+
+def test_backbone_alone_and_a_model_around_it(rng):
+    backbone = models.bert_backbone()
+    keras_ether.apply(backbone, targets="all-linear", rank_blocks=2)
+    task = keras_hub.models.BertTextClassifier(backbone, num_classes=4)
+    x = models.inputs_of("bert", rng)
+    head = {id(v) for v in task.output_dense.variables}
+    report = keras_ether.summary(task, print_fn=str)
+    assert report.head == 16 * 4 + 4
+    assert head <= {id(v) for v in task.trainable_variables}
+    before = models.values(backbone.non_trainable_variables)
+    models.compile_and_fit(task, x)
+    for now, was in zip(
+        models.values(backbone.non_trainable_variables), before, strict=True
+    ):
+        assert was.dtype == "uint32" or np.array_equal(now, was)
+    active = models.call(task, x)
+    keras_ether.merge(task)
+    np.testing.assert_allclose(models.call(task, x), active, atol=1e-5)
+
+
+def test_model_around_an_adapted_part_is_warned_of(rng):
+    task = models.bert()
+    x = models.inputs_of("bert", rng)
+    models.compile_and_fit(task, x)
+    with pytest.warns(UserWarning, match=r"'bert_backbone.*outermost model"):
+        keras_ether.apply(task.backbone)
+    assert type(task.output_dense) is keras.layers.Dense
+    frozen = models.values(task.backbone.non_trainable_variables)
+    models.compile_and_fit(task, x)
+    for now, before in zip(
+        models.values(task.backbone.non_trainable_variables),
+        frozen,
+        strict=True,
+    ):
+        assert before.dtype == "uint32" or np.array_equal(now, before)
+
+
+def test_head_of_a_task_trains_and_is_no_target():
+    task = models.bert()
+    keras_ether.apply(task, targets="all")
+    assert type(task.output_dense) is keras.layers.Dense
+    assert all(v.trainable for v in task.output_dense.variables)
+
+
+def test_default_targets_are_query_and_value():
+    task = models.bert()
+    keras_ether.apply(task)
+    adapted = [
+        path for path, layer in walk(task).items() if kinds.is_adapted(layer)
+    ]
+    assert len(adapted) == 4
+    assert {path.rpartition("/")[2] for path in adapted} == {"query", "value"}
+
+
+def test_second_apply_adds_to_the_first():
+    model = models.mlp()
+    flags = [v.trainable for v in model.variables]
+    keras_ether.apply(model, targets=["first"], trainable=["head"])
+    keras_ether.apply(model, targets=["second"], method="ether+")
+    report = keras_ether.summary(model, print_fn=str)
+    assert [row.method for row in report.rows] == ["ether", "ether+"]
+    assert report.head == 8 * 4 + 4
+    keras_ether.remove(model)
+    assert [v.trainable for v in model.variables] == flags
+
+
+def test_frozen_before_apply_is_frozen_after_remove():
+    task = models.bert()
+    task.backbone.trainable = False
+    keras_ether.apply(task)
+    assert len(task.trainable_variables) == 4 + 2
+    keras_ether.remove(task)
+    assert not task.backbone.trainable
+    assert len(task.trainable_variables) == 2
+
+
+def test_seed_fixes_the_start():
+    starts = []
+    for seed in (1, 1, 2):
+        model = models.mlp()
+        keras_ether.apply(model, seed=seed, trainable=["head"])
+        starts.append(models.values(model.layers[0].ether.vectors.values())[0])
+    np.testing.assert_array_equal(starts[0], starts[1])
+    assert not np.array_equal(starts[0], starts[2])
+    lengths = np.linalg.norm(starts[0].reshape(4, 4), axis=-1)
+    assert 0.2 < lengths.mean() < 0.9
+
+
+def test_dropout_makes_blocks_the_identity_in_training_only(rng):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
+    x = rng.standard_normal((4, 8)).astype("float32")
+    base = models.call(model, x)
+    keras_ether.apply(model, rank_blocks=2, dropout=0.5, seed=0)
+    active = models.call(model, x)
+    np.testing.assert_array_equal(models.call(model, x), active)
+    layer = model.layers[0]
+    kernel = models.values([layer.base_kernel])[0]
+    bias = models.values([layer.bias])[0]
+    h = dense_oracle.side_matrix(
+        "ether",
+        {n: models.values([v])[0] for n, v in layer.ether.vectors.items()},
+        "input",
+    )
+    allowed = []
+    for first in (False, True):
+        for second in (False, True):
+            kept = np.eye(8)
+            if first:
+                kept[:4, :4] = h[:4, :4]
+            if second:
+                kept[4:, 4:] = h[4:, 4:]
+            allowed.append(x @ kept @ kernel + bias)
+    np.testing.assert_allclose(allowed[0], base, atol=1e-5)
+    seen = set()
+    for _ in range(40):
+        y = ops.convert_to_numpy(model(x, training=True))
+        distances = [np.abs(y - a).max() for a in allowed]
+        assert min(distances) < 1e-4
+        seen.add(int(np.argmin(distances)))
+    assert seen == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_mixed_precision(policy, method, rng):
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        check_precision(models.mlp(), method, rng)
+    finally:
+        keras.config.set_dtype_policy(previous)
+
+
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_pure_bfloat16(method, rng):
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        check_precision(models.mlp(), method, rng)
+    finally:
+        keras.config.set_dtype_policy(previous)
+
+
+def check_precision(model, method, rng):
+    x = models.inputs_of("mlp", rng)
+    base = models.call(model, x)
+    keras_ether.apply(model, method=method, trainable=["head"])
+    if method == "ether+":
+        np.testing.assert_array_equal(models.call(model, x), base)
+    for vector in model.layers[0].ether.vectors.values():
+        assert vector.dtype == "float32"
+    history = models.compile_and_fit(model, x)
+    assert np.all(np.isfinite(history.history["loss"]))
+    active = models.call(model, x).astype("float32")
+    keras_ether.merge(model)
+    merged = models.call(model, x).astype("float32")
+    np.testing.assert_allclose(merged, active, atol=0.1)
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_quantized_base_trains_and_stays(mode, method, rng):
+    model = models.mlp()
+    x = models.inputs_of("mlp", rng)
+    model.quantize(mode)
+    codes = models.values(model.layers[0].weights[:1])[0]
+    base = models.call(model, x)
+    keras_ether.apply(model, method=method, trainable=["head"])
+    if method == "ether+":
+        np.testing.assert_array_equal(models.call(model, x), base)
+    history = models.compile_and_fit(model, x)
+    assert np.all(np.isfinite(history.history["loss"]))
+    np.testing.assert_array_equal(
+        models.values(model.layers[0].weights[:1])[0], codes
+    )
+    with pytest.raises(ValueError, match=rf"first.*quantized \('{mode}'\)"):
+        keras_ether.merge(model)
+    assert kinds.is_adapted(model.layers[0])
+    keras_ether.remove(model)
+
+
+def test_quantizing_an_adapted_model_is_an_error():
+    model = models.mlp()
+    keras_ether.apply(model, targets=["first", "second"], trainable=["head"])
+    with pytest.raises(ValueError, match="Quantize the model first"):
+        model.quantize("int8")
+
+
+@pytest.mark.parametrize("verb", ["merge", "remove", "disabled"])
+def test_verbs_without_an_adapter_are_errors(verb):
+    with pytest.raises(ValueError, match="has no ETHER adapter"):
+        result = getattr(keras_ether, verb)(models.mlp())
+        result.__enter__()
+
+
+def bad_arguments():
+    unbuilt = keras.Sequential([keras.layers.Dense(4)])
+    unbuilt.name = "unbuilt"
+    return {
+        "method": ({"method": "lora"}, "'ether+'.*Received: method='lora'"),
+        "blocks": ({"rank_blocks": 0}, "positive integer.*rank_blocks=0"),
+        "blocks type": ({"rank_blocks": 2.0}, "rank_blocks=2.0"),
+        "blocks bool": ({"rank_blocks": True}, "rank_blocks=True"),
+        "side": ({"side": "left"}, "'input', 'output', 'both'.*side='left'"),
+        "dropout": ({"dropout": 1.0}, "less than 1.*dropout=1.0"),
+        "seed": ({"seed": -1}, "non-negative.*seed=-1"),
+        "targets": ({"targets": 3}, "regular expression.*targets=3"),
+        "regex": ({"targets": "("}, "not a valid regular expression"),
+        "no match": ({"targets": ["nothing"]}, "'first', 'second'"),
+        "excluded": ({"exclude": "all"}, "No layer.*matches"),
+        "trainable": ({"trainable": ["nothing"]}, "names no layer.*'first'"),
+        "divisor": (
+            {"rank_blocks": 5},
+            r"'first'.*d=16 inputs and f=32 outputs.*\[1, 2, 4, 8\]",
+        ),
+        "divisor of the output": (
+            {"rank_blocks": 16, "method": "ether+", "targets": ["second"]},
+            r"'second'.*d=32.*f=8.*\[1, 2, 4, 8\]",
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", bad_arguments())
+def test_bad_argument_is_one_clear_error(case, rng):
+    arguments, message = bad_arguments()[case]
+    model = models.mlp()
+    x = models.inputs_of("mlp", rng)
+    models.compile_and_fit(model, x)
+    before = snapshot(model)
+    for verb in (keras_ether.apply, keras_ether.plan):
+        with pytest.raises(ValueError, match=f"(?s){message}"):
+            verb(model, **arguments)
+        assert snapshot(model) == before
+
+
+def snapshot(model):
+    return [
+        (type(layer), layer.trainable, [v.trainable for v in layer.variables])
+        for layer in walk(model).values()
+    ]
+
+
+def test_no_layer_model_or_unbuilt_model_is_an_error():
+    with pytest.raises(ValueError, match=r"Keras model or layer.*'model'"):
+        keras_ether.apply("model")
+    model = keras.Sequential([keras.layers.Dense(4)])
+    with pytest.raises(ValueError, match=f"'{model.name}' is not built"):
+        keras_ether.apply(model)
+
+
+def test_unbuilt_layer_is_named():
+    model = models.mlp()
+    model.late = keras.layers.Dense(4, name="late")
+    with pytest.raises(ValueError, match="'late' can't be adapted: it is not"):
+        keras_ether.apply(model, targets=["late"])
+    report = keras_ether.plan(model, print_fn=str)
+    assert "late" not in [row.path for row in report.rows]
+
+
+def test_layer_with_lora_is_an_error_both_ways():
+    model = models.mlp()
+    model.layers[0].enable_lora(2)
+    with pytest.raises(ValueError, match=r"'first'.*LoRA"):
+        keras_ether.apply(model)
+    assert not kinds.is_adapted(model.layers[2])
+    keras_ether.apply(model, targets=["second"], trainable=["head"])
+    with pytest.raises(ValueError, match="'second' has an ETHER adapter"):
+        model.layers[2].enable_lora(2)
+
+
+def test_adapting_twice_is_an_error():
+    model = models.mlp()
+    keras_ether.apply(model, targets=["first"], trainable=["head"])
+    with pytest.raises(ValueError, match="already: 'first'"):
+        keras_ether.apply(model, trainable=["head"])
+    assert not kinds.is_adapted(model.layers[2])
+
+
+def test_tied_kernels_are_an_error():
+    a, b = keras.layers.Dense(8, name="a"), keras.layers.Dense(8, name="b")
+    model = keras.Sequential([keras.Input((8,)), a, b])
+    b._tracker.unlock()
+    b._kernel = a._kernel
+    with pytest.raises(ValueError, match="share one kernel: 'a', 'b'"):
+        keras_ether.apply(model)
+    assert not kinds.is_adapted(a)
+
+
+def test_frozen_last_layer_is_warned_of():
+    model = models.mlp()
+    message = re.escape("pass `trainable=['head']`")
+    with pytest.warns(UserWarning, match=message):
+        keras_ether.apply(model, targets=["first"])
+
+
+def test_low_compiled_rate_is_warned_of():
+    task = models.bert()
+    with pytest.warns(UserWarning, match="5e-05, which is low for 'ether'"):
+        keras_ether.apply(task)
+
+
+def test_remote_adapter_paths_stand_under_their_layer():
+    task = models.bert()
+    keras_ether.apply(task, rank_blocks=2)
+    for layer in walk(task).values():
+        if kinds.is_adapted(layer):
+            prefix = layer.base_kernel.path.rpartition("/")[0]
+            for name, vector in layer.ether.vectors.items():
+                assert vector.path == f"{prefix}/ether/{name}"

@@ -1,0 +1,153 @@
+import keras
+import pytest
+
+import keras_ether
+from keras_ether import targets
+from keras_ether.layers import kinds
+from tests import models
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is frozen now")
+
+
+def paths(model, **kwargs):
+    report = keras_ether.plan(model, rank_blocks=1, print_fn=str, **kwargs)
+    return [row.path for row in report.rows]
+
+
+@pytest.mark.parametrize("name", models.ALL)
+def test_paths_do_not_depend_on_what_was_built_before(name):
+    first = list(targets.walk(models.ALL[name]()))
+    for _ in range(3):
+        keras.layers.Dense(1), keras.layers.LayerNormalization()
+    assert list(targets.walk(models.ALL[name]())) == first
+    assert len(set(first)) == len(first)
+
+
+def test_every_layer_stands_in_the_walk_once():
+    model = models.functional()
+    layers = list(targets.walk(model).values())
+    assert len({id(layer) for layer in layers}) == len(layers)
+    assert {id(v) for layer in layers for v in layer.variables} == {
+        id(v) for v in model.variables
+    }
+
+
+def test_equal_names_get_a_count():
+    class Pair(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.a = keras.layers.Dense(2, name="x")
+            self.b = keras.layers.Dense(2, name="x")
+            self.c = keras.layers.Dense(2, name="x_1")
+
+        def build(self, shape):
+            for layer in (self.a, self.b, self.c):
+                layer.build(shape)
+
+    pair = Pair()
+    pair.build((None, 2))
+    assert list(targets.walk(pair)) == ["x", "x_1", "x_1_1"]
+    assert paths(pair, targets=["x"]) == ["x", "x_1"]
+
+
+BERT_LAYER = "bert_backbone/transformer_layer_0/self_attention_layer"
+
+
+def test_list_matches_names_and_paths():
+    model = models.bert()
+    assert len(paths(model, targets=["query", "value"])) == 4
+    assert paths(model, targets=[f"{BERT_LAYER}/query"]) == [
+        f"{BERT_LAYER}/query"
+    ]
+
+
+def test_pattern_matches_whole_paths():
+    model = models.bert()
+    assert paths(model, targets=r".*layer_0/.*/(query|key)") == [
+        f"{BERT_LAYER}/query",
+        f"{BERT_LAYER}/key",
+    ]
+    with pytest.raises(ValueError, match="No layer"):
+        paths(model, targets="query")
+
+
+def test_predicate_is_asked_about_adaptable_layers_only():
+    model = models.bert()
+    asked = []
+
+    def predicate(path, layer):
+        asked.append(layer)
+        return path.endswith("key")
+
+    assert len(paths(model, targets=predicate)) == 2
+    assert all(kinds.kind_of(layer) for layer in asked)
+    assert model.output_dense not in asked
+
+
+def test_exclude_takes_the_same_forms():
+    model = models.bert()
+    every = paths(model, targets="all-linear")
+    assert len(every) == 2 * 6 + 1
+    for exclude in (
+        ["key"],
+        ".*/key",
+        lambda path, layer: layer.name == "key",
+    ):
+        some = paths(model, targets="all-linear", exclude=exclude)
+        assert some == [path for path in every if not path.endswith("key")]
+
+
+def test_all_is_every_kind_that_can_be_adapted():
+    model = models.functional()
+    assert paths(model, targets="all") == paths(model, targets="all-linear")
+
+
+def test_default_of_a_plain_model_is_all_linear():
+    assert paths(models.mlp()) == ["first", "second", "head"]
+
+
+def test_trainable_takes_names_patterns_and_whole_parts():
+    model = models.subclassed()
+    attention = "multi_head_attention"
+    assert paths(model, trainable=["head", attention]) == ["dense", "dense_1"]
+    assert paths(model, trainable=r"dense.*") == [
+        f"{attention}/query",
+        f"{attention}/key",
+        f"{attention}/value",
+        f"{attention}/attention_output",
+        "head",
+    ]
+
+
+def test_head_is_what_stands_outside_the_backbone():
+    model = models.bert()
+    head = targets.head_of(model)
+    assert id(model.output_dense) in head
+    assert id(model.backbone) not in head
+    assert not head & {
+        id(layer) for layer in targets.walk(model.backbone).values()
+    }
+    assert targets.head_of(models.mlp()) == set()
+
+
+def test_container_around_the_backbone_is_no_head():
+    class Wrapped(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.backbone = models.mlp()
+            self.around = keras.Sequential([keras.Input((16,)), self.backbone])
+            self.top = keras.layers.Dense(2, name="top")
+            self.top.build((None, 4))
+            self.built = True
+
+    model = Wrapped()
+    assert targets.head_of(model) == {id(model.top)}
+
+
+def test_a_single_layer_is_a_model_too():
+    layer = keras.layers.Dense(4, name="only")
+    layer.build((None, 8))
+    keras_ether.apply(layer, rank_blocks=2)
+    assert kinds.is_adapted(layer)
+    keras_ether.remove(layer)
+    assert type(layer) is keras.layers.Dense
