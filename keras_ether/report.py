@@ -1,6 +1,8 @@
 """What is adapted, as data and as a table."""
 
+import dataclasses
 import math
+import re
 from dataclasses import dataclass
 
 
@@ -69,30 +71,27 @@ class Report:
         return 4 * self.trainable
 
     def __str__(self):
+        """The table, with one line for rows that differ in numbers only."""
         from rich import box
         from rich.console import Console
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column("Layer", overflow="fold")
-        table.add_column("Kernel", justify="right")
-        table.add_column("Method")
-        table.add_column("Side")
-        table.add_column("Blocks", justify="right")
-        table.add_column("Numbers", justify="right")
-        for row in self.rows:
+        for column in ("Layer", "Kernel", "Method", "Side"):
+            table.add_column(column)
+        for column in ("Blocks", "Layers", "Numbers"):
+            table.add_column(column, justify="right")
+        for rows in _alike(self.rows):
             table.add_row(
-                row.path,
-                " x ".join(str(size) for size in row.kernel_shape),
-                row.method,
-                row.side,
-                str(row.rank_blocks),
-                f"{row.numbers:,}",
+                _common_path([row.path for row in rows]),
+                " x ".join(str(size) for size in rows[0].kernel_shape),
+                rows[0].method,
+                rows[0].side,
+                str(rows[0].rank_blocks),
+                str(len(rows)),
+                f"{sum(row.numbers for row in rows):,}",
             )
-        width = 24 + max((len(row.path) for row in self.rows), default=0) + 40
-        console = Console(
-            width=width, color_system=None, force_terminal=False, record=True
-        )
+        console = Console(width=1000, color_system=None, force_terminal=False)
         with console.capture() as capture:
             console.print(table)
         lines = [line.rstrip() for line in capture.get().splitlines()]
@@ -113,11 +112,39 @@ class Report:
             reasons.setdefault(skipped.reason, []).append(skipped)
         for reason, layers in reasons.items():
             names = ", ".join(
-                f"{layer.path} ({layer.layer_class})" for layer in layers[:3]
+                f"{_common_path([layer.path for layer in alike])} "
+                f"({alike[0].layer_class})"
+                for alike in _alike(layers)
             )
-            more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
-            lines.append(f"Not adapted, {reason}: {names}{more}")
+            lines.append(f"Not adapted, {reason}: {names}")
         return "\n".join(lines)
+
+
+def _alike(rows):
+    """Groups rows that are equal but for the numbers in their paths."""
+    groups = {}
+    for row in rows:
+        pattern = re.sub(r"\d+", "#", row.path)
+        key = dataclasses.replace(row, path=pattern)
+        groups.setdefault(key, []).append(row)
+    return groups.values()
+
+
+def _common_path(paths):
+    """One path for several, such as `layer_{0..5}/query`."""
+    text = re.split(r"\d+", paths[0])
+    slots = zip(*(re.findall(r"\d+", path) for path in paths), strict=True)
+    common = text[0]
+    for numbers, following in zip(slots, text[1:], strict=True):
+        distinct = sorted(set(map(int, numbers)))
+        if len(distinct) == 1:
+            common += numbers[0]
+        elif distinct == list(range(distinct[0], distinct[-1] + 1)):
+            common += f"{{{distinct[0]}..{distinct[-1]}}}"
+        else:
+            common += f"{{{','.join(map(str, distinct))}}}"
+        common += following
+    return common
 
 
 def count(variables) -> int:

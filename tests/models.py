@@ -72,7 +72,7 @@ def subclassed():
 def bert_backbone(**kwargs):
     config = {
         "vocabulary_size": 100,
-        "num_layers": 2,
+        "num_layers": 1,
         "num_heads": 2,
         "hidden_dim": 16,
         "intermediate_dim": 32,

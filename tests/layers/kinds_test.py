@@ -13,6 +13,7 @@ class ReadsKernel(keras.layers.Dense):
         return ops.relu(ops.matmul(inputs, self.kernel)) + self.bias
 
 
+@keras.saving.register_keras_serializable(package="tests")
 class CallsSuper(keras.layers.Dense):
     def call(self, inputs, training=None):
         return 2.0 * super().call(inputs)
@@ -76,6 +77,18 @@ def test_adapted_layer_passes_for_its_class():
     assert (config["module"], config["class_name"]) == ("keras.layers", "Dense")
     copy = keras.models.clone_model(model)
     assert type(copy.layers[0]) is keras.layers.Dense
+
+
+def test_registered_subclass_is_saved_under_its_registered_name(rng, tmp_path):
+    model = model_of(CallsSuper(8, name="own"))
+    x = rng.standard_normal((4, 8)).astype("float32")
+    keras_ether.apply(model, targets=["own"], trainable=["dense"])
+    model.save(tmp_path / "model.keras")
+    plain = keras.models.load_model(tmp_path / "model.keras")
+    assert type(plain.layers[0]) is CallsSuper
+    np.testing.assert_allclose(
+        models.call(plain, x), models.call(model, x), atol=1e-5
+    )
 
 
 def test_kind_is_that_of_the_nearest_base():
