@@ -3,6 +3,9 @@
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Tensors are tiny here, and the threads of several workers stand in each
+# other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import keras
 import numpy as np
