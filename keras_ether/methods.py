@@ -120,7 +120,7 @@ register(
         start=_ether_plus_start,
         side="both",
         orthogonal=False,
-        learning_rate=5e-3,
+        learning_rate=2e-3,
     )
 )
 register(

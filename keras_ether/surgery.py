@@ -40,7 +40,7 @@ def apply(
     state of its optimizer start anew. Pass the outermost compiled model, since
     a compiled model around the one passed can't be found from inside and has to
     be compiled again. ETHER wants higher learning rates than full fine-tuning
-    does: with Adam, 1e-2 for `"ether"` and 5e-3 for `"ether+"` are good first
+    does: with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good first
     tries.
 
     Args:
