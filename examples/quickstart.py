@@ -424,12 +424,15 @@ def serve(folder: Path, model: keras.Model, texts: np.ndarray) -> np.ndarray:
 def show_answers(data: Data, logits: np.ndarray) -> None:
     """Prints, for each class, the test text that the model is surest of."""
     print("\nThe answers it is surest of:")
-    margins = logits - np.sort(logits, axis=-1)[:, -2:-1]
+    answers = logits.argmax(-1)
+    highest, second = -np.sort(-logits, axis=-1)[:, :2].T
     for index, name in list(enumerate(data.classes))[:4]:
-        surest = margins[:, index].argmax()
-        verdict = "right" if data.test_labels[surest] == index else "wrong"
-        text = textwrap.shorten(data.test_texts[surest], 60)
-        print(f"  {name} ({verdict}): {text}")
+        margins = np.where(answers == index, highest - second, -1)
+        surest = margins.argmax()
+        if answers[surest] == index:
+            verdict = "right" if data.test_labels[surest] == index else "wrong"
+            text = textwrap.shorten(data.test_texts[surest], 60)
+            print(f"  {name} ({verdict}): {text}")
 
 
 def find_in_package(package: str, path: str) -> Path:
