@@ -1,6 +1,7 @@
 """Putting adapters into a model, and taking them out again."""
 
 import contextlib
+import random
 import warnings
 
 import keras
@@ -101,8 +102,12 @@ def apply(
     # Whatever can fail, for want of memory say, is done before the first layer
     # is touched.
     reset = compiled.Reset(model)
-    # Keras's seeds are signed integers of 32 bits.
-    seeds = np.random.default_rng(seed).integers(2**31, size=len(plan.targets))
+    # `keras.utils.set_random_seed` seeds Python's generator, and Keras's own
+    # seeds are signed integers of 32 bits.
+    rng = np.random.default_rng(
+        random.getrandbits(64) if seed is None else seed
+    )
+    seeds = rng.integers(2**31, size=len(plan.targets))
     adapters = [
         _build_adapter(
             target,

@@ -301,6 +301,17 @@ def test_seed_fixes_the_start():
     assert 0.2 < lengths.mean() < 0.9
 
 
+def test_keras_seed_fixes_the_start_where_none_is_given():
+    starts = []
+    for seed in (1, 1, 2):
+        keras.utils.set_random_seed(seed)
+        model = models.mlp()
+        keras_ether.apply(model, trainable=["head"])
+        starts.append(models.values(model.layers[0].ether.vectors.values())[0])
+    np.testing.assert_array_equal(starts[0], starts[1])
+    assert not np.array_equal(starts[0], starts[2])
+
+
 def test_dropout_makes_blocks_the_identity_in_training_only(rng):
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
     x = rng.standard_normal((4, 8)).astype("float32")
@@ -346,10 +357,11 @@ def test_mixed_precision(policy, method, rng):
         keras.config.set_dtype_policy(previous)
 
 
+@pytest.mark.parametrize("policy", ["bfloat16", "float16"])
 @pytest.mark.parametrize("method", ["ether", "ether+"])
-def test_pure_bfloat16(method, rng):
+def test_pure_16_bits(policy, method, rng):
     previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("bfloat16")
+    keras.config.set_dtype_policy(policy)
     try:
         check_precision(models.mlp(), method, rng)
     finally:
