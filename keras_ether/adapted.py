@@ -4,6 +4,10 @@ import contextlib
 
 from keras import ops
 
+from keras_ether import product
+
+SIDES = ("input", "output")
+
 
 class AdaptedKernel:
     """A layer whose `kernel` answers the transformed kernel.
@@ -52,13 +56,11 @@ class AdaptedKernel:
 
 
 class AdaptedCall(AdaptedKernel):
-    """A linear layer that transforms its activations and not its kernel.
+    """A linear layer that computes `activation((x H) W G + bias)`.
 
-        y = activation((x H) W G + bias)
-
-    The gradient of a folded kernel would cost a whole weight gradient, that of
-    transformed activations does not; and any kernel will do, a quantized one
-    included, since it is not touched.
+    By one product with a folded kernel where that is cheaper, see
+    `keras_ether.product`, else by transforming the activations: that takes any
+    kernel, a quantized one included, since it is not touched.
     """
 
     def call(self, inputs, training=None):
@@ -71,15 +73,33 @@ class AdaptedCall(AdaptedKernel):
         adapter = self.ether
         if not adapter.active:
             return linear(inputs, training=training)
-        inputs = adapter.transform_inputs(inputs, training)
-        if not adapter.transforms("output"):
+        factors = [adapter.factors(side, training) for side in SIDES]
+        if self.quantization_mode is None and not self.base_kernel.trainable:
+            kernel = ops.convert_to_tensor(self.base_kernel)
+            if product.pays(inputs, kernel, adapter.view, factors, training):
+                outputs = product.folded_product(
+                    inputs,
+                    kernel,
+                    adapter.view,
+                    *factors,
+                    orthogonal=adapter.orthogonal,
+                    training=training,
+                )
+                return self._finish(outputs)
+        input_factors, output_factors = factors
+        inputs = adapter.transform_inputs(inputs, input_factors, training)
+        if output_factors is None:
             with self._base():
                 return linear(inputs, training=training)
         # The output side stands before the bias and the activation, and a
         # quantized call fuses both into the product.
         with self._base("bias", "activation"):
             outputs = linear(inputs, training=training)
-        outputs = adapter.transform_outputs(outputs, training)
+        return self._finish(
+            adapter.transform_outputs(outputs, output_factors, training)
+        )
+
+    def _finish(self, outputs):
         if self.bias is not None:
             outputs = ops.add(outputs, self.bias)
         if self.activation is not None:

@@ -109,8 +109,18 @@ class Adapter(keras.layers.Layer):
         """Whether `"input"` or `"output"` is transformed."""
         return self.side in (side, "both")
 
+    @property
+    def orthogonal(self) -> bool:
+        """Whether every block is orthogonal."""
+        return methods.get(self.method).orthogonal
+
     def factors(self, side: str, training: bool = False):
-        """The factors of one side's blocks, see `keras_ether.reflections`."""
+        """The factors of one side's blocks, see `keras_ether.reflections`.
+
+        `None` for a side that is not transformed.
+        """
+        if not self.transforms(side):
+            return None
         method = methods.get(self.method)
         left, right = method.factors(
             *(
@@ -125,20 +135,22 @@ class Adapter(keras.layers.Layer):
             left = left * ops.cast(drawn >= self.dropout, left.dtype)
         return left, right
 
-    def transform_inputs(self, x, training=False):
-        """`x H`, or `x` where the input side is not transformed."""
-        return self._transform(x, "input", self.view.map_inputs, training)
+    def transform_inputs(self, x, factors, training=False):
+        """`x H`, or `x` where `factors` is `None`."""
+        return self._transform(x, factors, self.view.map_inputs, training)
 
-    def transform_outputs(self, y, training=False):
-        """`y G`, or `y` where the output side is not transformed."""
-        return self._transform(y, "output", self.view.map_outputs, training)
+    def transform_outputs(self, y, factors, training=False):
+        """`y G`, or `y` where `factors` is `None`."""
+        return self._transform(y, factors, self.view.map_outputs, training)
 
-    def _transform(self, x, side, map_axis, training):
-        if not self.transforms(side):
+    def _transform(self, x, factors, map_axis, training):
+        if factors is None:
             return x
-        left, right = self.factors(side, training)
         return map_axis(
-            lambda rows: reflections.multiply(rows, left, right, training), x
+            lambda rows: reflections.multiply(
+                rows, *factors, training=training
+            ),
+            x,
         )
 
     def fold(self, kernel):
@@ -158,9 +170,9 @@ class Adapter(keras.layers.Layer):
             ("input", self.view.map_kernel_inputs, not inverse),
             ("output", self.view.map_kernel_outputs, inverse),
         ):
-            if not self.transforms(side):
-                continue
             factors = self.factors(side)
+            if factors is None:
+                continue
             if transposed:
                 factors = reflections.transpose(*factors)
             kernel = map_axis(

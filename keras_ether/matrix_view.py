@@ -20,6 +20,8 @@ class MatrixView:
     Args:
         equation: Einsum equation of the layer, such as `"abc,cde->abde"`. An
             ellipsis may stand for leading or trailing axes.
+        is_matmul: Whether the layer computes by `matmul` and not by `einsum`,
+            which may differ in the last bit. Defaults to `False`.
 
     Example:
 
@@ -29,6 +31,7 @@ class MatrixView:
     """
 
     equation: str
+    is_matmul: bool = False
 
     def __post_init__(self):
         operands, _, output = self.equation.replace(" ", "").partition("->")
@@ -54,6 +57,46 @@ class MatrixView:
             for axes in (self.experts, self.rows, self.columns)
         )
 
+    def product(self, x, kernel):
+        """The layer's own product of inputs and kernel."""
+        if self.is_matmul:
+            return ops.matmul(x, kernel)
+        return ops.einsum(self.equation, x, kernel)
+
+    def product_transposed(self, y, kernel):
+        """From the outputs' side to the inputs', by the transposed kernel."""
+        if self.is_matmul:
+            return ops.matmul(y, ops.transpose(kernel))
+        equation = f"{self.outputs},{self.kernel}->{self.inputs}"
+        return ops.einsum(equation, y, kernel)
+
+    def inputs_matrix(self, x):
+        """The inputs as rows of `d`, for a kernel without experts."""
+        return _matrix(x, self.inputs, self.rows)
+
+    def outputs_matrix(self, y):
+        """The outputs as rows of `f`, for a kernel without experts."""
+        return _matrix(y, self.outputs, self.columns)
+
+    def kernel_matrix(self, kernel):
+        """A kernel without experts as a `(d, f)` matrix."""
+        kernel = _transpose(kernel, self._matrix_axes)
+        if len(self.kernel) == 2:
+            return kernel
+        size = math.prod(kernel.shape[: len(self.rows)])
+        return ops.reshape(kernel, (size, -1))
+
+    def from_kernel_matrix(self, matrix, kernel_shape):
+        """The inverse of `kernel_matrix`."""
+        axes = self._matrix_axes
+        if len(axes) > 2:
+            matrix = ops.reshape(matrix, [kernel_shape[axis] for axis in axes])
+        return _transpose(matrix, [axes.index(a) for a in range(len(axes))])
+
+    @property
+    def _matrix_axes(self):
+        return [self.kernel.index(a) for a in self.rows + self.columns]
+
     def map_inputs(self, function, x):
         """Applies `function` to the inputs with `e · d` as their last axis."""
         return _map_last(function, x, self.inputs, self.experts + self.rows)
@@ -77,21 +120,40 @@ class MatrixView:
 
 def _map_last(function, x, labels, merged):
     """Applies `function` to `x` with the axes `merged` made one, the last."""
-    ndim = len(x.shape)
-    axes = _positions(labels, merged, ndim)
-    last = list(range(ndim - len(axes), ndim))
-    if axes != last:
-        x = ops.moveaxis(x, axes, last)
+    axes = _axes_to_last(x, labels, merged)
     shape = ops.shape(x)
-    if len(axes) > 1:
-        size = math.prod(x.shape[axis] for axis in last)
-        x = ops.reshape(x, (*shape[: last[0]], size))
-    x = function(x)
-    if len(axes) > 1:
-        x = ops.reshape(x, shape)
-    if axes != last:
-        x = ops.moveaxis(x, last, axes)
-    return x
+    x = function(_merge(x, labels, merged))
+    if len(merged) > 1:
+        x = ops.reshape(x, [shape[axis] for axis in axes])
+    return _transpose(x, [axes.index(axis) for axis in range(len(axes))])
+
+
+def _merge(x, labels, merged):
+    """`x` with the axes that the labels `merged` name made one, the last."""
+    x = _transpose(x, _axes_to_last(x, labels, merged))
+    if len(merged) == 1:
+        return x
+    leading = len(x.shape) - len(merged)
+    size = math.prod(x.shape[leading:])
+    return ops.reshape(x, (*ops.shape(x)[:leading], size))
+
+
+def _matrix(x, labels, merged):
+    """`x` as a matrix, the axes that `merged` names as its columns."""
+    x = _transpose(x, _axes_to_last(x, labels, merged))
+    if len(x.shape) == 2 and len(merged) == 1:
+        return x
+    return ops.reshape(x, (-1, math.prod(x.shape[-len(merged) :])))
+
+
+def _axes_to_last(x, labels, wanted):
+    """All axes of `x`, those that the labels `wanted` name at the end."""
+    last = _positions(labels, wanted, len(x.shape))
+    return [a for a in range(len(x.shape)) if a not in last] + last
+
+
+def _transpose(x, axes):
+    return x if axes == sorted(axes) else ops.transpose(x, axes)
 
 
 def _positions(labels, wanted, ndim):

@@ -16,9 +16,9 @@ of the activations, products in the dtype of the activations.
 import keras
 from keras import ops
 
-# With more thin rows than this, contracting block by block is cheaper than a
-# dense product with a block-diagonal matrix, most of which is zero.
-MAX_DENSE_ROWS = 32
+# With more thin rows than this, going block by block is cheaper than a dense
+# product with a block-diagonal matrix, most of which is zero.
+MAX_DENSE_ROWS = 16
 
 
 def unit(u):
@@ -50,7 +50,7 @@ def ether_factors(u):
     Returns:
         `(left, right)`, float32 tensors of shape `(blocks, 1, width)`.
     """
-    u = ops.expand_dims(unit(u), axis=1)
+    u = unit(u)[:, None]
     return u, -2.0 * u
 
 
@@ -67,13 +67,14 @@ def ether_plus_factors(u, v):
     Returns:
         `(left, right)`, float32 tensors of shape `(blocks, 2, width)`.
     """
-    u, v = ops.cast(u, "float32"), ops.cast(v, "float32")
+    u, v = (ops.cast(a, "float32")[:, None] for a in (u, v))
     r_u, r_v = _reciprocal_norm(u), _reciprocal_norm(v)
     # Not `v * r_v - u * r_u`: compilers contract that into a fused operation
     # that rounds one of the products only, and is not zero for `u = v`.
     p = (v - u * (r_u / r_v)) * r_v
     q = v * r_v + u * r_u
-    return ops.stack([p, q], axis=1), 0.5 * ops.stack([q, p], axis=1)
+    left = ops.concatenate([p, q], axis=1)
+    return left, 0.5 * ops.flip(left, axis=1)
 
 
 def transpose(left, right=None):
@@ -127,25 +128,84 @@ def multiply(x, left, right=None, training=False):
     if right is None:
         deviation = ops.einsum("...nw,nwv->...nv", _split(x, left), left)
         return x + _join(deviation)
-    right = ops.cast(right, x.dtype)
-    blocks, k, _ = left.shape
-    if blocks * k > MAX_DENSE_ROWS:
-        x = _split(x, left)
-        s = ops.einsum("...nw,nkw->...nk", x, left)
-        return _join(x + ops.einsum("...nk,nkw->...nw", s, right))
-    left, right = _block_diagonal(left), _block_diagonal(right)
+    left, right = arrange(left), arrange(ops.cast(right, x.dtype))
     # On PyTorch a custom gradient can keep its arguments only and would compute
     # `s` again; autograd keeps `x` and `s`, no more than is needed.
     if training and keras.backend.backend() != "torch":
         return _update(x, left, right)
-    return x + ops.matmul(ops.matmul(x, ops.transpose(left)), right)
+    return x + spread(project(x, left), right)
+
+
+def arrange(factor):
+    """A factor in the form in which its products are cheapest.
+
+    Args:
+        factor: Tensor of shape `(blocks, k, width)`.
+
+    Returns:
+        The same tensor, to be gone through block by block, or, of few rows, a
+        block-diagonal matrix of shape `(blocks * k, blocks * width)`. What
+        follows takes either.
+    """
+    blocks, k, width = factor.shape
+    if blocks * k > MAX_DENSE_ROWS:
+        return factor
+    if blocks == 1:
+        return factor[0]
+    place = ops.eye(blocks, dtype=factor.dtype)[:, None, :, None]
+    spread_out = factor[:, :, None] * place
+    return ops.reshape(spread_out, (blocks * k, blocks * width))
+
+
+def project(x, factor):
+    """`x factorᵀ`: from `(..., blocks * width)` to `(..., blocks * k)`."""
+    if len(factor.shape) == 2:
+        return x @ ops.transpose(factor)
+    x = _split(x, factor)
+    if factor.shape[1] == 1:
+        return ops.sum(x * factor[:, 0], axis=-1)
+    return _join(_each_block(x, ops.swapaxes(factor, 1, 2)))
+
+
+def spread(s, factor):
+    """`s factor`: from `(..., blocks * k)` to `(..., blocks * width)`."""
+    if len(factor.shape) == 2:
+        return s @ factor
+    s = _split(s, ops.swapaxes(factor, 1, 2))
+    if factor.shape[1] == 1:
+        return _join(s * factor[:, 0])
+    return _join(_each_block(s, factor))
+
+
+def contract(s, x, factor):
+    """The gradient of `factor` in a product of rows: `sᵀ x`, in its form.
+
+    Args:
+        s: Tensor of shape `(rows, blocks * k)`.
+        x: Tensor of shape `(rows, blocks * width)`.
+        factor: The factor, as `arrange` gives it.
+    """
+    if len(factor.shape) == 2:
+        return ops.transpose(s) @ x
+    s = _split(s, ops.swapaxes(factor, 1, 2))
+    x = _split(x, factor)
+    if factor.shape[1] == 1:
+        return ops.sum(s * x, axis=0)[:, None]
+    return ops.transpose(s, (1, 2, 0)) @ ops.swapaxes(x, 0, 1)
+
+
+def _each_block(x, matrices):
+    """Rows `(..., blocks, a)` times `(blocks, a, b)`, block by block."""
+    rows = ops.swapaxes(ops.reshape(x, (-1, *x.shape[-2:])), 0, 1)
+    y = ops.swapaxes(rows @ matrices, 0, 1)
+    return ops.reshape(y, (*ops.shape(x)[:-1], matrices.shape[-1]))
 
 
 def _reciprocal_norm(u):
-    squared_norm = ops.sum(ops.square(u), axis=-1, keepdims=True)
+    squared_norm = ops.sum(u * u, axis=-1, keepdims=True)
     # A zero is replaced before `rsqrt`, not after: the gradient of an infinity
     # is NaN even where its value is thrown away.
-    is_zero = ops.cast(ops.equal(squared_norm, 0), "float32")
+    is_zero = ops.cast(squared_norm == 0, "float32")
     return ops.rsqrt(squared_norm + is_zero)
 
 
@@ -163,36 +223,22 @@ def _join(x):
     return ops.reshape(x, (*leading, blocks * width))
 
 
-def _block_diagonal(factor):
-    """Spreads `(blocks, k, width)` out to `(blocks * k, blocks * width)`."""
-    blocks, k, width = factor.shape
-    if blocks == 1:
-        return factor[0]
-    place = ops.reshape(
-        ops.eye(blocks, dtype=factor.dtype), (blocks, 1, blocks, 1)
-    )
-    spread = ops.expand_dims(factor, axis=2) * place
-    return ops.reshape(spread, (blocks * k, blocks * width))
-
-
 @ops.custom_gradient
 def _update(x, left, right):
-    """`x + (x leftᵀ) right` for matrices of a few rows."""
-    s = ops.matmul(x, ops.transpose(left))
+    """`x + (x leftᵀ) right`."""
+    s = project(x, left)
 
     def gradient(upstream):
-        r = ops.matmul(upstream, ops.transpose(right))
+        r = project(upstream, right)
         return (
-            upstream + ops.matmul(r, left),
-            _contract_rows(r, x),
-            _contract_rows(s, upstream),
+            upstream + spread(r, left),
+            contract(flatten(r), flatten(x), left),
+            contract(flatten(s), flatten(upstream), right),
         )
 
-    return x + ops.matmul(s, right), gradient
+    return x + spread(s, right), gradient
 
 
-def _contract_rows(a, b):
-    """`aᵀ b` over all leading axes."""
-    a = ops.reshape(a, (-1, a.shape[-1]))
-    b = ops.reshape(b, (-1, b.shape[-1]))
-    return ops.matmul(ops.transpose(a), b)
+def flatten(x):
+    """`x` with all its leading axes made one."""
+    return x if len(x.shape) == 2 else ops.reshape(x, (-1, x.shape[-1]))

@@ -16,6 +16,7 @@ ORDER = [
     "reflections",
     "baselines",
     "matrix_view",
+    "product",
     "methods",
     "fingerprint",
     "plain_file",

@@ -60,6 +60,22 @@ def squared_gradient_derivative(function, arrays):
     return np.asarray(keras.ops.convert_to_numpy(found))
 
 
+def compile_function(function):
+    """The function as the backend's compiler makes it."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.jit(function)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function, jit_compile=True)
+    import torch
+
+    return torch.compile(function, backend="aot_eager")
+
+
 def finite_differences(function, arrays, step=1e-6):
     """Central differences of a scalar float64 function of numpy arrays."""
     arrays = [np.asarray(array, "float64") for array in arrays]

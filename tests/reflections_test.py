@@ -172,24 +172,9 @@ def test_ether_plus_with_equal_vectors_is_the_identity_to_the_bit(
         return reflections.multiply(x, *reflections.ether_plus_factors(u, v))
 
     if compiled:
-        function = compile_function(function)
+        function = backends.compile_function(function)
     y = function(ops.array(x), ops.array(u), ops.array(u.copy()))
     np.testing.assert_array_equal(numpy(y), x)
-
-
-def compile_function(function):
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        return jax.jit(function)
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(function, jit_compile=True)
-    import torch
-
-    return torch.compile(function, backend="aot_eager")
 
 
 @pytest.mark.parametrize("training", [False, True])

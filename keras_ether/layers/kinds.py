@@ -31,7 +31,7 @@ class Kind:
 KINDS = (
     Kind(
         layer_class=keras.layers.Dense,
-        view=lambda layer: MatrixView("...d,df->...f"),
+        view=lambda layer: MatrixView("...d,df->...f", is_matmul=True),
         linear=True,
     ),
     Kind(

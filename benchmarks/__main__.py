@@ -1,0 +1,92 @@
+"""Speed and memory, as ratios within one run.
+
+    python -m benchmarks train --backend jax
+
+Backend and threads have to be set before Keras is imported, so each benchmark
+is imported after its arguments are read.
+"""
+
+import argparse
+import ctypes
+import ctypes.util
+import importlib
+import os
+import pathlib
+
+BENCHMARKS = {
+    "train": "training steps by method, over the step of a frozen model",
+    "infer": "inference: base, active, merged",
+    "memory": "peak memory of a training step by method",
+    "growth": "cost of one layer by tokens, width and blocks",
+    "peers": "PEFT on transformers, each framework over its own limit",
+    "tables": "tables and plots of benchmarks/README.md, from the results",
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.splitlines()[0]
+    )
+    commands = parser.add_subparsers(dest="benchmark", required=True)
+    for name, text in BENCHMARKS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument(
+            "--results",
+            type=pathlib.Path,
+            default=pathlib.Path(__file__).parent / "results",
+            help="folder of the JSON files",
+        )
+        if name == "tables":
+            continue
+        command.add_argument(
+            "--backend",
+            choices=["torch"]
+            if name == "peers"
+            else ["jax", "tensorflow", "torch"],
+            default="torch" if name == "peers" else "jax",
+        )
+        command.add_argument("--threads", type=int, default=2)
+        command.add_argument(
+            "--quick",
+            action="store_true",
+            help="the main rows only, under 3 minutes",
+        )
+    args = parser.parse_args()
+    if args.benchmark != "tables":
+        pin(args.backend, args.threads)
+    importlib.import_module(f"benchmarks.{args.benchmark}").main(args)
+
+
+def pin(backend, threads):
+    """Sets the backend, and holds this process to as many cores as threads."""
+    os.environ["KERAS_BACKEND"] = backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for name in (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "TF_NUM_INTRAOP_THREADS",
+        "TF_NUM_INTEROP_THREADS",
+    ):
+        os.environ[name] = str(threads)
+    keep_pages()
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))[:threads]
+        os.sched_setaffinity(0, cores)
+
+
+def keep_pages():
+    """Lets glibc's allocator keep what is freed, as jemalloc would.
+
+    By its defaults every large tensor gets fresh pages from the system, one
+    fault each 4 KiB. Adding a bias to 6 MiB then takes ten times as long as
+    the addition, and how often that happens depends on what else is alive.
+    """
+    libc = ctypes.CDLL(ctypes.util.find_library("c"))
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_threshold = -1, -3
+        libc.mallopt(mmap_threshold, 2**25)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
+if __name__ == "__main__":
+    main()

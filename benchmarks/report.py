@@ -1,0 +1,119 @@
+"""Environment, JSON files and tables."""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+
+PACKAGES = (
+    "keras",
+    "keras-hub",
+    "jax",
+    "tensorflow",
+    "torch",
+    "transformers",
+    "peft",
+    "numpy",
+)
+
+
+def environment(backend, threads):
+    """Machine, versions and date of a run."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "backend": backend,
+        "device": device(backend),
+        "threads": threads,
+        "machine": f"{processor()}, {os.cpu_count()} cores",
+        "system": f"{platform.system()} {platform.machine()}",
+        "date": datetime.date.today().isoformat(),
+        "versions": versions,
+    }
+
+
+def processor():
+    info = pathlib.Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def device(backend):
+    """The accelerator's name, or `"CPU"`."""
+    if backend == "jax":
+        import jax
+
+        found = jax.devices()[0]
+        return "CPU" if found.platform == "cpu" else found.device_kind
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        found = tf.config.list_physical_devices("GPU")
+        if found:
+            details = tf.config.experimental.get_device_details(found[0])
+            return details.get("device_name", "GPU")
+        return "CPU"
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def save(results, name, args, tables):
+    """Writes a run's tables to a JSON file and prints them."""
+    run = {
+        "environment": environment(args.backend, args.threads),
+        "quick": args.quick,
+        "tables": tables,
+    }
+    print(describe(run["environment"]))
+    for title, rows in tables.items():
+        print(f"\n{title}\n\n{markdown(rows)}")
+    results.mkdir(parents=True, exist_ok=True)
+    quick = "-quick" if args.quick else ""
+    path = results / f"{name}-{args.backend}{quick}.json"
+    path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    print(f"\nWritten to {path}")
+
+
+def describe(found):
+    """An environment in one line."""
+    versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())
+    return (
+        f"{found['backend']} on {found['device']}; {found['machine']}, "
+        f"{found['threads']} threads, {found['system']}; {found['date']}; "
+        f"{versions}"
+    )
+
+
+def markdown(rows):
+    """A list of equal dictionaries as a table."""
+    columns = list(rows[0])
+    cells = [[cell(row[column]) for column in columns] for row in rows]
+    widths = [
+        max(len(column), *(len(line[i]) for line in cells))
+        for i, column in enumerate(columns)
+    ]
+
+    def line(values):
+        padded = (v.ljust(w) for v, w in zip(values, widths, strict=True))
+        return "| " + " | ".join(padded) + " |"
+
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([line(columns), rule, *map(line, cells)])
+
+
+def cell(value):
+    if isinstance(value, list):
+        return " to ".join(cell(v) for v in value)
+    if isinstance(value, float):
+        return f"{value:.3f}" if value < 10 else f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
