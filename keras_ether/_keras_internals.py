@@ -4,6 +4,8 @@ Each stands in one small function. Tried with Keras 3.15 on JAX, TensorFlow and
 PyTorch.
 """
 
+import keras
+
 
 def children(layer):
     """The layers that Keras tracks as direct parts of `layer`, in order."""
@@ -60,3 +62,20 @@ def forget_compiled_trainable_state(model):
         model._compiled_trainable_state = {
             layer: layer.trainable for layer in model._flatten_layers()
         }
+
+
+def is_training():
+    """Whether the call that is going on is one of training.
+
+    For layers whose `call` takes no `training` and so isn't told.
+    """
+    state = keras.src.backend.common.global_state
+    context = state.get_global_attribute("current_call_ctx")
+    return context is not None and bool(context.get_value("training"))
+
+
+def copy_mask(source, target):
+    """Gives a tensor the mask that another one carries, if it does."""
+    mask = keras.src.backend.get_keras_mask(source)
+    if mask is not None:
+        keras.src.backend.set_keras_mask(target, mask)

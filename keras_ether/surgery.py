@@ -113,7 +113,7 @@ def apply(
             target,
             method=method,
             rank_blocks=rank_blocks,
-            side=side,
+            side=target.side,
             dropout=dropout,
             seed=int(target_seed),
         )

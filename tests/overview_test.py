@@ -76,7 +76,8 @@ def test_skipped_layers_have_reasons():
     }
     assert reasons["key"] == "excluded"
     assert reasons["logits"] == "in the head"
-    assert reasons["token_embedding"] == "no adapter for its kind"
+    assert reasons["token_embedding"] == "not a target"
+    assert reasons["position_embedding"] == "no adapter for its kind"
 
 
 @pytest.fixture(scope="module")
