@@ -78,6 +78,7 @@ def make_plan(
         for path, layer in layers.items()
         if kinds.kind_of(layer) and path not in reasons
     }
+    _check_named({p: y for p, y in layers.items() if p not in reasons}, targets)
     if targets is None:
         matched = targets_lib.default_match(model, candidates)
     else:
@@ -125,6 +126,19 @@ def check_built(model):
         raise ValueError(
             f"Model '{model.name}' is not built, so it has no kernels yet. "
             "Call it on data, or `model.build(input_shape)`, first."
+        )
+
+
+def _check_named(layers, targets):
+    """Raises a `ValueError` if a list names a layer of no known kind."""
+    if targets is None or isinstance(targets, str) or callable(targets):
+        return
+    unknown = {p: kinds.why_unknown(layer) for p, layer in layers.items()}
+    others = {p: layer for p, layer in layers.items() if unknown[p]}
+    for path in targets_lib.match(others, targets, "targets"):
+        raise ValueError(
+            f"Layer '{path}' of class {layers[path].__class__.__name__} can't "
+            f"be adapted: {unknown[path]}."
         )
 
 
