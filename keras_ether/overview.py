@@ -84,7 +84,7 @@ def plan(
     )
     report = Report(
         rows=rows,
-        skipped=_skipped(layers, rows, resolved.reasons),
+        skipped=_skipped(model, layers, rows, resolved.reasons),
         trainable=sum(row.numbers for row in rows),
         head=head,
         frozen=count(model.weights) - head,
@@ -146,7 +146,7 @@ def summary(model, print_fn=None) -> Report:
     }
     report = Report(
         rows=rows,
-        skipped=_skipped(layers, rows, reasons),
+        skipped=_skipped(model, layers, rows, reasons),
         trainable=sum(row.numbers for row in rows),
         head=head,
         frozen=count(model.weights) - trained,
@@ -155,10 +155,12 @@ def summary(model, print_fn=None) -> Report:
     return report
 
 
-def _skipped(layers, rows, reasons):
+def _skipped(model, layers, rows, reasons):
     adapted = {row.path for row in rows}
     skipped = []
-    for path, layer in layers.items():
+    # The walk passes over the model itself, which may own weights as well.
+    root = [(model.name, model)] if kinds.why_unknown(model) else []
+    for path, layer in [*root, *layers.items()]:
         if path in adapted:
             continue
         known = kinds.kind_of(layer) is not None

@@ -48,7 +48,8 @@ class SameConvTranspose(keras.layers.Conv2DTranspose):
 
 class ReadsTable(keras.layers.Embedding):
     def call(self, inputs):
-        return ops.tanh(ops.take(self.embeddings, inputs, axis=0))
+        ids = ops.cast(inputs, "int32")
+        return ops.tanh(ops.take(self.embeddings, ids, axis=0))
 
 
 class CallsReversible(keras.layers.ReversibleEmbedding):
