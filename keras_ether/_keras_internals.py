@@ -4,16 +4,22 @@ Each stands in one small function. Tried with Keras 3.15 on JAX, TensorFlow and
 PyTorch.
 """
 
+import keras
+
 
 def children(layer):
     """The layers that Keras tracks as direct parts of `layer`, in order."""
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
-def change_class(layer, new_class):
-    """Makes `layer` an instance of `new_class`; the object stays the same."""
-    # Not `layer.__class__ = ...`: adapted classes answer the plain class there.
-    object.__dict__["__class__"].__set__(layer, new_class)
+def share_registered_names(known, other):
+    """Has files name the class `other` as they name `known`."""
+    for names in (
+        keras.src.api_export.REGISTERED_OBJS_TO_NAMES,
+        keras.src.saving.object_registration.GLOBAL_CUSTOM_NAMES,
+    ):
+        if known in names:
+            names[other] = names[known]
 
 
 def add_sublayer(layer, name, sublayer):
@@ -60,3 +66,20 @@ def forget_compiled_trainable_state(model):
         model._compiled_trainable_state = {
             layer: layer.trainable for layer in model._flatten_layers()
         }
+
+
+def is_training():
+    """Whether the call that is going on is one of training.
+
+    For layers whose `call` takes no `training` and so isn't told.
+    """
+    state = keras.src.backend.common.global_state
+    context = state.get_global_attribute("current_call_ctx")
+    return context is not None and bool(context.get_value("training"))
+
+
+def copy_mask(source, target):
+    """Gives a tensor the mask that another one carries, if it does."""
+    mask = keras.src.backend.get_keras_mask(source)
+    if mask is not None:
+        keras.src.backend.set_keras_mask(target, mask)

@@ -9,25 +9,17 @@ from keras_ether import product
 SIDES = ("input", "output")
 
 
-class AdaptedKernel:
-    """A layer whose `kernel` answers the transformed kernel.
+class Adapted:
+    """A layer with an adapter, mixed in before a Keras layer class.
 
-    Mixed in before a Keras layer class. `ether` is the layer's `Adapter`; the
-    variable that the layer owns stays the base kernel. On its own this mixin
-    serves layers with a `call` of their own that computes with `self.kernel`:
-    they fold the kernel at each call.
+    `ether` is the layer's `Adapter`; the variable that the layer owns stays the
+    base kernel, which a subclass answers as `base_kernel`.
     """
 
     _runs_base = False
 
-    @property
-    def base_kernel(self):
-        """The variable that holds the kernel without the transformation."""
-        return super().kernel
-
-    @property
-    def kernel(self):
-        kernel = super().kernel
+    def _effective(self, kernel):
+        """The transformed kernel, or `kernel` where it is wanted as it is."""
         if self._runs_base or not self.ether.built or not self.ether.active:
             return kernel
         return self.ether.fold(ops.convert_to_tensor(kernel))
@@ -53,6 +45,23 @@ class AdaptedKernel:
             yield
         finally:
             attributes.update(saved, _runs_base=False)
+
+
+class AdaptedKernel(Adapted):
+    """A layer whose `kernel` answers the transformed kernel.
+
+    On its own this mixin serves layers with a `call` of their own that computes
+    with `self.kernel`: they fold the kernel at each call.
+    """
+
+    @property
+    def base_kernel(self):
+        """The variable that holds the kernel without the transformation."""
+        return super().kernel
+
+    @property
+    def kernel(self):
+        return self._effective(super().kernel)
 
 
 class AdaptedCall(AdaptedKernel):

@@ -1,7 +1,6 @@
 """`plan` and `summary`: what would be adapted, and what is."""
 
 from keras_ether import freezing
-from keras_ether import methods
 from keras_ether import planning
 from keras_ether.layers import kinds
 from keras_ether.report import Report
@@ -71,8 +70,8 @@ def plan(
             kernel_shape=target.kernel_shape,
             method=method,
             rank_blocks=rank_blocks,
-            side=side or methods.get(method).side,
-            numbers=target.numbers(method, rank_blocks, side),
+            side=target.side,
+            numbers=target.numbers(method, rank_blocks),
         )
         for target in resolved.targets
     )
@@ -85,7 +84,7 @@ def plan(
     )
     report = Report(
         rows=rows,
-        skipped=_skipped(layers, rows, resolved.reasons),
+        skipped=_skipped(model, layers, rows, resolved.reasons),
         trainable=sum(row.numbers for row in rows),
         head=head,
         frozen=count(model.weights) - head,
@@ -147,7 +146,7 @@ def summary(model, print_fn=None) -> Report:
     }
     report = Report(
         rows=rows,
-        skipped=_skipped(layers, rows, reasons),
+        skipped=_skipped(model, layers, rows, reasons),
         trainable=sum(row.numbers for row in rows),
         head=head,
         frozen=count(model.weights) - trained,
@@ -156,17 +155,17 @@ def summary(model, print_fn=None) -> Report:
     return report
 
 
-def _skipped(layers, rows, reasons):
+def _skipped(model, layers, rows, reasons):
     adapted = {row.path for row in rows}
     skipped = []
-    for path, layer in layers.items():
-        has_kernel = any(
-            len(v.shape) > 1 for v in freezing.own_variables(layer)
-        )
-        if not has_kernel or path in adapted or kinds.is_adapter(layer):
+    # The walk passes over the model itself, which may own weights as well.
+    root = [(model.name, model)] if kinds.why_unknown(model) else []
+    for path, layer in [*root, *layers.items()]:
+        if path in adapted:
             continue
         known = kinds.kind_of(layer) is not None
-        default = "not a target" if known else "no adapter for its kind"
-        reason = reasons.get(path, default)
-        skipped.append(Skipped(path, layer.__class__.__name__, reason))
+        default = "not a target" if known else kinds.why_unknown(layer)
+        if default is not None:
+            reason = reasons.get(path, default)
+            skipped.append(Skipped(path, layer.__class__.__name__, reason))
     return tuple(skipped)

@@ -44,9 +44,14 @@ class PlainFile:
                 f"since its kernel is quantized ('{self.quantization_mode}'). "
                 "Call `keras_ether.remove(model)` to save the base model."
             )
-        # Its class writes `self.kernel`, which answers the effective kernel.
-        super().save_own_variables(store)
-        self.ether.base_fingerprint = fingerprint(self.base_kernel)
+        entries = {}
+        super().save_own_variables(entries)
+        base = self.base_kernel
+        for key, value in entries.items():
+            # Most classes write what their property answers, the effective
+            # kernel; some write the variable itself.
+            store[key] = self._effective(base) if value is base else value
+        self.ether.base_fingerprint = fingerprint(base)
 
     def load_own_variables(self, store):
         base = np.array(ops.convert_to_numpy(self.base_kernel))

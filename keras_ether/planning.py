@@ -10,6 +10,7 @@ from keras_ether import methods
 from keras_ether import targets as targets_lib
 from keras_ether.adapter import check_arguments
 from keras_ether.adapter import check_blocks
+from keras_ether.conv_view import ConvView
 from keras_ether.layers import kinds
 from keras_ether.matrix_view import MatrixView
 
@@ -20,18 +21,18 @@ class Target:
 
     path: str
     layer: keras.layers.Layer
-    view: MatrixView
+    view: MatrixView | ConvView
     kernel_shape: tuple[int, ...]
+    side: str
 
-    def numbers(self, method, rank_blocks, side):
+    def numbers(self, method, rank_blocks):
         """Count of the numbers that its adapter would train."""
         experts, inputs, outputs = self.view.sizes(self.kernel_shape)
-        side = side or methods.get(method).side
         rng = np.random.default_rng(0)
         return sum(
             experts * rank_blocks * weight.size
             for name, size in (("input", inputs), ("output", outputs))
-            if side in (name, "both")
+            if self.side in (name, "both")
             for weight in methods.get(method).start(1, size // rank_blocks, rng)
         )
 
@@ -77,6 +78,7 @@ def make_plan(
         for path, layer in layers.items()
         if kinds.kind_of(layer) and path not in reasons
     }
+    _check_named({p: y for p, y in layers.items() if p not in reasons}, targets)
     if targets is None:
         matched = targets_lib.default_match(model, candidates)
     else:
@@ -87,7 +89,7 @@ def make_plan(
         matched -= excluded
     chosen = {p: layer for p, layer in candidates.items() if p in matched}
     by_name = targets not in (None, "all-linear", "all")
-    refused = _refused(chosen, dropout, by_name)
+    refused = _refused(chosen, dropout, side, by_name)
     reasons |= refused
     chosen = {p: layer for p, layer in chosen.items() if p not in refused}
     if not chosen:
@@ -99,10 +101,15 @@ def make_plan(
     _check_unshared(layers, chosen)
     resolved = []
     for path, layer in chosen.items():
-        view = kinds.kind_of(layer).view(layer)
-        target = Target(path, layer, view, tuple(layer.kernel.shape))
+        target = Target(
+            path=path,
+            layer=layer,
+            view=kinds.kind_of(layer).view(layer),
+            kernel_shape=kinds.kernel_shape(layer),
+            side=kinds.side_of(layer, method, side),
+        )
         sizes = target.view.sizes(target.kernel_shape)
-        check_blocks(path, sizes, method, rank_blocks, side)
+        check_blocks(path, sizes, method, rank_blocks, target.side)
         resolved.append(target)
     kept = head | {id(layers[path]) for path in named}
     return Plan(tuple(resolved), frozenset(kept), reasons)
@@ -122,7 +129,20 @@ def check_built(model):
         )
 
 
-def _refused(chosen, dropout, by_name):
+def _check_named(layers, targets):
+    """Raises a `ValueError` if a list names a layer of no known kind."""
+    if targets is None or isinstance(targets, str) or callable(targets):
+        return
+    unknown = {p: kinds.why_unknown(layer) for p, layer in layers.items()}
+    others = {p: layer for p, layer in layers.items() if unknown[p]}
+    for path in targets_lib.match(others, targets, "targets"):
+        raise ValueError(
+            f"Layer '{path}' of class {layers[path].__class__.__name__} can't "
+            f"be adapted: {unknown[path]}."
+        )
+
+
+def _refused(chosen, dropout, side, by_name):
     """Reasons by path, for layers that can't have an adapter.
 
     A layer that the user named is an error, and so is one that has an adapter
@@ -137,7 +157,7 @@ def _refused(chosen, dropout, by_name):
         )
     refused = {}
     for path, layer in chosen.items():
-        reason = kinds.why_not(layer, dropout)
+        reason = kinds.why_not(layer, dropout, side)
         if reason is None:
             continue
         if by_name or getattr(layer, "lora_enabled", False):

@@ -33,9 +33,10 @@ def apply(
 
     Each target layer computes `activation((x H) W G + b)`, with its kernel `W`
     frozen and block-diagonal `H` and `G` made of trained vectors (Bini et al.,
-    ICML 2024, sections 3.2 to 3.4). Afterwards these vectors train, and the
-    weights that a KerasHub task has outside its `backbone`; nothing else does,
-    batch normalization's moving statistics included.
+    ICML 2024, sections 3.2 to 3.4). In a convolution, `H` acts on the channels
+    and `G` on the filters; an embedding has only `G`. Afterwards these vectors
+    train, and the weights that a KerasHub task has outside its `backbone`;
+    nothing else does, batch normalization's moving statistics included.
 
     A compiled model can be fitted as it is: its compiled functions and the
     state of its optimizer start anew. Pass the outermost compiled model, since
@@ -56,12 +57,13 @@ def apply(
         targets: Which layers. `None`, the default, takes those that KerasHub
             gives LoRA (query and value projections), or where there are none,
             all linear layers. `"all-linear"`: every `Dense` and `EinsumDense`.
-            `"all"`: every layer that can be adapted. Another string: a regular
-            expression for whole layer paths, as `keras_ether.plan` prints them.
-            A list: layer names. A callable: `(layer_path, layer) -> bool`.
+            `"all"`: every layer that can be adapted, convolutions and
+            embeddings too. Another string: a regular expression for whole layer
+            paths, as `keras_ether.plan` prints them. A list: layer names. A
+            callable: `(layer_path, layer) -> bool`.
         exclude: Which of these not, in the same forms. Defaults to `None`.
         side: `"input"`, `"output"`, `"both"`, or `None` for the method's own:
-            both for `"ether+"`, else the input.
+            both for `"ether+"`, else the input; the output of an embedding.
         trainable: List of layer names or patterns, layers that stay trainable
             and get no adapter: a new head in a model without a `backbone`, say.
         dropout: Float in `[0, 1)`. While training, each block is the identity
@@ -113,7 +115,7 @@ def apply(
             target,
             method=method,
             rank_blocks=rank_blocks,
-            side=side,
+            side=target.side,
             dropout=dropout,
             seed=int(target_seed),
         )
@@ -122,7 +124,7 @@ def apply(
     _freeze_all_but(model, plan)
     for target, adapter in zip(plan.targets, adapters, strict=True):
         layer = target.layer
-        internals.change_class(layer, kinds.adapted_class(layer))
+        layer.__class__ = kinds.adapted_class(layer)
         internals.add_sublayer(layer, kinds.ADAPTER, adapter)
     reset()
     _warn_of_outer_model(model)
@@ -251,7 +253,7 @@ def _build_adapter(target, **arguments):
 def _take_out_adapter(layer):
     plain_class = kinds.plain_class(layer)
     internals.remove_sublayer(layer, kinds.ADAPTER)
-    internals.change_class(layer, plain_class)
+    layer.__class__ = plain_class
 
 
 def _freeze_all_but(model, plan):

@@ -13,10 +13,15 @@ from keras_ether import layers
 from keras_ether import reflections
 
 MODULES = [
+    "conv_view",
     "matrix_view",
     "reflections",
     "layers.ether_dense",
     "layers.ether_einsum_dense",
+    "layers.ether_conv1d",
+    "layers.ether_conv2d",
+    "layers.ether_conv3d",
+    "layers.ether_embedding",
     "overview",
     "surgery",
 ]

@@ -1,3 +1,4 @@
+import keras
 import keras_hub
 import numpy as np
 import pytest
@@ -76,7 +77,8 @@ def test_skipped_layers_have_reasons():
     }
     assert reasons["key"] == "excluded"
     assert reasons["logits"] == "in the head"
-    assert reasons["token_embedding"] == "no adapter for its kind"
+    assert reasons["token_embedding"] == "not a target"
+    assert reasons["position_embedding"] == "no adapter for its kind"
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +131,19 @@ def test_numbers_of_llama_2_7b(llama_2_7b_layer, method, numbers, rank_blocks):
     names = [row.path.rpartition("/")[2] for row in report.rows]
     assert names == ["query", "value"]
     assert 32 * report.trainable == numbers
+
+
+def test_weights_of_the_model_itself_are_named():
+    class Bank(keras.layers.Layer):
+        def build(self, shape):
+            self.bank = self.add_weight(shape=(2, 3, 4), name="bank")
+            self.dense = keras.layers.Dense(4, name="dense")
+            self.dense.build(shape)
+
+    model = Bank(name="mine")
+    model.build((None, 4))
+    report = keras_ether.plan(model, print_fn=str)
+    assert [row.path for row in report.rows] == ["dense"]
+    assert [(s.path, s.reason) for s in report.skipped] == [
+        ("mine", "no adapter for its kind")
+    ]

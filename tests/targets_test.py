@@ -1,5 +1,8 @@
 import keras
+import keras_hub
+import numpy as np
 import pytest
+from keras import ops
 
 import keras_ether
 from keras_ether import targets
@@ -100,6 +103,120 @@ def test_exclude_takes_the_same_forms():
 def test_all_is_every_kind_that_can_be_adapted():
     model = models.functional()
     assert paths(model, targets="all") == paths(model, targets="all-linear")
+
+
+def test_all_linear_means_dense_and_einsum_only():
+    model = models.bert()
+    every = set(paths(model, targets="all"))
+    linear = set(paths(model, targets="all-linear"))
+    assert {path.rpartition("/")[2] for path in every - linear} == {
+        "token_embedding",
+        "segment_embedding",
+    }
+
+
+def test_default_is_everything_where_nothing_is_linear():
+    model = keras.Sequential(
+        [
+            keras.Input((3, 3, 4)),
+            keras.layers.Conv2D(4, 2, name="a"),
+            keras.layers.DepthwiseConv2D(2, name="b"),
+        ]
+    )
+    assert paths(model) == ["a"]
+
+
+ATTENTIONS = {
+    "multi-head": lambda: keras.layers.MultiHeadAttention(2, 4, name="a"),
+    "no bias": lambda: keras.layers.MultiHeadAttention(
+        2, 4, use_bias=False, name="a"
+    ),
+    "flash": lambda: keras.layers.MultiHeadAttention(
+        2, 4, flash_attention=True, name="a"
+    ),
+    "grouped query": lambda: keras.layers.GroupQueryAttention(
+        4, 2, 1, name="a"
+    ),
+}
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_projections_inside_attention_are_found(attention):
+    class Two(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.first = ATTENTIONS[attention]()
+            self.second = ATTENTIONS[attention]()
+
+        def build(self, shape):
+            self.first.build(shape, shape)
+            self.second.build(shape, shape)
+
+    model = Two()
+    model.build((None, 3, 8))
+    names = ("query", "key", "value", "attention_output")
+    assert paths(model) == [
+        f"{part}/{name}" for part in ("a", "a_1") for name in names
+    ]
+    assert paths(model, targets=["query"]) == ["a/query", "a_1/query"]
+
+
+def test_grouped_query_attention_computes_with_its_adapters(rng):
+    layer = keras.layers.GroupQueryAttention(4, 2, 1, name="a")
+    x = rng.standard_normal((2, 3, 8)).astype("float32")
+    base = ops.convert_to_numpy(layer(x, x))
+    keras_ether.apply(layer, rank_blocks=2, seed=0)
+    active = ops.convert_to_numpy(layer(x, x))
+    assert np.abs(active - base).max() > 1e-3
+    keras_ether.merge(layer)
+    merged = ops.convert_to_numpy(layer(x, x))
+    np.testing.assert_allclose(merged, active, atol=1e-5)
+
+
+def test_layers_inside_wrappers_are_found(rng):
+    model = keras.Sequential(
+        [
+            keras.Input((3, 4)),
+            keras.layers.TimeDistributed(keras.layers.Dense(4, name="d")),
+            keras.layers.Bidirectional(keras.layers.LSTM(2, name="lstm")),
+        ]
+    )
+    report = keras_ether.plan(model, targets="all", print_fn=str)
+    assert [row.path for row in report.rows] == ["time_distributed/d"]
+    assert [(s.path, s.layer_class) for s in report.skipped] == [
+        ("bidirectional/forward_lstm/lstm_cell", "LSTMCell"),
+        ("bidirectional/backward_lstm/lstm_cell", "LSTMCell"),
+    ]
+    x = rng.standard_normal((2, 3, 4)).astype("float32")
+    base = models.call(model, x)
+    keras_ether.apply(model, targets="all", seed=0)
+    active = models.call(model, x)
+    assert np.abs(active - base).max() > 1e-4
+    keras_ether.merge(model)
+    np.testing.assert_allclose(models.call(model, x), active, atol=1e-5)
+
+
+def test_banks_of_experts_are_adapted_or_named():
+    backbone = keras_hub.models.MixtralBackbone(
+        vocabulary_size=10,
+        num_layers=2,
+        num_query_heads=2,
+        num_key_value_heads=1,
+        hidden_dim=8,
+        intermediate_dim=8,
+        num_experts=2,
+        top_k=1,
+        sliding_window=4,
+    )
+    printed = []
+    report = keras_ether.plan(
+        backbone, targets="all", rank_blocks=2, print_fn=printed.append
+    )
+    assert report.skipped
+    assert {s.layer_class for s in report.skipped} == {"MixtralMoeExperts"}
+    lines = [line for line in printed[0].splitlines() if "Not adapted" in line]
+    assert len(lines) == 1
+    assert "{0,1}" in lines[0] or "{0..1}" in lines[0]
 
 
 def test_default_of_a_plain_model_is_all_linear():

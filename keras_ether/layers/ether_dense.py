@@ -2,11 +2,12 @@
 
 import keras
 
+from keras_ether.adapted import AdaptedCall
 from keras_ether.layers.standalone import StandaloneLayer
 
 
 @keras.saving.register_keras_serializable(package="keras_ether")
-class EtherDense(StandaloneLayer, keras.layers.Dense):
+class EtherDense(StandaloneLayer, AdaptedCall, keras.layers.Dense):
     """A `Dense` layer with a frozen kernel, transformed by trained reflections.
 
     `output = activation((inputs H) kernel G + bias)`, where the block-diagonal

@@ -6,41 +6,118 @@ from dataclasses import dataclass
 
 import keras
 
+from keras_ether import _keras_internals as internals
+from keras_ether import freezing
+from keras_ether import methods
+from keras_ether.adapted import Adapted
 from keras_ether.adapted import AdaptedCall
 from keras_ether.adapted import AdaptedKernel
+from keras_ether.adapted_conv import AdaptedConv
+from keras_ether.adapted_conv import AdaptedConvTranspose
+from keras_ether.adapted_conv import AdaptedHeldKernel
+from keras_ether.adapted_embedding import AdaptedEmbedding
+from keras_ether.adapted_embedding import AdaptedReversibleEmbedding
+from keras_ether.adapted_embedding import AdaptedTable
 from keras_ether.adapter import Adapter
+from keras_ether.conv_view import ConvView
 from keras_ether.matrix_view import MatrixView
 from keras_ether.plain_file import PlainFile
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How the kernel of one layer class is read as a matrix.
+    """How the kernel of one layer class is read and transformed.
 
     Args:
         layer_class: The Keras class.
-        view: Function from a layer to its `MatrixView`.
-        linear: Whether `targets="all-linear"` means it.
+        view: Function from a layer to its `MatrixView` or `ConvView`.
+        adapted: Mixin that transforms the layer's activations.
+        folded: Mixin for subclasses that compute in a way of their own: it
+            answers the folded kernel.
+        kernel: Name of the attribute that answers the kernel. Defaults to
+            `"kernel"`.
+        computes: Names of the methods that compute with the kernel. Defaults to
+            `("call",)`.
+        linear: Whether `targets="all-linear"` means it. Defaults to `False`.
+        has_input_side: Whether the input can be transformed. Defaults to
+            `True`.
     """
 
     layer_class: type
     view: Callable
-    linear: bool
+    adapted: type
+    folded: type
+    kernel: str = "kernel"
+    computes: tuple[str, ...] = ("call",)
+    linear: bool = False
+    has_input_side: bool = True
+
+
+def _dense(layer_class, view):
+    return Kind(layer_class, view, AdaptedCall, AdaptedKernel, linear=True)
+
+
+def _conv(layer_class):
+    def view(layer):
+        return ConvView(
+            channels_first=layer.data_format == "channels_first",
+            groups=layer.groups,
+        )
+
+    return Kind(
+        layer_class,
+        view,
+        AdaptedConv,
+        AdaptedKernel,
+        computes=("call", "convolution_op"),
+    )
+
+
+def _conv_transpose(layer_class):
+    def view(layer):
+        return ConvView(
+            channels_first=layer.data_format == "channels_first",
+            transposed=True,
+        )
+
+    return Kind(layer_class, view, AdaptedConvTranspose, AdaptedHeldKernel)
+
+
+def _embedding(layer_class, adapted):
+    # Ids stand for rows of the table: there are no inputs to transform.
+    return Kind(
+        layer_class,
+        lambda layer: MatrixView("...d,df->...f"),
+        adapted,
+        AdaptedTable,
+        kernel="embeddings",
+        has_input_side=False,
+    )
 
 
 KINDS = (
-    Kind(
-        layer_class=keras.layers.Dense,
-        view=lambda layer: MatrixView("...d,df->...f", is_matmul=True),
-        linear=True,
+    _dense(
+        keras.layers.Dense,
+        lambda layer: MatrixView("...d,df->...f", is_matmul=True),
     ),
-    Kind(
-        layer_class=keras.layers.EinsumDense,
-        view=lambda layer: MatrixView(layer.equation),
-        linear=True,
-    ),
+    _dense(keras.layers.EinsumDense, lambda layer: MatrixView(layer.equation)),
+    _conv(keras.layers.Conv1D),
+    _conv(keras.layers.Conv2D),
+    _conv(keras.layers.Conv3D),
+    _conv_transpose(keras.layers.Conv1DTranspose),
+    _conv_transpose(keras.layers.Conv2DTranspose),
+    _conv_transpose(keras.layers.Conv3DTranspose),
+    _embedding(keras.layers.Embedding, AdaptedEmbedding),
+    _embedding(keras.layers.ReversibleEmbedding, AdaptedReversibleEmbedding),
 )
 
+# Why layers of some other classes have no adapter.
+OTHERS = {
+    keras.layers.DepthwiseConv1D: "a depthwise kernel mixes no channels",
+    keras.layers.DepthwiseConv2D: "a depthwise kernel mixes no channels",
+    keras.layers.SeparableConv1D: "its two kernels are one operation",
+    keras.layers.SeparableConv2D: "its two kernels are one operation",
+}
 
 # The attribute of an adapted layer that holds its adapter.
 ADAPTER = "ether"
@@ -48,7 +125,7 @@ ADAPTER = "ether"
 
 def is_adapted(layer) -> bool:
     """Whether a layer has an adapter."""
-    return isinstance(layer, AdaptedKernel)
+    return isinstance(layer, Adapted)
 
 
 def is_adapter(layer) -> bool:
@@ -58,14 +135,45 @@ def is_adapter(layer) -> bool:
 
 def kind_of(layer) -> Kind | None:
     """The entry for a layer's class or its nearest base, or `None`."""
-    table = {kind.layer_class: kind for kind in KINDS}
-    for layer_class in type(layer).__mro__:
-        if layer_class in table:
-            return table[layer_class]
-    return None
+    return _nearest(layer, {kind.layer_class: kind for kind in KINDS})
 
 
-def why_not(layer, dropout: float = 0.0) -> str | None:
+def kernel_shape(layer) -> tuple[int, ...]:
+    """The shape of the kernel of a layer of a known kind."""
+    return tuple(getattr(layer, kind_of(layer).kernel).shape)
+
+
+def side_of(layer, method: str, side: str | None) -> str:
+    """The side that `side` means for a layer of a known kind.
+
+    Raises:
+        ValueError: if the layer has no such side.
+    """
+    if kind_of(layer).has_input_side:
+        return side or methods.get(method).side
+    if side == "input":
+        raise ValueError(
+            f"Layer '{layer.name}' of class {layer.__class__.__name__} has no "
+            "input side. `side` must be 'output', or None. Received: "
+            f"side={side!r}"
+        )
+    return "output" if side in (None, "both") else side
+
+
+def why_unknown(layer) -> str | None:
+    """The reason that a layer of no known kind is passed over.
+
+    Returns:
+        `None` if the layer has no matrices of its own, or is of a known kind.
+    """
+    if kind_of(layer) or is_adapter(layer):
+        return None
+    if not any(len(v.shape) > 1 for v in freezing.own_variables(layer)):
+        return None
+    return _nearest(layer, OTHERS) or "no adapter for its kind"
+
+
+def why_not(layer, dropout: float = 0.0, side: str | None = None) -> str | None:
     """The reason that a layer of a known kind can't be adapted, or `None`."""
     kind = kind_of(layer)
     if not layer.built:
@@ -74,11 +182,16 @@ def why_not(layer, dropout: float = 0.0) -> str | None:
         return f"kernels quantized by '{layer.quantization_mode}' are not read"
     if getattr(layer, "lora_enabled", False):
         return "LoRA is enabled on it"
-    if not _has_own_call(layer, kind):
+    if side == "input" and not kind.has_input_side:
+        return "it has no input side"
+    experts, inputs, _ = kind.view(layer).sizes(kernel_shape(layer))
+    if experts > 1 and inputs == 1:
+        return "each of its groups sees a single channel"
+    if not _computes_itself(layer, kind):
         return None
     name = type(layer).__name__
     if not _call_reads_kernel(layer, kind):
-        return f"the `call` of {name} does not read `self.kernel`"
+        return f"the `call` of {name} does not read `self.{kind.kernel}`"
     if dropout:
         return f"the `call` of {name} folds the kernel, without `dropout`"
     return None
@@ -86,48 +199,62 @@ def why_not(layer, dropout: float = 0.0) -> str | None:
 
 def adapted_class(layer) -> type:
     """The class that a layer becomes when an adapter is put into it."""
-    own_call = _has_own_call(layer, kind_of(layer))
-    return _adapted_class(
-        type(layer), AdaptedKernel if own_call else AdaptedCall
-    )
+    kind = kind_of(layer)
+    folds = _computes_itself(layer, kind)
+    return _adapted_class(type(layer), kind.folded if folds else kind.adapted)
 
 
 def plain_class(layer) -> type:
     """The class that an adapted layer had, or that it stands for."""
     if isinstance(layer, PlainFile):
-        return layer.__class__
+        return layer.plain_class
     return kind_of(layer).layer_class
 
 
 @functools.cache
 def _adapted_class(layer_class, mixin):
-    """A twin of `layer_class` that passes for it.
+    """A twin of `layer_class` that passes for it in files.
 
     Keras's files name classes: containers keep their layers' weights under the
-    class's name, a configuration names class and module, a registered class is
-    looked up by identity. `__class__` therefore answers the plain class, so all
-    of them, `clone_model` too, see what a plain model has.
+    class's name, a configuration names class and module, or the name that the
+    class is registered by. The twin has all of them, and what is made from its
+    configuration, by `clone_model` for one, is of the plain class.
     """
-    return type(
+    twin = type(
         layer_class.__name__,
         (PlainFile, mixin, layer_class),
         {
             "__module__": layer_class.__module__,
+            "__qualname__": layer_class.__qualname__,
             "__doc__": layer_class.__doc__,
-            "__class__": property(lambda self: layer_class),
+            "plain_class": layer_class,
+            "from_config": classmethod(
+                lambda cls, config: layer_class.from_config(config)
+            ),
         },
     )
+    internals.share_registered_names(layer_class, twin)
+    return twin
 
 
-def _has_own_call(layer, kind):
-    return (
-        layer.quantization_mode is None
-        and type(layer).call is not kind.layer_class.call
+def _nearest(layer, table):
+    """The entry of the first class among a layer's bases that has one."""
+    for layer_class in type(layer).__mro__:
+        if layer_class in table:
+            return table[layer_class]
+    return None
+
+
+def _computes_itself(layer, kind):
+    """Whether a subclass does not compute as the class in the table does."""
+    return layer.quantization_mode is None and any(
+        getattr(type(layer), name) is not getattr(kind.layer_class, name)
+        for name in kind.computes
     )
 
 
 def _call_reads_kernel(layer, kind):
-    """Whether a `call` of a subclass computes with `self.kernel`.
+    """Whether a `call` of a subclass computes with its kernel's property.
 
     Judged from the names that its code uses, following `super().call(...)` up
     to the class in the table, which does.
@@ -140,7 +267,7 @@ def _call_reads_kernel(layer, kind):
             continue
         names = getattr(call, "__code__", None)
         names = names.co_names if names else ()
-        if "kernel" in names:
+        if kind.kernel in names:
             return True
         if "call" not in names:
             return False

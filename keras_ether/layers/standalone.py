@@ -1,14 +1,17 @@
 """What the layers of `keras_ether.layers` share."""
 
 from keras_ether import freezing
-from keras_ether.adapted import AdaptedCall
 from keras_ether.adapter import Adapter
 from keras_ether.adapter import check_blocks
 from keras_ether.layers import kinds
 
 
-class StandaloneLayer(AdaptedCall):
-    """A linear layer with an adapter of its own, saved as what it is."""
+class StandaloneLayer:
+    """A layer with an adapter of its own, saved as what it is.
+
+    It is mixed in before the mixin that `keras_ether.layers.kinds` names for
+    the layer's kind.
+    """
 
     def __init__(
         self,
@@ -29,21 +32,21 @@ class StandaloneLayer(AdaptedCall):
         self.ether = Adapter(
             method=method,
             rank_blocks=rank_blocks,
-            side=side,
+            side=kinds.side_of(self, method, side),
             dropout=dropout,
             seed=seed,
         )
 
-    def build(self, input_shape):
+    def build(self, input_shape=None):
         super().build(input_shape)
         view = kinds.kind_of(self).view(self)
-        kernel_shape = tuple(self.kernel.shape)
+        kernel_shape = kinds.kernel_shape(self)
         check_blocks(
             self.name,
             view.sizes(kernel_shape),
             self.method,
             self.rank_blocks,
-            self.side,
+            self.ether.side,
         )
         freezing.freeze(self, trainable=True)
         self.ether.build(view, kernel_shape)

@@ -4,8 +4,12 @@ import pytest
 from keras import ops
 
 import keras_ether
+from keras_ether.layers import EtherConv1D
+from keras_ether.layers import EtherConv2D
+from keras_ether.layers import EtherConv3D
 from keras_ether.layers import EtherDense
 from keras_ether.layers import EtherEinsumDense
+from keras_ether.layers import EtherEmbedding
 from tests import dense_oracle
 from tests import models
 
@@ -81,6 +85,55 @@ def test_config_names_attributes(kind):
         assert config[name] == getattr(layer, name)
     assert config["activation"] == "tanh"
     assert layer.name.startswith("ether_")
+
+
+OTHERS = {
+    "conv1d": (lambda **k: EtherConv1D(8, 2, **k), (3, 4)),
+    "conv2d": (lambda **k: EtherConv2D(8, 2, groups=2, **k), (3, 3, 8)),
+    "conv3d": (lambda **k: EtherConv3D(8, 2, **k), (2, 2, 2, 4)),
+    "embedding": (lambda **k: EtherEmbedding(10, 8, **k), (3,)),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_kinds(kind, rng, tmp_path):
+    """Adapted as `apply` would, saved as what they are, merged to plain."""
+    make, shape = OTHERS[kind]
+    layer = make(rank_blocks=2, method="ether+", dropout=0.1, name="mine")
+    model = keras.Sequential([keras.Input(shape), layer])
+    x = rng.uniform(0, 10, (4, *shape)).astype("float32")
+    with keras_ether.disabled(model):
+        base = models.call(model, x)
+    np.testing.assert_array_equal(models.call(model, x), base)
+    assert {id(v) for v in model.trainable_variables} == {
+        id(v) for v in layer.ether.vectors.values()
+    }
+    for vector in layer.ether.vectors.values():
+        vector.assign(rng.normal(size=vector.shape))
+    active = models.call(model, x)
+    assert np.abs(active - base).max() > 1e-3
+
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert type(again.layers[0]) is type(layer)
+    assert again.layers[0].get_config() == layer.get_config()
+    np.testing.assert_array_equal(models.call(again, x), active)
+    for now, before in zip(again.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(*models.values([now, before]))
+
+    keras_ether.merge(model)
+    plain = getattr(keras.layers, type(layer).__name__)
+    assert type(layer) is plain
+    assert not type(layer).__name__.startswith("Ether")
+    np.testing.assert_allclose(models.call(model, x), active, atol=1e-4)
+
+
+def test_embedding_of_given_weights(rng):
+    weights = rng.standard_normal((10, 8)).astype("float32")
+    layer = EtherEmbedding(10, 8, weights=weights, method="ether+")
+    ids = np.array([[1, 9]])
+    rows = ops.convert_to_numpy(layer(ids))
+    np.testing.assert_array_equal(rows, weights[ids])
 
 
 def test_only_vectors_train():

@@ -1,0 +1,87 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_ether
+from tests import backends
+from tests import models
+
+
+def model_of(method):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((6, 8)),
+            keras.layers.Dense(8, activation="relu", name="dense"),
+            keras.layers.EinsumDense("btd,df->btf", (6, 8), name="einsum"),
+            keras.layers.Dense(2, name="head"),
+        ]
+    )
+    keras_ether.apply(
+        model, method=method, rank_blocks=2, trainable=["head"], seed=0
+    )
+    for layer in model.layers[:2]:
+        for vector in layer.ether.vectors.values():
+            vector.assign_add(keras.random.normal(vector.shape, seed=1))
+    return model
+
+
+# Keras's custom gradients, read by PyTorch's compiler.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_compiler_sees_the_adapters(method, training, rng):
+    model = model_of(method)
+    x = ops.array(rng.standard_normal((4, 6, 8)), "float32")
+    expected = models.call(model, x)
+    with keras_ether.disabled(model):
+        base = models.call(model, x)
+    compiled = backends.compile_function(lambda x: model(x, training=training))
+    found = np.asarray(ops.convert_to_numpy(compiled(x)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - base).max() > 1e-2
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="of PyTorch's compiler"
+)
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_torch_compile_keeps_the_gradients(method, rng):
+    import torch
+
+    model = model_of(method)
+    x = ops.array(rng.standard_normal((4, 6, 8)), "float32")
+    vectors = [v.value for v in model.trainable_variables]
+
+    def loss(x):
+        return (model(x, training=True) ** 2).mean()
+
+    expected = torch.autograd.grad(loss(x), vectors)
+    found = torch.autograd.grad(
+        torch.compile(loss, backend="aot_eager")(x), vectors
+    )
+    for gradient, reference in zip(found, expected, strict=True):
+        assert torch.abs(reference).max() > 1e-4
+        torch.testing.assert_close(gradient, reference)
+
+
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_either_form_gives_the_same_outputs_and_gradients(
+    method, rng, monkeypatch
+):
+    model = model_of(method)
+    x = rng.standard_normal((4, 6, 8)).astype("float32")
+
+    def loss_and_gradient():
+        def loss(x):
+            return ops.mean(ops.square(model(x, training=True)))
+
+        return float(loss(x)), backends.gradients(loss, [x])[0]
+
+    folded = loss_and_gradient()
+    monkeypatch.setattr("keras_ether.product.pays", lambda *arguments: False)
+    transformed = loss_and_gradient()
+    np.testing.assert_allclose(folded[0], transformed[0], rtol=1e-5)
+    np.testing.assert_allclose(folded[1], transformed[1], atol=1e-6)
