@@ -46,6 +46,13 @@ def main():
             default="torch" if name == "peers" else "jax",
         )
         command.add_argument("--threads", type=int, default=2)
+        if name == "train":
+            command.add_argument(
+                "--cases",
+                nargs="+",
+                choices=["minilm", "minilm-default", "decoder", "bert-base"],
+                help="models and targets; all of them by default",
+            )
         command.add_argument(
             "--quick",
             action="store_true",

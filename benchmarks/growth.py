@@ -32,7 +32,7 @@ def main(args):
     for axis, sizes in cases.items():
         title = f"One Dense layer, by {axis}"
         tables[title] = [measure(*size) for size in sizes]
-    report.save(args.results, "growth", args, tables)
+    report.save("growth", args, tables)
 
 
 def measure(tokens, width, blocks):

@@ -33,7 +33,7 @@ def main(args):
             for row in timing.ratios(times, reference="base")
         ]
         keras.backend.clear_session()
-    report.save(args.results, "infer", args, tables)
+    report.save("infer", args, tables)
 
 
 def predict(build, method=None, rank_blocks=None, merge=False):

@@ -32,7 +32,7 @@ def main(args):
     for row in rows:
         row["ratio"] = round(row["step_mib"] / limit, 3)
     title = f"MiniLM's size, {BATCH} x 128 tokens, all linear maps"
-    report.save(args.results, "memory", args, {title: rows})
+    report.save("memory", args, {title: rows})
 
 
 def in_subprocess(name):

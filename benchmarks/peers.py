@@ -61,7 +61,7 @@ def main(args):
                 {"framework": framework, "method": row.pop("name"), **row}
             )
     title = "all-MiniLM-L6-v2, 8 x 128 tokens, all linear maps"
-    report.save(args.results, "peers", args, {title: rows})
+    report.save("peers", args, {title: rows})
 
 
 def batch():

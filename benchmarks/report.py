@@ -67,7 +67,7 @@ def device(backend):
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
-def save(results, name, args, tables):
+def save(name, args, tables):
     """Writes a run's tables to a JSON file and prints them."""
     run = {
         "environment": environment(args.backend, args.threads),
@@ -77,9 +77,9 @@ def save(results, name, args, tables):
     print(describe(run["environment"]))
     for title, rows in tables.items():
         print(f"\n{title}\n\n{markdown(rows)}")
-    results.mkdir(parents=True, exist_ok=True)
+    args.results.mkdir(parents=True, exist_ok=True)
     quick = "-quick" if args.quick else ""
-    path = results / f"{name}-{args.backend}{quick}.json"
+    path = args.results / f"{name}-{args.backend}{quick}.json"
     path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     print(f"\nWritten to {path}")
 

@@ -8,40 +8,37 @@ from benchmarks import report
 from benchmarks import timing
 from benchmarks import variants
 
+CASES = {
+    "minilm": (
+        "MiniLM's size, 8 x 128 tokens, all linear maps",
+        models.minilm,
+        "all-linear",
+    ),
+    "minilm-default": (
+        "MiniLM's size, 8 x 128 tokens, default targets",
+        models.minilm,
+        None,
+    ),
+    "decoder": (
+        "Decoder, 4 x 256 tokens, all linear maps",
+        models.decoder,
+        "all-linear",
+    ),
+    "bert-base": (
+        "BERT-base's size, 8 x 128 tokens, all linear maps",
+        models.bert_base,
+        "all-linear",
+    ),
+}
+
 
 def main(args):
     names = variants.QUICK if args.quick else tuple(variants.VARIANTS)
-    cases = {
-        "MiniLM's size, 8 x 128 tokens, all linear maps": (
-            models.minilm,
-            "all-linear",
-            120,
-        ),
-    }
-    if not args.quick:
-        cases |= {
-            "MiniLM's size, 8 x 128 tokens, default targets": (
-                models.minilm,
-                None,
-                120,
-            ),
-            "Decoder, 4 x 256 tokens, all linear maps": (
-                models.decoder,
-                "all-linear",
-                120,
-            ),
-            "BERT-base's size, 8 x 128 tokens, all linear maps": (
-                models.bert_base,
-                "all-linear",
-                240,
-            ),
-        }
-    tables = {}
-    for title, (build, targets, seconds) in cases.items():
-        seconds = 60 if args.quick else seconds
-        tables[title] = measure(build, targets, names, seconds)
+    for case in ("minilm",) if args.quick else args.cases or CASES:
+        title, build, targets = CASES[case]
+        rows = measure(build, targets, names, seconds=60 if args.quick else 150)
+        report.save(f"train-{case}", args, {title: rows})
         keras.backend.clear_session()
-    report.save(args.results, "train", args, tables)
 
 
 def measure(build, targets, names, seconds):
