@@ -84,7 +84,9 @@ class AdaptedCall(AdaptedKernel):
             return linear(inputs, training=training)
         factors = [adapter.factors(side, training) for side in SIDES]
         if self.quantization_mode is None and not self.base_kernel.trainable:
-            kernel = ops.convert_to_tensor(self.base_kernel)
+            # `convert_to_tensor` leaves it a variable on TensorFlow, which a
+            # custom gradient does not take.
+            kernel = ops.cast(self.base_kernel, self.compute_dtype)
             if product.pays(inputs, kernel, adapter.view, factors, training):
                 outputs = product.folded_product(
                     inputs,
