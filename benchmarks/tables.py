@@ -21,7 +21,6 @@ def main(args):
     runs = {
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted(args.results.glob("*.json"))
-        if not path.stem.endswith("-quick")
     }
     parts = []
     for name, run in runs.items():

@@ -15,6 +15,7 @@ from keras import ops
 
 from keras_ether.reflections import arrange
 from keras_ether.reflections import contract
+from keras_ether.reflections import is_dense
 from keras_ether.reflections import project
 from keras_ether.reflections import spread
 
@@ -47,6 +48,13 @@ def pays(x, kernel, view, factors, training):
     experts, d, f = view.sizes(kernel.shape)
     if experts > 1:
         return False
+    if training and keras.backend.backend() == "torch":
+        # There a custom gradient is a Python function that is called at every
+        # step, which takes longer than the few passes over one side that a
+        # folded kernel saves.
+        sides = [left for left, _ in filter(None, factors)]
+        if len(sides) == 1 and is_dense(sides[0]):
+            return False
     if None in x.shape:
         # A batch has many rows; the calls that have few are made to generate.
         return training

@@ -136,6 +136,12 @@ def multiply(x, left, right=None, training=False):
     return x + spread(project(x, left), right)
 
 
+def is_dense(factor):
+    """Whether `arrange` gives a block-diagonal matrix."""
+    blocks, k, _ = factor.shape
+    return blocks * k <= MAX_DENSE_ROWS
+
+
 def arrange(factor):
     """A factor in the form in which its products are cheapest.
 
@@ -147,9 +153,9 @@ def arrange(factor):
         block-diagonal matrix of shape `(blocks * k, blocks * width)`. What
         follows takes either.
     """
-    blocks, k, width = factor.shape
-    if blocks * k > MAX_DENSE_ROWS:
+    if not is_dense(factor):
         return factor
+    blocks, k, width = factor.shape
     if blocks == 1:
         return factor[0]
     place = ops.eye(blocks, dtype=factor.dtype)[:, None, :, None]

@@ -218,8 +218,17 @@ def test_folds_where_activations_have_more_rows(
 ):
     x = keras.KerasTensor((tokens, d), dtype)
     kernel = keras.KerasTensor((d, f), dtype)
-    factors = [(object(), object()), None]
-    assert product.pays(x, kernel, DENSE, factors, training) is expected
+    side = reflections.ether_factors(np.ones((1, d), "float32"))
+    assert product.pays(x, kernel, DENSE, [side, side], training) is expected
+
+
+@pytest.mark.parametrize(("blocks", "on_torch"), [(4, False), (20, True)])
+def test_one_side_is_folded_where_gradients_are_compiled(blocks, on_torch):
+    x, kernel = keras.KerasTensor((99, 20)), keras.KerasTensor((20, 20))
+    side = reflections.ether_factors(np.ones((blocks, 20 // blocks), "float32"))
+    expected = on_torch or keras.backend.backend() != "torch"
+    assert product.pays(x, kernel, DENSE, [side, None], True) is expected
+    assert product.pays(x, kernel, DENSE, [side, None], False)
 
 
 def test_matrices_and_experts_are_not_folded():
