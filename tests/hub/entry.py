@@ -22,9 +22,8 @@ class Entry:
         targets: What `keras_ether.apply` is told to adapt.
         exclude: What of it not.
         quick: Whether its tests run by default, not only nightly.
-        unmoved: Regular expression for the paths of adapted layers that no
-            gradient reaches, on account of the architecture.
-        unmoved_reason: Why.
+        torch_needs: Package that KerasHub imports for it on PyTorch only.
+        broken: Why its tests are expected to fail.
     """
 
     config: Callable
@@ -32,8 +31,8 @@ class Entry:
     targets: str = "all-linear"
     exclude: str | None = None
     quick: bool = False
-    unmoved: str = ""
-    unmoved_reason: str = ""
+    torch_needs: str | None = None
+    broken: str | None = None
 
 
 def build(name, entry):

@@ -35,6 +35,8 @@ DECODER = {
     "image_size": 16,
 }
 IMAGE_TOKENS = 4
+# Gemma3n puts an image or a sound where it finds these.
+IMAGE_TOKEN, AUDIO_TOKEN = 18, 19
 
 
 def two_towers(vision_encoder, text_encoder):
@@ -155,7 +157,7 @@ def gemma3n():
         **vision.mobile_net_v5(blocks=("er",))
     )
     audio_encoder = Gemma3nAudioEncoder(
-        hidden_size=4,
+        hidden_size=8,
         input_feat_size=16,
         sscp_conv_channel_size=[2, 4],
         sscp_conv_kernel_size=[(1, 1), (1, 1)],
@@ -165,7 +167,7 @@ def gemma3n():
         rms_norm_eps=1e-6,
         gradient_clipping=1.0,
         residual_weight=0.5,
-        num_attention_heads=1,
+        num_attention_heads=2,
         attention_chunk_size=2,
         num_attention_context_right=1,
         num_attention_context_left=1,
@@ -188,19 +190,23 @@ def gemma3n():
         "rope_theta": 10000.0,
         "max_position_embeddings": 8,
         "vocab_size_per_layer_input": 10,
-        "hidden_size_per_layer_input": 2,
-        "altup_num_inputs": 2,
-        "laurel_rank": 2,
+        "hidden_size_per_layer_input": 4,
+        "altup_num_inputs": 4,
+        "laurel_rank": 4,
         "vision_encoder_config": image_encoder.get_config(),
         "vision_hidden_size": 16,
         "audio_encoder_config": audio_encoder.get_config(),
-        "audio_hidden_size": 4,
+        "audio_hidden_size": 8,
+        "image_token_id": IMAGE_TOKEN,
+        "audio_token_id": AUDIO_TOKEN,
     }
 
 
 def gemma3n_inputs():
+    ids = token_ids(8)
+    ids[:, 1:4], ids[:, 4:6] = IMAGE_TOKEN, AUDIO_TOKEN
     return {
-        "token_ids": token_ids(8),
+        "token_ids": ids,
         "padding_mask": mask(8, "bool"),
         "images": images(32)[:, None],
         "input_features": numbers(1, 8, 16),

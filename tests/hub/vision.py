@@ -174,17 +174,13 @@ ENTRIES = {
     "CSPNetBackbone": Entry(
         config=csp_net, inputs=lambda: images(32), targets="all"
     ),
-    "DINOV2Backbone": Entry(
-        config=dino, inputs=lambda: {"images": images(16)}
-    ),
+    "DINOV2Backbone": Entry(config=dino, inputs=lambda: {"images": images(16)}),
     "DINOV3Backbone": Entry(
         config=lambda: dino(num_register_tokens=2),
         inputs=lambda: {"pixel_values": images(16)},
     ),
     "DeiTBackbone": Entry(
-        config=lambda: (
-            TRANSFORMER | {"patch_size": 8, "intermediate_dim": 16}
-        ),
+        config=lambda: TRANSFORMER | {"patch_size": 8, "intermediate_dim": 16},
         inputs=lambda: images(16),
     ),
     "DenseNetBackbone": Entry(
