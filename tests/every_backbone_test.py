@@ -6,16 +6,18 @@ One backbone of each family is tested by default, and all with `-m nightly`.
 import contextlib
 
 import keras
-import numpy as np
 import pytest
-from keras import ops
 
 import keras_ether
-from keras_ether.layers import kinds
-from keras_ether.targets import walk
+from tests import backends
 from tests import hub_backbones
 from tests import models
 from tests.hub.entry import build
+from tests.hub.probe import Probe
+from tests.hub.probe import assert_equal
+from tests.hub.probe import distance
+from tests.hub.probe import moved_by
+from tests.hub.probe import vectors_of
 
 # What KerasHub's own code warns of.
 pytestmark = [
@@ -32,16 +34,8 @@ pytestmark = [
 
 @pytest.fixture(autouse=True, scope="module")
 def quick_compilation():
-    """Makes XLA compile without optimizing: each program runs once or twice."""
-    if keras.backend.backend() != "jax":
+    with backends.quick_compilation():
         yield
-        return
-    import jax
-
-    before = jax.config.jax_disable_most_optimizations
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def marked(name, entry):
@@ -94,7 +88,8 @@ def test_life_of_an_adapter(name, entry, method):
         assert_equal(started, base)
     else:
         assert distance(started, base) > 1e-3
-    check_training_step(probe, x)
+    moved = moved_by(lambda: probe.train_on_batch(x), probe)
+    assert set(moved) == vectors_of(probe), moved
     active = probe.outputs(x)
     assert distance(active, started) > 1e-5
     keras_ether.merge(model)
@@ -106,51 +101,6 @@ def test_life_of_an_adapter(name, entry, method):
     keras_ether.remove(model)
     assert_equal(models.values(model.weights), base_weights)
     assert_equal(Probe(model).outputs(x), base)
-
-
-class Probe(keras.Model):
-    """Runs a model and trains it towards a fixed pattern.
-
-    It stands around the model and is made anew after each change of it, so
-    that nothing compiled for one state is used for another.
-    """
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-        self.built = True
-        self.compile(
-            keras.optimizers.SGD(0.1),
-            # Where a backend can do without, compilation takes longer than
-            # what it saves here.
-            run_eagerly=keras.backend.backend() != "jax",
-        )
-
-    def call(self, x, training=None):
-        return self.model(x, training=training)
-
-    def compute_loss(self, x=None, y=None, y_pred=None, *args, **kwargs):
-        # Of normalized outputs the mean square would be a constant.
-        return sum(
-            ops.mean(ops.square(output - pattern_like(output)))
-            for output in floats(y_pred)
-        )
-
-    def outputs(self, x):
-        return [np.array(y) for y in floats(self.predict_on_batch(x))]
-
-
-def floats(outputs):
-    return [
-        output
-        for output in keras.tree.flatten(outputs)
-        if "float" in keras.backend.standardize_dtype(output.dtype)
-    ]
-
-
-def pattern_like(output):
-    size = int(np.prod(output.shape))
-    return ops.reshape(ops.cos(ops.arange(size, dtype="float32")), output.shape)
 
 
 def adapt(model, entry, method):
@@ -173,31 +123,3 @@ def skipped_if_nothing_can_be_adapted(entry):
         if entry.targets == "all" and "matched: none" in str(error):
             pytest.skip("no layer of it is of a kind that can be adapted")
         raise
-
-
-def check_training_step(probe, x):
-    """Trains one step, which must move every vector and nothing else."""
-    vectors = {
-        id(vector)
-        for layer in walk(probe).values()
-        if kinds.is_adapted(layer)
-        for vector in layer.ether.vectors.values()
-    }
-    before = models.values(probe.weights)
-    probe.train_on_batch(x)
-    for variable, value in zip(probe.weights, before, strict=True):
-        moved = not np.array_equal(models.values([variable])[0], value)
-        assert moved == (id(variable) in vectors), variable.path
-
-
-def assert_equal(some, others):
-    for a, b in zip(some, others, strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def distance(some, others):
-    """Largest difference, in relation to the largest value of its output."""
-    return max(
-        np.abs(a - b).max() / np.abs(b).max()
-        for a, b in zip(some, others, strict=True)
-    )

@@ -36,12 +36,16 @@ class Entry:
 
 
 def build(name, entry):
-    """The backbone that an entry describes, with weights of a trained one.
+    """The backbone that an entry describes, with weights of a trained one."""
+    return randomize(getattr(keras_hub.models, name)(**entry.config()))
+
+
+def randomize(model):
+    """Gives a model weights that are as large as trained ones.
 
     Many start as zeros or as numbers so small that a training step would
     change an output, or an attention score, by less than float32 resolves.
     """
-    model = getattr(keras_hub.models, name)(**entry.config())
     rng = np.random.default_rng(0)
     for variable in model.trainable_weights:
         noise = rng.normal(size=variable.shape)
