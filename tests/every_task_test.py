@@ -128,7 +128,7 @@ def test_text_to_image():
     adapt(task)
     assert distance(generate(), base) > 1e-3
     # There is no `fit`: a step that denoises, by the backbone.
-    probe = Probe(task.backbone)
+    probe = Probe(task.backbone, eager=True)
     x = diffusion.stable_diffusion_3_inputs()
     moved = moved_by(lambda: probe.train_on_batch(x), task)
     assert set(moved) == vectors_of(task), moved

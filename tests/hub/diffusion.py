@@ -95,6 +95,10 @@ def flux_inputs():
 ENTRIES = {
     "FluxBackbone": Entry(config=flux, inputs=flux_inputs),
     "StableDiffusion3Backbone": Entry(
-        config=stable_diffusion_3, inputs=stable_diffusion_3_inputs, quick=True
+        config=stable_diffusion_3,
+        inputs=stable_diffusion_3_inputs,
+        # It makes a schedule of `num_steps` steps.
+        eager=True,
+        quick=True,
     ),
 }

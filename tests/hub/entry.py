@@ -22,6 +22,8 @@ class Entry:
         targets: What `keras_ether.apply` is told to adapt.
         exclude: What of it not.
         quick: Whether its tests run by default, not only nightly.
+        eager: Whether it computes with the value of an input, which JAX can't
+            compile.
         torch_needs: Package that KerasHub imports for it on PyTorch only.
         broken: Why its tests are expected to fail.
     """
@@ -31,6 +33,7 @@ class Entry:
     targets: str = "all-linear"
     exclude: str | None = None
     quick: bool = False
+    eager: bool = False
     torch_needs: str | None = None
     broken: str | None = None
 

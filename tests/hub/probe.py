@@ -16,7 +16,7 @@ class Probe(keras.Model):
     that nothing compiled for one state is used for another.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, eager=False):
         super().__init__()
         self.model = model
         self.built = True
@@ -24,7 +24,7 @@ class Probe(keras.Model):
             keras.optimizers.SGD(0.1),
             # Where a backend can do without, compilation takes longer than
             # what it saves here.
-            run_eagerly=keras.backend.backend() != "jax",
+            run_eagerly=eager or keras.backend.backend() != "jax",
         )
 
     def call(self, x, training=None):
