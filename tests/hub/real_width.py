@@ -168,7 +168,7 @@ ENTRIES = {
     ),
     "ViT-large": RealWidth(
         build=vit_large,
-        times={".*tranformer_block_1/.*": 24},
+        times={".*/transformer_block_1/.*": 24},
         maps=encoder(1024, 4096) * 24,
     ),
     "Stable Diffusion 3 medium": RealWidth(
