@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*learning rate of"),
     # What KerasHub's own code warns of.
     pytest.mark.filterwarnings("ignore:.*looks like it has unbuilt state"),
+    pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64"),
 ]
 
 
