@@ -28,6 +28,7 @@ pytestmark = [
         ".*was passed an input with a mask attached to it",
         ".*'rwkv_ops' package is not installed",
         "Using a non-tuple sequence for multidimensional indexing",
+        "(?s).*Explicitly requested dtype int64",
     )
 ]
 
