@@ -1,4 +1,6 @@
-"""Derivatives, by whichever backend runs."""
+"""Derivatives and compilation, by whichever backend runs."""
+
+import contextlib
 
 import keras
 import numpy as np
@@ -92,3 +94,20 @@ def finite_differences(function, arrays, step=1e-6):
             gradient[place] = (above - below) / (2 * step)
         found.append(gradient)
     return found
+
+
+@contextlib.contextmanager
+def quick_compilation():
+    """Has XLA compile without optimizing, for programs that run only once."""
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, True)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)

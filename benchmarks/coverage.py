@@ -1,0 +1,116 @@
+"""What ETHER adapts in every backbone of KerasHub, and how many numbers train.
+
+    python -m benchmarks.coverage --output benchmarks/COVERAGE.md
+
+The backbones are the tiny random ones of the tests; the second table has five
+real models at their published widths. Needs KerasHub and the tests' folder.
+"""
+
+import argparse
+import os
+import pathlib
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+
+import keras_ether
+from tests import hub_backbones
+from tests.hub import real_width
+from tests.hub.entry import build
+
+METHODS = ("ether", "ether+")
+HEAD = """# Coverage
+
+By `python -m benchmarks.coverage --output benchmarks/COVERAGE.md`.
+
+## Every backbone of KerasHub
+
+Tiny random models, `rank_blocks=2`, `targets="all-linear"`, or `"all"` for
+networks of convolutions. "Layers" counts the adapted ones; skipped are layers
+with a kernel and no adapter.
+"""
+REAL = """
+## Real models
+
+All linear maps at their published widths (of Stable Diffusion 3 those of the
+diffusion transformer), `rank_blocks=2`, which does not change the count: the
+sum of `d` for ETHER, of `2 (d + f)` for ETHER+.
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=pathlib.Path, required=True)
+    parser.add_argument("--backbones", nargs="+", metavar="CLASS")
+    args = parser.parse_args()
+    names = args.backbones or list(hub_backbones.ENTRIES)
+    text = HEAD + table(
+        ("Backbone", "Layers", "ETHER", "ETHER+", "Skipped"),
+        (backbone_row(name, hub_backbones.ENTRIES[name]) for name in names),
+    )
+    text += REAL + table(
+        ("Model", "Layers", "ETHER", "ETHER+"),
+        (real_row(*item) for item in real_width.ENTRIES.items()),
+    )
+    print(text)
+    args.output.write_text(text, encoding="utf-8")
+
+
+def table(columns, rows):
+    """A Markdown table; all columns but the first and the fifth are numbers."""
+    rules = ["---" if i in (0, 4) else "---:" for i in range(len(columns))]
+    return (
+        "".join(
+            f"\n| {' | '.join(str(cell) for cell in row)} |"
+            for row in (columns, rules, *rows)
+        )
+        + "\n"
+    )
+
+
+def backbone_row(name, entry):
+    if keras.backend.backend() == "torch" and entry.torch_needs:
+        return name, "", "", "", f"not built, needs {entry.torch_needs}"
+    model = build(name, entry)
+    try:
+        reports = [
+            keras_ether.plan(
+                model,
+                rank_blocks=2,
+                method=method,
+                targets=entry.targets,
+                exclude=entry.exclude,
+                print_fn=str,
+            )
+            for method in METHODS
+        ]
+    except ValueError as error:
+        if "matched: none" not in str(error):
+            raise
+        return name, 0, 0, 0, entry.broken or "no layer that can be adapted"
+    numbers = [f"{report.trainable:,}" for report in reports]
+    return name, len(reports[0].rows), *numbers, reasons(reports[0])
+
+
+def reasons(report):
+    """Skipped layers by reason, as `reason: Class (count), ...`."""
+    counts = {}
+    for skipped in report.skipped:
+        classes = counts.setdefault(skipped.reason, {})
+        classes[skipped.layer_class] = classes.get(skipped.layer_class, 0) + 1
+    return "; ".join(
+        f"{reason}: "
+        + ", ".join(f"{name} ({count})" for name, count in classes.items())
+        for reason, classes in counts.items()
+    )
+
+
+def real_row(name, entry):
+    layers = sum(times for _, times in entry.rows("ether"))
+    numbers = [f"{entry.numbers(method):,}" for method in METHODS]
+    return name, layers, *numbers
+
+
+if __name__ == "__main__":
+    main()

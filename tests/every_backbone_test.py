@@ -1,0 +1,126 @@
+"""The life of an adapter in every backbone of KerasHub.
+
+One backbone of each family is tested by default, and all with `-m nightly`.
+"""
+
+import contextlib
+
+import keras
+import pytest
+
+import keras_ether
+from tests import backends
+from tests import hub_backbones
+from tests import models
+from tests.hub.entry import build
+from tests.hub.probe import Probe
+from tests.hub.probe import assert_equal
+from tests.hub.probe import assert_moves
+from tests.hub.probe import distance
+from tests.hub.probe import vectors_of
+
+# What KerasHub's own code warns of.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        ".*however, the layer does not have a `build",
+        ".*looks like it has unbuilt state",
+        ".*was passed an input with a mask attached to it",
+        ".*'rwkv_ops' package is not installed",
+        "Using a non-tuple sequence for multidimensional indexing",
+        "(?s).*Explicitly requested dtype int64",
+    )
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    with backends.quick_compilation():
+        yield
+
+
+def marked(name, entry):
+    slow = entry.eager and keras.backend.backend() == "jax"
+    marks = [] if entry.quick and not slow else [pytest.mark.nightly]
+    if entry.broken:
+        marks.append(pytest.mark.xfail(reason=entry.broken, strict=True))
+    return pytest.param(name, marks=marks)
+
+
+NAMES = [marked(*item) for item in hub_backbones.ENTRIES.items()]
+
+
+@pytest.fixture
+def entry(name):
+    entry = hub_backbones.ENTRIES[name]
+    if keras.backend.backend() == "torch" and entry.torch_needs:
+        pytest.importorskip(entry.torch_needs)
+    return entry
+
+
+def test_every_exported_backbone_has_an_entry():
+    assert hub_backbones.exported() == set(hub_backbones.ENTRIES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_default_targets_match_something(name, entry):
+    model = build(name, entry)
+    options = {"rank_blocks": 2, "exclude": entry.exclude}
+    with skipped_if_nothing_can_be_adapted(entry):
+        planned = keras_ether.plan(model, print_fn=str, **options)
+    every = keras_ether.plan(model, targets="all", print_fn=str, **options)
+    assert {row.path for row in planned.rows} <= {
+        row.path for row in every.rows
+    }
+    keras_ether.apply(model, **options)
+    assert keras_ether.summary(model, print_fn=str).rows == planned.rows
+
+
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+@pytest.mark.parametrize("name", NAMES)
+def test_life_of_an_adapter(name, entry, method):
+    model, x = build(name, entry), entry.inputs()
+    base_weights = models.values(model.weights)
+    base = Probe(model, entry.eager).outputs(x)
+
+    adapt(model, entry, method)
+    probe = Probe(model, entry.eager)
+    started = probe.outputs(x)
+    if method == "ether+":
+        assert_equal(started, base)
+    else:
+        assert distance(started, base) > 1e-3
+    assert_moves(lambda: probe.train_on_batch(x), probe, vectors_of(probe))
+    active = probe.outputs(x)
+    assert distance(active, started) > 1e-5
+    keras_ether.merge(model)
+    assert distance(Probe(model, entry.eager).outputs(x), active) < 1e-4
+
+    for variable, value in zip(model.weights, base_weights, strict=True):
+        variable.assign(value)
+    adapt(model, entry, method)
+    keras_ether.remove(model)
+    assert_equal(models.values(model.weights), base_weights)
+    assert_equal(Probe(model, entry.eager).outputs(x), base)
+
+
+def adapt(model, entry, method):
+    options = {
+        "rank_blocks": 2,
+        "method": method,
+        "targets": entry.targets,
+        "exclude": entry.exclude,
+    }
+    with skipped_if_nothing_can_be_adapted(entry):
+        keras_ether.apply(model, seed=0, **options)
+
+
+@contextlib.contextmanager
+def skipped_if_nothing_can_be_adapted(entry):
+    """Skips purely convolutional networks where convolutions are no targets."""
+    try:
+        yield
+    except ValueError as error:
+        if entry.targets == "all" and "matched: none" in str(error):
+            pytest.skip("no layer of it is of a kind that can be adapted")
+        raise
