@@ -26,9 +26,9 @@ By `python -m benchmarks.coverage --output benchmarks/COVERAGE.md`.
 
 ## Every backbone of KerasHub
 
-Tiny random models, `rank_blocks=2`, `targets="all-linear"`, or `"all"` for
-networks of convolutions. "Layers" counts the adapted ones; skipped are layers
-with a kernel and no adapter.
+Tiny random models, `rank_blocks=2` and `targets="all-linear"`, or one block and
+`"all"` for networks of convolutions. "Layers" counts the adapted ones; skipped
+are layers with a kernel that have no adapter.
 """
 REAL = """
 ## Real models
@@ -77,7 +77,7 @@ def backbone_row(name, entry):
         reports = [
             keras_ether.plan(
                 model,
-                rank_blocks=2,
+                rank_blocks=entry.rank_blocks,
                 method=method,
                 targets=entry.targets,
                 exclude=entry.exclude,
@@ -88,7 +88,7 @@ def backbone_row(name, entry):
     except ValueError as error:
         if "matched: none" not in str(error):
             raise
-        return name, 0, 0, 0, entry.broken or "no layer that can be adapted"
+        return name, 0, 0, 0, entry.broken
     numbers = [f"{report.trainable:,}" for report in reports]
     return name, len(reports[0].rows), *numbers, reasons(reports[0])
 

@@ -3,8 +3,6 @@
 One backbone of each family is tested by default, and all with `-m nightly`.
 """
 
-import contextlib
-
 import keras
 import pytest
 
@@ -65,10 +63,11 @@ def test_every_exported_backbone_has_an_entry():
 @pytest.mark.parametrize("name", NAMES)
 def test_default_targets_match_something(name, entry):
     model = build(name, entry)
-    options = {"rank_blocks": 2, "exclude": entry.exclude}
-    with skipped_if_nothing_can_be_adapted(entry):
-        planned = keras_ether.plan(model, print_fn=str, **options)
-    every = keras_ether.plan(model, targets="all", print_fn=str, **options)
+    options = {"rank_blocks": entry.rank_blocks, "exclude": entry.exclude}
+    planned = keras_ether.plan(model, print_fn=str, **options)
+    every = keras_ether.plan(
+        model, targets="all", rank_blocks=1, print_fn=str, exclude=entry.exclude
+    )
     assert {row.path for row in planned.rows} <= {
         row.path for row in every.rows
     }
@@ -90,9 +89,10 @@ def test_life_of_an_adapter(name, entry, method):
         assert_equal(started, base)
     else:
         assert distance(started, base) > 1e-3
-    assert_moves(lambda: probe.train_on_batch(x), probe, vectors_of(probe))
+    if entry.learns:
+        assert_moves(lambda: probe.train_on_batch(x), probe, vectors_of(probe))
+        assert distance(probe.outputs(x), started) > 1e-5
     active = probe.outputs(x)
-    assert distance(active, started) > 1e-5
     keras_ether.merge(model)
     assert distance(Probe(model, entry.eager).outputs(x), active) < 1e-4
 
@@ -106,21 +106,9 @@ def test_life_of_an_adapter(name, entry, method):
 
 def adapt(model, entry, method):
     options = {
-        "rank_blocks": 2,
+        "rank_blocks": entry.rank_blocks,
         "method": method,
         "targets": entry.targets,
         "exclude": entry.exclude,
     }
-    with skipped_if_nothing_can_be_adapted(entry):
-        keras_ether.apply(model, seed=0, **options)
-
-
-@contextlib.contextmanager
-def skipped_if_nothing_can_be_adapted(entry):
-    """Skips purely convolutional networks where convolutions are no targets."""
-    try:
-        yield
-    except ValueError as error:
-        if entry.targets == "all" and "matched: none" in str(error):
-            pytest.skip("no layer of it is of a kind that can be adapted")
-        raise
+    keras_ether.apply(model, seed=0, **options)

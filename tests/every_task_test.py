@@ -63,9 +63,12 @@ needs_static_width = pytest.mark.xfail(
 def test_fit_moves_vectors_and_head(make):
     task, x, y = make()
     randomize(task)
+    # A random detector finds no box, with whatever weights.
+    compares = "detector" not in make.__name__
     base = predictions(task, x)
     adapt(task)
-    assert distance(predictions(task, x), base) > 1e-3
+    if compares:
+        assert distance(predictions(task, x), base) > 1e-3
     inside = {id(v) for v in task.backbone.weights}
     head = {id(v) for v in task.trainable_weights} - inside
     assert_moves(
@@ -75,16 +78,13 @@ def test_fit_moves_vectors_and_head(make):
     )
     active = predictions(task, x)
     keras_ether.merge(task)
-    assert distance(predictions(task, x), active) < 1e-4
+    if compares:
+        assert distance(predictions(task, x), active) < 1e-4
 
 
 def adapt(task):
-    try:
-        keras_ether.apply(task, rank_blocks=2, seed=0)
-    except ValueError as error:
-        if "matched: none" in str(error):
-            pytest.skip("no layer of it is of a kind that can be adapted")
-        raise
+    # One block: the first convolution of an image model has three channels.
+    keras_ether.apply(task, rank_blocks=1, seed=0)
 
 
 def predictions(task, x):

@@ -178,7 +178,13 @@ def sam3_prompts():
 
 ENTRIES = {
     "BASNetBackbone": Entry(
-        config=basnet, inputs=lambda: images(64), targets="all"
+        config=basnet,
+        inputs=lambda: images(64),
+        targets="all",
+        # It has a stem of its own and leaves out that of its encoder.
+        exclude=".*conv1_conv",
+        # Random weights saturate its sigmoids.
+        learns=False,
     ),
     "DFineBackbone": Entry(
         config=d_fine,

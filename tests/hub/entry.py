@@ -24,6 +24,7 @@ class Entry:
         quick: Whether its tests run by default, not only nightly.
         eager: Whether it computes with the value of an input, which JAX can't
             compile.
+        learns: Whether a random one has a gradient for every vector.
         torch_needs: Package that KerasHub imports for it on PyTorch only.
         broken: Why its tests are expected to fail.
     """
@@ -34,8 +35,14 @@ class Entry:
     exclude: str | None = None
     quick: bool = False
     eager: bool = False
+    learns: bool = True
     torch_needs: str | None = None
     broken: str | None = None
+
+    @property
+    def rank_blocks(self):
+        """Two, but one for the three channels of an image."""
+        return 1 if self.targets == "all" else 2
 
 
 def build(name, entry):
