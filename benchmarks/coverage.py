@@ -73,22 +73,17 @@ def backbone_row(name, entry):
     if keras.backend.backend() == "torch" and entry.torch_needs:
         return name, "", "", "", f"not built, needs {entry.torch_needs}"
     model = build(name, entry)
-    try:
-        reports = [
-            keras_ether.plan(
-                model,
-                rank_blocks=entry.rank_blocks,
-                method=method,
-                targets=entry.targets,
-                exclude=entry.exclude,
-                print_fn=str,
-            )
-            for method in METHODS
-        ]
-    except ValueError as error:
-        if "matched: none" not in str(error):
-            raise
-        return name, 0, 0, 0, entry.broken
+    reports = [
+        keras_ether.plan(
+            model,
+            rank_blocks=entry.rank_blocks,
+            method=method,
+            targets=entry.targets,
+            exclude=entry.exclude,
+            print_fn=str,
+        )
+        for method in METHODS
+    ]
     numbers = [f"{report.trainable:,}" for report in reports]
     return name, len(reports[0].rows), *numbers, reasons(reports[0])
 

@@ -73,7 +73,7 @@ def by_method(steps, path):
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("training step over that of a frozen model (limit = 1)")
     axes.set_title("Step time by method, MiniLM's size, all linear maps, CPU")
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

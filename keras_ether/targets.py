@@ -57,7 +57,7 @@ def _stable_name(layer):
 def head_of(model) -> set[int]:
     """Ids of the layers that a task has outside its `backbone`."""
     backbone = getattr(model, "backbone", None)
-    if not hasattr(backbone, "weights"):
+    if not hasattr(backbone, "weights") or _is_backbone(model):
         return set()
     inside = {id(backbone)} | {id(layer) for layer in walk(backbone).values()}
     return {
@@ -68,6 +68,11 @@ def head_of(model) -> set[int]:
         # A container around the backbone is not part of the head.
         and not any(id(part) in inside for part in walk(layer).values())
     }
+
+
+def _is_backbone(model):
+    """Whether it is a KerasHub backbone, which may hold another one."""
+    return any(base.__name__ == "Backbone" for base in type(model).__mro__)
 
 
 def match(layers: dict, targets: Targets, argument: str) -> set[str]:

@@ -40,8 +40,6 @@ def quick_compilation():
 def marked(name, entry):
     slow = entry.eager and keras.backend.backend() == "jax"
     marks = [] if entry.quick and not slow else [pytest.mark.nightly]
-    if entry.broken:
-        marks.append(pytest.mark.xfail(reason=entry.broken, strict=True))
     return pytest.param(name, marks=marks)
 
 

@@ -26,7 +26,6 @@ class Entry:
             compile.
         learns: Whether a random one has a gradient for every vector.
         torch_needs: Package that KerasHub imports for it on PyTorch only.
-        broken: Why its tests are expected to fail.
     """
 
     config: Callable
@@ -37,7 +36,6 @@ class Entry:
     eager: bool = False
     learns: bool = True
     torch_needs: str | None = None
-    broken: str | None = None
 
     @property
     def rank_blocks(self):
