@@ -46,7 +46,7 @@ def pays(x, kernel, view, factors, training):
         if factor is not None and factor[1] is None:
             return False
     experts, d, f = view.sizes(kernel.shape)
-    if experts > 1:
+    if experts > 1 or x.shape[-1] is None:
         return False
     if training and keras.backend.backend() == "torch":
         # There a custom gradient is a Python function that is called at every

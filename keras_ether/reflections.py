@@ -247,4 +247,4 @@ def _update(x, left, right):
 
 def flatten(x):
     """`x` with all its leading axes made one."""
-    return x if len(x.shape) == 2 else ops.reshape(x, (-1, x.shape[-1]))
+    return x if len(x.shape) == 2 else ops.reshape(x, (-1, ops.shape(x)[-1]))

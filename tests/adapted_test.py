@@ -96,3 +96,32 @@ def test_either_form_gives_the_same_outputs_and_gradients(
     transformed = loss_and_gradient()
     np.testing.assert_allclose(folded[0], transformed[0], rtol=1e-5)
     np.testing.assert_allclose(folded[1], transformed[1], atol=1e-6)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="only TensorFlow's graphs have axes of unknown size there",
+)
+@pytest.mark.parametrize("method", METHODS)
+def test_trains_on_inputs_of_unknown_width(method, rng):
+    import tensorflow as tf
+
+    class AnyWidth(keras.layers.Layer):
+        def call(self, x):
+            return tf.boolean_mask(x, tf.ones(tf.shape(x)[-1:], "bool"), axis=2)
+
+        def compute_output_shape(self, shape):
+            return shape
+
+    inputs = keras.Input((4, 8))
+    model = keras.Model(
+        inputs, keras.layers.Dense(8, name="head")(AnyWidth()(inputs))
+    )
+    with pytest.warns(UserWarning, match="last linear layer"):
+        keras_ether.apply(model, method=method, rank_blocks=2, seed=0)
+    before = models.values(model.trainable_weights)
+    model.compile("sgd", "mse")
+    x = rng.standard_normal((2, 4, 8)).astype("float32")
+    model.fit(x, x, verbose=0)
+    for value, variable in zip(before, model.trainable_weights, strict=True):
+        assert np.abs(value - models.values([variable])[0]).max() > 0

@@ -1,6 +1,5 @@
 """Fine-tuning of every kind of KerasHub task."""
 
-import keras
 import numpy as np
 import pytest
 
@@ -34,15 +33,6 @@ def nightly(function, *marks):
     return pytest.param(function, marks=[pytest.mark.nightly, *marks])
 
 
-# Some activations of D-FINE have no static width in a TensorFlow graph.
-needs_static_width = pytest.mark.xfail(
-    keras.backend.backend() == "tensorflow",
-    reason="the custom gradient reshapes by a static width",
-    raises=TypeError,
-    strict=True,
-)
-
-
 @pytest.mark.parametrize(
     "make",
     [
@@ -55,7 +45,7 @@ needs_static_width = pytest.mark.xfail(
         tasks.image_classifier,
         nightly(tasks.convolutional_image_classifier),
         nightly(tasks.image_segmenter),
-        nightly(tasks.object_detector, needs_static_width),
+        nightly(tasks.object_detector),
         nightly(tasks.convolutional_object_detector),
     ],
     ids=lambda make: make.__name__,
