@@ -39,18 +39,15 @@ def measure(tokens, width, blocks):
     """One row: each method's time over the bare layer's."""
     steps = {"bare": passes(tokens, width)}
     for method in METHODS:
-        steps[method] = passes(tokens, width, method, blocks)
-    steps["lora"] = passes(tokens, width, "lora")
+        steps[method.upper()] = passes(tokens, width, method, blocks)
+    steps["Keras LoRA r=8"] = passes(tokens, width, "lora")
     times = timing.alternate(steps, rounds=60, seconds=6)
     row = {"tokens": tokens, "width": width, "blocks": blocks}
     for found in timing.ratios(times, reference="bare"):
         if found["name"] == "bare":
             row["bare, ms"] = found["milliseconds"]
         else:
-            names = {"lora": "Keras LoRA r=8"}
-            row[names.get(found["name"], found["name"].upper())] = found[
-                "ratio"
-            ]
+            row[found["name"]] = found["ratio"]
     return row
 
 
