@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 from keras import ops
 
+from keras_ether.quick_ops import reshape
+from keras_ether.quick_ops import transpose
+
 
 @dataclass(frozen=True)
 class MatrixView:
@@ -66,7 +69,7 @@ class MatrixView:
     def product_transposed(self, y, kernel):
         """From the outputs' side to the inputs', by the transposed kernel."""
         if self.is_matmul:
-            return ops.matmul(y, ops.transpose(kernel))
+            return y @ transpose(kernel)
         equation = f"{self.outputs},{self.kernel}->{self.inputs}"
         return ops.einsum(equation, y, kernel)
 
@@ -84,13 +87,13 @@ class MatrixView:
         if len(self.kernel) == 2:
             return kernel
         size = math.prod(kernel.shape[: len(self.rows)])
-        return ops.reshape(kernel, (size, -1))
+        return reshape(kernel, (size, -1))
 
     def from_kernel_matrix(self, matrix, kernel_shape):
         """The inverse of `kernel_matrix`."""
         axes = self._matrix_axes
         if len(axes) > 2:
-            matrix = ops.reshape(matrix, [kernel_shape[axis] for axis in axes])
+            matrix = reshape(matrix, [kernel_shape[axis] for axis in axes])
         return _transpose(matrix, [axes.index(a) for a in range(len(axes))])
 
     @property
@@ -124,7 +127,7 @@ def _map_last(function, x, labels, merged):
     shape = ops.shape(x)
     x = function(_merge(x, labels, merged))
     if len(merged) > 1:
-        x = ops.reshape(x, [shape[axis] for axis in axes])
+        x = reshape(x, [shape[axis] for axis in axes])
     return _transpose(x, [axes.index(axis) for axis in range(len(axes))])
 
 
@@ -135,7 +138,7 @@ def _merge(x, labels, merged):
         return x
     leading = len(x.shape) - len(merged)
     size = math.prod(x.shape[leading:])
-    return ops.reshape(x, (*ops.shape(x)[:leading], size))
+    return reshape(x, (*ops.shape(x)[:leading], size))
 
 
 def _matrix(x, labels, merged):
@@ -143,7 +146,7 @@ def _matrix(x, labels, merged):
     x = _transpose(x, _axes_to_last(x, labels, merged))
     if len(x.shape) == 2 and len(merged) == 1:
         return x
-    return ops.reshape(x, (-1, math.prod(x.shape[-len(merged) :])))
+    return reshape(x, (-1, math.prod(x.shape[-len(merged) :])))
 
 
 def _axes_to_last(x, labels, wanted):

@@ -13,6 +13,8 @@ import math
 import keras
 from keras import ops
 
+from keras_ether.quick_ops import reshape
+from keras_ether.quick_ops import transpose
 from keras_ether.reflections import arrange
 from keras_ether.reflections import contract
 from keras_ether.reflections import is_dense
@@ -80,7 +82,7 @@ def folded_product(x, kernel, view, inputs, outputs, orthogonal, training):
     """
     if orthogonal and outputs is None:
         form = _Orthogonal(view)
-        factors = [arrange(factor) for factor in inputs]
+        factors = arrange(*inputs)
     else:
         form = _LowRank(view)
         factors = _low_rank_factors(view.kernel_matrix(kernel), inputs, outputs)
@@ -144,15 +146,14 @@ def _low_rank_factors(matrix, inputs, outputs):
     With `H = I + lᵀ r` and `G = I + mᵀ t`, `H W G = W + lᵀ (r W) + (H W mᵀ) t`.
     """
     if inputs is None:
-        m, t = (arrange(factor) for factor in outputs)
-        return ops.transpose(project(matrix, m)), t
-    left, right = (arrange(factor) for factor in inputs)
+        m, t = arrange(*outputs)
+        return _rows(m, transpose(matrix)), t
+    left, right = arrange(*inputs)
     a = _rows(right, matrix)
     if outputs is None:
         return left, a
-    m, t = (arrange(factor) for factor in outputs)
-    b = ops.transpose(project(matrix, m))
-    b = b + spread(ops.transpose(project(a, m)), left)
+    m, t = arrange(*outputs)
+    b = _rows(m, transpose(matrix)) + spread(_rows(m, transpose(a)), left)
     if len(left.shape) == len(t.shape) == 2:
         # One product of twice the rows takes little more time than one of them.
         return ops.concatenate([left, b]), ops.concatenate([a, t])
@@ -168,17 +169,17 @@ def _rows(factor, matrix):
     if len(factor.shape) == 2:
         return factor @ matrix
     blocks, k, width = factor.shape
-    matrix = ops.reshape(matrix, (blocks, width, -1))
-    return ops.reshape(factor @ matrix, (blocks * k, -1))
+    matrix = reshape(matrix, (blocks, width, -1))
+    return reshape(factor @ matrix, (blocks * k, -1))
 
 
 def _outer(p, q):
     """`pᵀ q`."""
     if len(p.shape) == 2:
-        return spread(ops.transpose(p), q)
+        return spread(transpose(p), q)
     blocks, k, width = p.shape
-    q = ops.reshape(q, (blocks, k, -1))
-    return ops.reshape(ops.swapaxes(p, 1, 2) @ q, (blocks * width, -1))
+    q = reshape(q, (blocks, k, -1))
+    return reshape(ops.swapaxes(p, 1, 2) @ q, (blocks * width, -1))
 
 
 def _with_gradient(form, x, kernel, factors, training):
@@ -213,9 +214,8 @@ def _with_gradient(form, x, kernel, factors, training):
             )
             # Nobody asks for it where the kernel is frozen, and a compiler
             # leaves it out.
-            d_kernel = ops.transpose(
-                view.inputs_matrix(x)
-            ) @ view.outputs_matrix(upstream)
+            d_kernel = transpose(view.inputs_matrix(x))
+            d_kernel = d_kernel @ view.outputs_matrix(upstream)
             d_kernel = view.from_kernel_matrix(d_kernel, kernel.shape)
             return dx, d_kernel, *d_factors
 

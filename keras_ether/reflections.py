@@ -16,6 +16,10 @@ of the activations, products in the dtype of the activations.
 import keras
 from keras import ops
 
+from keras_ether.quick_ops import float32
+from keras_ether.quick_ops import reshape
+from keras_ether.quick_ops import transpose as transpose_matrix
+
 # With more thin rows than this, going block by block is cheaper than a dense
 # product with a block-diagonal matrix, most of which is zero.
 MAX_DENSE_ROWS = 16
@@ -37,7 +41,7 @@ def unit(u):
     >>> ops.convert_to_numpy(unit(np.array([[3.0, 4.0], [0.0, 0.0]]))).tolist()
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
     """
-    u = ops.cast(u, "float32")
+    u = float32(u)
     return u * _reciprocal_norm(u)
 
 
@@ -67,8 +71,10 @@ def ether_plus_factors(u, v):
     Returns:
         `(left, right)`, float32 tensors of shape `(blocks, 2, width)`.
     """
-    u, v = (ops.cast(a, "float32")[:, None] for a in (u, v))
-    r_u, r_v = _reciprocal_norm(u), _reciprocal_norm(v)
+    # Stacked, so that the norms of both take the operations of one.
+    pair = ops.concatenate([float32(a)[:, None] for a in (u, v)], axis=1)
+    r = _reciprocal_norm(pair)
+    u, v, r_u, r_v = pair[:, :1], pair[:, 1:], r[:, :1], r[:, 1:]
     # Not `v * r_v - u * r_u`: compilers contract that into a fused operation
     # that rounds one of the products only, and is not zero for `u = v`.
     p = (v - u * (r_u / r_v)) * r_v
@@ -128,7 +134,7 @@ def multiply(x, left, right=None, training=False):
     if right is None:
         deviation = ops.einsum("...nw,nwv->...nv", _split(x, left), left)
         return x + _join(deviation)
-    left, right = arrange(left), arrange(ops.cast(right, x.dtype))
+    left, right = arrange(left, ops.cast(right, x.dtype))
     # On PyTorch a custom gradient can keep its arguments only and would compute
     # `s` again; autograd keeps `x` and `s`, no more than is needed.
     if training and keras.backend.backend() != "torch":
@@ -142,31 +148,33 @@ def is_dense(factor):
     return blocks * k <= MAX_DENSE_ROWS
 
 
-def arrange(factor):
-    """A factor in the form in which its products are cheapest.
+def arrange(*factors):
+    """The factors of one side in the form in which products are cheapest.
 
     Args:
-        factor: Tensor of shape `(blocks, k, width)`.
+        *factors: Tensors of shape `(blocks, k, width)`.
 
     Returns:
-        The same tensor, to be gone through block by block, or, of few rows, a
-        block-diagonal matrix of shape `(blocks * k, blocks * width)`. What
-        follows takes either.
+        A list of the same tensors, to be gone through block by block, or, of
+        few rows, of block-diagonal matrices `(blocks * k, blocks * width)`.
+        What follows takes either.
     """
-    if not is_dense(factor):
-        return factor
-    blocks, k, width = factor.shape
+    blocks, k, width = factors[0].shape
+    if not is_dense(factors[0]):
+        return list(factors)
     if blocks == 1:
-        return factor[0]
-    place = ops.eye(blocks, dtype=factor.dtype)[:, None, :, None]
-    spread_out = factor[:, :, None] * place
-    return ops.reshape(spread_out, (blocks * k, blocks * width))
+        return [factor[0] for factor in factors]
+    place = ops.eye(blocks, dtype=factors[0].dtype)[:, None, :, None]
+    return [
+        reshape(factor[:, :, None] * place, (blocks * k, blocks * width))
+        for factor in factors
+    ]
 
 
 def project(x, factor):
     """`x factorᵀ`: from `(..., blocks * width)` to `(..., blocks * k)`."""
     if len(factor.shape) == 2:
-        return x @ ops.transpose(factor)
+        return x @ transpose_matrix(factor)
     x = _split(x, factor)
     if factor.shape[1] == 1:
         return ops.sum(x * factor[:, 0], axis=-1)
@@ -192,7 +200,7 @@ def contract(s, x, factor):
         factor: The factor, as `arrange` gives it.
     """
     if len(factor.shape) == 2:
-        return ops.transpose(s) @ x
+        return transpose_matrix(s) @ x
     s = _split(s, ops.swapaxes(factor, 1, 2))
     x = _split(x, factor)
     if factor.shape[1] == 1:
@@ -202,9 +210,9 @@ def contract(s, x, factor):
 
 def _each_block(x, matrices):
     """Rows `(..., blocks, a)` times `(blocks, a, b)`, block by block."""
-    rows = ops.swapaxes(ops.reshape(x, (-1, *x.shape[-2:])), 0, 1)
+    rows = ops.swapaxes(reshape(x, (-1, *x.shape[-2:])), 0, 1)
     y = ops.swapaxes(rows @ matrices, 0, 1)
-    return ops.reshape(y, (*ops.shape(x)[:-1], matrices.shape[-1]))
+    return reshape(y, (*ops.shape(x)[:-1], matrices.shape[-1]))
 
 
 def _reciprocal_norm(u):
@@ -221,12 +229,12 @@ def _gram(a):
 
 def _split(x, factor):
     blocks, _, width = factor.shape
-    return ops.reshape(x, (*ops.shape(x)[:-1], blocks, width))
+    return reshape(x, (*ops.shape(x)[:-1], blocks, width))
 
 
 def _join(x):
     *leading, blocks, width = ops.shape(x)
-    return ops.reshape(x, (*leading, blocks * width))
+    return reshape(x, (*leading, blocks * width))
 
 
 @ops.custom_gradient
@@ -247,4 +255,4 @@ def _update(x, left, right):
 
 def flatten(x):
     """`x` with all its leading axes made one."""
-    return x if len(x.shape) == 2 else ops.reshape(x, (-1, ops.shape(x)[-1]))
+    return x if len(x.shape) == 2 else reshape(x, (-1, ops.shape(x)[-1]))

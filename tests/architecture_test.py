@@ -13,6 +13,7 @@ PACKAGE = pathlib.Path(keras_ether.__file__).parent
 # Lowest first: a module imports only what stands before it.
 ORDER = [
     "_keras_internals",
+    "quick_ops",
     "reflections",
     "baselines",
     "matrix_view",

@@ -1,0 +1,38 @@
+"""Operations that take long by their `keras.ops` names on PyTorch.
+
+`keras.ops` looks for symbolic tensors among all that it is given. Where an
+argument is a tuple, such as a shape, or nothing is to be done, that takes some
+40 µs, many times what the operation does. An adapted layer needs a dozen of
+them at each call.
+"""
+
+import keras
+from keras import ops
+
+
+def reshape(x, shape):
+    """`keras.ops.reshape(x, shape)`, by the tensor's own method if it has one.
+
+    TensorFlow's tensors have none.
+    """
+    if hasattr(x, "reshape"):
+        return x.reshape(shape)
+    return ops.reshape(x, shape)
+
+
+def transpose(matrix):
+    """`keras.ops.transpose(matrix)`, for two axes, in the same way."""
+    if hasattr(matrix, "T"):
+        return matrix.T
+    return ops.transpose(matrix)
+
+
+def float32(x):
+    """`keras.ops.cast(x, "float32")`, or `x` where it is float32 already."""
+    if ops.is_tensor(x) and is_float32(x):
+        return x
+    return ops.cast(x, "float32")
+
+
+def is_float32(x):
+    return keras.backend.standardize_dtype(x.dtype) == "float32"

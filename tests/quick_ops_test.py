@@ -1,0 +1,27 @@
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_ether import quick_ops
+
+
+def test_reshape_and_transpose_equal_keras():
+    x = np.arange(6.0, dtype="float32").reshape(2, 3)
+    for array in (x, ops.array(x)):
+        y = quick_ops.reshape(array, (3, -1))
+        np.testing.assert_array_equal(ops.convert_to_numpy(y), x.reshape(3, 2))
+        y = quick_ops.transpose(array)
+        np.testing.assert_array_equal(ops.convert_to_numpy(y), x.T)
+
+
+def test_float32_leaves_float32_as_it_is():
+    x = ops.ones((2,), "float32")
+    assert quick_ops.float32(x) is x
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int32"])
+def test_float32_casts_what_is_not(dtype):
+    for array in (np.ones(2, dtype), ops.cast(np.ones(2), dtype)):
+        y = quick_ops.float32(array)
+        assert quick_ops.is_float32(y)
+        np.testing.assert_array_equal(ops.convert_to_numpy(y), [1.0, 1.0])
