@@ -18,9 +18,12 @@ BENCHMARKS = {
     "infer": "inference: base, active, merged",
     "memory": "peak memory of a training step by method",
     "growth": "cost of one layer by tokens, width and blocks",
+    "floor": "what the products of a few rows take on their own",
+    "profile": "where PyTorch spends a step, by its profiler",
     "peers": "PEFT on transformers, each framework over its own limit",
     "tables": "tables and plots of benchmarks/README.md, from the results",
 }
+TORCH_ONLY = ("peers", "profile")
 
 
 def main():
@@ -41,9 +44,9 @@ def main():
         command.add_argument(
             "--backend",
             choices=["torch"]
-            if name == "peers"
+            if name in TORCH_ONLY
             else ["jax", "tensorflow", "torch"],
-            default="torch" if name == "peers" else "jax",
+            default="torch" if name in TORCH_ONLY else "jax",
         )
         command.add_argument("--threads", type=int, default=2)
         if name == "train":

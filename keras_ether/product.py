@@ -103,7 +103,7 @@ class _Orthogonal:
         self.view = view
 
     def deviation(self, kernel, left, right):
-        return _outer(left, _rows(right, self.view.kernel_matrix(kernel)))
+        return outer(left, _rows(right, self.view.kernel_matrix(kernel)))
 
     def projections(self, x, left, right):
         return (project(x, left),)
@@ -126,7 +126,7 @@ class _LowRank:
         self.view = view
 
     def deviation(self, kernel, *factors):
-        return sum(_outer(p, q) for p, q in _pairs(factors))
+        return sum(outer(p, q) for p, q in _pairs(factors))
 
     def projections(self, x, *factors):
         return tuple(project(x, p) for p, _ in _pairs(factors))
@@ -173,7 +173,7 @@ def _rows(factor, matrix):
     return reshape(factor @ matrix, (blocks * k, -1))
 
 
-def _outer(p, q):
+def outer(p, q):
     """`pᵀ q`."""
     if len(p.shape) == 2:
         return spread(transpose(p), q)
