@@ -11,8 +11,10 @@ from keras import ops
 from keras_ether import _keras_internals as internals
 from keras_ether import compiled
 from keras_ether import freezing
+from keras_ether import guard
 from keras_ether import methods
 from keras_ether import planning
+from keras_ether import quantized
 from keras_ether.adapter import Adapter
 from keras_ether.layers import kinds
 from keras_ether.targets import walk
@@ -126,6 +128,7 @@ def apply(
         layer = target.layer
         layer.__class__ = kinds.adapted_class(layer)
         internals.add_sublayer(layer, kinds.ADAPTER, adapter)
+    guard.put_up(model)
     reset()
     _warn_of_outer_model(model)
     _warn_of_frozen_head(model)
@@ -133,7 +136,7 @@ def apply(
     return model
 
 
-def merge(model):
+def merge(model, requantize: bool = False):
     """Folds a model's adapters into its kernels.
 
     The layers are ordinary ones again, of the classes that they had, and the
@@ -141,30 +144,43 @@ def merge(model):
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
+        requantize: Boolean, whether merged int8 and int4 kernels may be rounded
+            to such codes again, by the quantizers that they had. A warning then
+            says by how much that changes them. Float8 kernels are not rounded
+            by merging; GPTQ and AWQ kernels can't be merged. Defaults to
+            `False`.
 
     Returns:
         The model passed.
 
     Raises:
         ValueError: if there is no adapter, or if one stands around a quantized
-            kernel. The model is then as it was.
+            kernel that can't be merged into. The model is then as it was.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
+    >>> model.quantize("int8")
+    >>> model = keras_ether.apply(model, method="ether+")
+    >>> model = keras_ether.merge(model, requantize=True)
+    >>> model.layers[0].quantization_mode
+    'int8'
     """
     layers = adapted_layers(model)
-    for path, layer in layers.items():
-        if layer.quantization_mode is not None:
-            raise ValueError(
-                f"Layer '{path}' can't be merged: its kernel is quantized "
-                f"('{layer.quantization_mode}'), and rounding the product to "
-                "that precision would change what was trained. Keep the "
-                "adapter active, or call `keras_ether.remove`."
-            )
+    quantized.check_mergeable(layers, requantize)
     reset = compiled.Reset(model)
-    for layer in layers.values():
-        kernel = layer.base_kernel
-        kernel.assign(layer.ether.fold(ops.convert_to_tensor(kernel)))
+    errors = {}
+    for path, layer in layers.items():
+        if layer.quantization_mode in quantized.INTEGERS:
+            errors[path] = quantized.merge(layer)
+        else:
+            kernel = layer.base_kernel
+            kernel.assign(layer.ether.fold(ops.convert_to_tensor(kernel)))
         _take_out_adapter(layer)
     _thaw_all(model)
     reset()
+    if errors:
+        warnings.warn(quantized.describe_merge(errors), stacklevel=2)
     return model
 
 
@@ -280,6 +296,7 @@ def _freeze_all_but(model, plan):
 
 
 def _thaw_all(model):
+    guard.take_down(model)
     for layer in [model, *walk(model).values()]:
         freezing.thaw(layer)
 
