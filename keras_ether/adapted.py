@@ -38,8 +38,8 @@ class Adapted:
             "too. Call `keras_ether.merge` or `keras_ether.remove` first."
         )
 
-    def quantize(self, mode=None, type_check=True, config=None):
-        raise quantizing_error(self.path, mode)
+    def quantize(self, mode=None, config=None, **kwargs):
+        raise quantizing_error(self.path, mode or getattr(config, "mode", None))
 
     @property
     def dtype_policy(self):

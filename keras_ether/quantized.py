@@ -9,6 +9,7 @@ that the layer had.
 from dataclasses import dataclass
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_ether import _keras_internals as internals
@@ -60,14 +61,15 @@ def dequantize(layer):
         return codes / scale
     # The rows of this matrix share scales, all of them or group by group.
     if is_table:
-        matrix, scale = ops.transpose(codes), ops.transpose(scale)
+        matrix = ops.transpose(codes)
     else:
         matrix = ops.reshape(codes, (-1, scale.shape[-1]))
     if zero is None:
         matrix = matrix / scale
     else:
         zero = ops.cast(zero, "float32")
-        zero = ops.transpose(zero) if is_table else zero
+        if is_table:
+            scale, zero = ops.transpose(scale), ops.transpose(zero)
         groups = ops.cast(layer.g_idx, "int32")
         matrix = matrix - ops.take(zero, groups, axis=0)
         matrix = matrix * ops.take(scale, groups, axis=0)
@@ -95,8 +97,10 @@ def requantize(layer, kernel) -> Rounded:
         variable.name: ops.convert_to_numpy(variable)
         for variable in code_variables(plain)
     }
-    norm = float(ops.norm(kernel))
-    distance = float(ops.norm(dequantize(plain) - kernel))
+    norm, distance = (
+        float(np.linalg.norm(ops.convert_to_numpy(tensor)))
+        for tensor in (kernel, dequantize(plain) - kernel)
+    )
     return Rounded(values, distance / norm if norm else distance)
 
 
