@@ -17,6 +17,7 @@ BENCHMARKS = {
     "train": "training steps by method, over the step of a frozen model",
     "infer": "inference: base, active, merged",
     "memory": "peak memory of a training step by method",
+    "apply": "peak memory of `apply`, over the model",
     "growth": "cost of one layer by tokens, width and blocks",
     "peers": "PEFT on transformers, each framework over its own limit",
     "tables": "tables and plots of benchmarks/README.md, from the results",

@@ -375,7 +375,16 @@ def bad_arguments():
         ),
         "divisor of the output": (
             {"rank_blocks": 16, "method": "ether+", "targets": ["second"]},
-            r"'second'.*d=32.*f=8.*\[1, 2, 4, 8\]",
+            r"'second'.*d=32.*f=8.*\[1, 2, 4\]",
+        ),
+        "blocks of one number": (
+            {"rank_blocks": 16, "targets": ["first"]},
+            r"blocks of one number, which never train, in layer 'first'.*d=16"
+            r".*fit: \[1, 2, 4, 8\]",
+        ),
+        "an output of one number": (
+            {"rank_blocks": 8, "method": "ether+", "targets": ["second"]},
+            r"never train, in layer 'second'.*f=8.*fit: \[1, 2, 4\]",
         ),
     }
 
@@ -391,6 +400,30 @@ def test_bad_argument_is_one_clear_error(case, rng):
         with pytest.raises(ValueError, match=f"(?s){message}"):
             verb(model, **arguments)
         assert snapshot(model) == before
+
+
+def test_one_number_is_no_block():
+    model = keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(8, name="wide")]
+    )
+    with pytest.raises(ValueError, match=r"'wide'.*d=1 .*Either leave the"):
+        keras_ether.apply(model, rank_blocks=1)
+    # A number that is no unit vector does train.
+    keras_ether.apply(model, method="naive", rank_blocks=1)
+
+
+def test_apply_replaces_and_copies_no_kernel():
+    model = models.mlp()
+    # The variables themselves, and the memory in them.
+    before = [(id(v), id(v.value)) for v in model.variables]
+    keras_ether.apply(model, method="ether+", targets="all-linear")
+    vectors = {
+        id(vector)
+        for layer in keras_ether.surgery.adapted_layers(model).values()
+        for vector in layer.ether.vectors.values()
+    }
+    after = [(id(v), id(v.value)) for v in model.variables]
+    assert [pair for pair in after if pair[0] not in vectors] == before
 
 
 def snapshot(model):
