@@ -416,7 +416,9 @@ def test_apply_replaces_and_copies_no_kernel():
     model = models.mlp()
     # The variables themselves, and the memory in them.
     before = [(id(v), id(v.value)) for v in model.variables]
-    keras_ether.apply(model, method="ether+", targets="all-linear")
+    keras_ether.apply(
+        model, method="ether+", rank_blocks=2, targets="all-linear"
+    )
     vectors = {
         id(vector)
         for layer in keras_ether.surgery.adapted_layers(model).values()
