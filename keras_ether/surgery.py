@@ -50,8 +50,9 @@ def apply(
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
         rank_blocks: Integer, number of diagonal blocks `n` of `H` and `G`. It
-            must divide every transformed dimension. It does not change the
-            count of ETHER's trained numbers. Defaults to 4.
+            must divide every transformed dimension, and leave two numbers or
+            more to a block: one could not train. It does not change the count
+            of ETHER's trained numbers. Defaults to 4.
         method: `"ether"`, blocks `I − 2 û ûᵀ`, `d` numbers for a `(d, f)`
             kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, `2 (d + f)` numbers,
             which start at the identity; or one of the paper's baselines,
@@ -79,7 +80,7 @@ def apply(
         ValueError: if an argument is out of its range, if no layer matches, or
             if one that does can't be adapted: it is not built, has an adapter
             or LoRA already, shares its kernel, or has a dimension that
-            `rank_blocks` does not divide. The model is then as it was.
+            `rank_blocks` does not fit. The model is then as it was.
 
     Example:
 
@@ -160,11 +161,9 @@ def merge(model, requantize: bool = False):
     Example:
 
     >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
-    >>> model.quantize("int8")
-    >>> model = keras_ether.apply(model, method="ether+")
-    >>> model = keras_ether.merge(model, requantize=True)
-    >>> model.layers[0].quantization_mode
-    'int8'
+    >>> model = keras_ether.merge(keras_ether.apply(model))
+    >>> model.count_params()
+    68
     """
     layers = adapted_layers(model)
     quantized.check_mergeable(layers, requantize)
