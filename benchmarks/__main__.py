@@ -17,6 +17,7 @@ BENCHMARKS = {
     "train": "training steps by method, over the step of a frozen model",
     "infer": "inference: base, active, merged",
     "memory": "peak memory of a training step by method",
+    "apply": "peak memory of `apply`, over the model",
     "growth": "cost of one layer by tokens, width and blocks",
     "floor": "what the products of a few rows take on their own",
     "profile": "where PyTorch spends a step, by its profiler",

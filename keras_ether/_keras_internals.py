@@ -78,6 +78,16 @@ def is_training():
     return context is not None and bool(context.get_value("training"))
 
 
+def einsum_kernel_scale(layer, scale):
+    """An int8 `EinsumDense`'s scales in the layout of its kernel."""
+    return layer._adjust_scale_for_dequant(scale)
+
+
+def int4_block_size(layer):
+    """How many inputs of an int4 layer share a scale, `None` if all do."""
+    return layer._int4_block_size
+
+
 def copy_mask(source, target):
     """Gives a tensor the mask that another one carries, if it does."""
     mask = keras.src.backend.get_keras_mask(source)

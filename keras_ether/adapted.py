@@ -2,9 +2,12 @@
 
 import contextlib
 
+import keras
 from keras import ops
 
 from keras_ether import product
+from keras_ether import quantized
+from keras_ether.adapter import quantizing_error
 
 SIDES = ("input", "output")
 
@@ -19,8 +22,13 @@ class Adapted:
     _runs_base = False
 
     def _effective(self, kernel):
-        """The transformed kernel, or `kernel` where it is wanted as it is."""
+        """The transformed kernel, or `kernel` where it is wanted as it is.
+
+        Integers are no numbers to transform: they are answered as codes.
+        """
         if self._runs_base or not self.ether.built or not self.ether.active:
+            return kernel
+        if self.quantization_mode in quantized.INTEGERS + quantized.CALIBRATED:
             return kernel
         return self.ether.fold(ops.convert_to_tensor(kernel))
 
@@ -30,17 +38,33 @@ class Adapted:
             "too. Call `keras_ether.merge` or `keras_ether.remove` first."
         )
 
+    def quantize(self, mode=None, config=None, **kwargs):
+        raise quantizing_error(self.path, mode or getattr(config, "mode", None))
+
+    @property
+    def dtype_policy(self):
+        return super().dtype_policy
+
+    @dtype_policy.setter
+    def dtype_policy(self, value):
+        mode = keras.dtype_policies.get(value).quantization_mode
+        # A policy that quantizes is kept even if quantizing then fails.
+        if mode is not None and self.quantization_mode is None:
+            raise quantizing_error(self.path, mode)
+        keras.layers.Layer.dtype_policy.fset(self, value)
+
     @contextlib.contextmanager
-    def _base(self, *suspended):
+    def _base(self, *suspended, **replaced):
         """Lets the layer's class run on the base kernel.
 
-        Attributes named in `suspended`, such as the bias, are `None` meanwhile.
-        They are swapped in the instance's dictionary, out of sight of Keras's
-        trackers.
+        Attributes named in `suspended`, such as the bias, are `None` meanwhile,
+        those in `replaced` what is given. They are swapped in the instance's
+        dictionary, out of sight of Keras's trackers.
         """
         attributes = self.__dict__
-        saved = {name: attributes[name] for name in suspended}
-        attributes.update(dict.fromkeys(suspended), _runs_base=True)
+        replaced = {**dict.fromkeys(suspended), **replaced}
+        saved = {name: attributes[name] for name in replaced}
+        attributes.update(replaced, _runs_base=True)
         try:
             yield
         finally:
@@ -82,6 +106,13 @@ class AdaptedCall(AdaptedKernel):
         adapter = self.ether
         if not adapter.active:
             return linear(inputs, training=training)
+        if self.quantization_mode == "float8":
+            # The kernel is of floats, and inputs and kernel are rounded at each
+            # call, by scales that follow them. With a folded kernel these are
+            # the scales of the merged model, which so computes the same.
+            kernel = ops.convert_to_tensor(self.base_kernel)
+            with self._base(_kernel=adapter.fold(kernel, training)):
+                return linear(inputs, training=training)
         factors = [adapter.factors(side, training) for side in SIDES]
         if self.quantization_mode is None and not self.base_kernel.trainable:
             # `convert_to_tensor` leaves it a variable on TensorFlow, which a

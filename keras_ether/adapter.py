@@ -153,15 +153,15 @@ class Adapter(keras.layers.Layer):
             x,
         )
 
-    def fold(self, kernel):
+    def fold(self, kernel, training=False):
         """`H W G`, computed in float32, in the dtype of the kernel."""
-        return self._fold(kernel, inverse=False)
+        return self._fold(kernel, inverse=False, training=training)
 
     def unfold(self, kernel):
         """`H⁻¹ W G⁻¹`, for methods whose blocks are orthogonal."""
         return self._fold(kernel, inverse=True)
 
-    def _fold(self, kernel, inverse):
+    def _fold(self, kernel, inverse, training=False):
         dtype = kernel.dtype
         kernel = ops.cast(kernel, "float32")
         # `multiply` acts on rows: W G is just that, H W is (Wᵀ Hᵀ)ᵀ. Taking out
@@ -170,7 +170,7 @@ class Adapter(keras.layers.Layer):
             ("input", self.view.map_kernel_inputs, not inverse),
             ("output", self.view.map_kernel_outputs, inverse),
         ):
-            factors = self.factors(side)
+            factors = self.factors(side, training)
             if factors is None:
                 continue
             if transposed:
@@ -189,12 +189,17 @@ class Adapter(keras.layers.Layer):
     def quantize(self, mode=None, type_check=True, config=None):
         # `Model.quantize` asks only layers without sub-layers, so it would pass
         # over the adapted layer without a word and arrive here.
-        raise ValueError(
-            f"Adapter '{self.path}' stands around a kernel that would be "
-            "quantized. Quantize the model first and apply ETHER to the "
-            "quantized model, or call `keras_ether.merge(model)` before "
-            f"quantizing. Received: mode={mode!r}"
-        )
+        raise quantizing_error(self.path.rpartition("/")[0], mode)
+
+
+def quantizing_error(layer_path, mode) -> ValueError:
+    """The error of quantizing a layer that has an adapter."""
+    return ValueError(
+        f"Layer '{layer_path}' has an ETHER adapter and can't be quantized. "
+        "Quantize the model first and apply ETHER to the quantized model, or "
+        "call `keras_ether.merge(model)` before quantizing. Received: "
+        f"mode={mode!r}"
+    )
 
 
 def check_arguments(method, rank_blocks, side, dropout, seed):
@@ -227,7 +232,10 @@ def check_arguments(method, rank_blocks, side, dropout, seed):
 
 
 def check_blocks(layer_path, sizes, method, rank_blocks, side):
-    """Raises a `ValueError` if the blocks don't divide a transformed side.
+    """Raises a `ValueError` if the blocks don't fit a transformed side.
+
+    They don't if their number does not divide it, or if blocks so narrow could
+    not train: a unit vector of one number is 1 or −1.
 
     Args:
         layer_path: String that names the layer in the message.
@@ -241,18 +249,23 @@ def check_blocks(layer_path, sizes, method, rank_blocks, side):
     transformed = {"input": [inputs], "output": [outputs]}.get(
         side, [inputs, outputs]
     )
-    if all(size % rank_blocks == 0 for size in transformed):
-        return
-    divisors = [
+    width = methods.get(method).min_width
+    fitting = [
         n
-        for n in range(1, min(transformed) + 1)
+        for n in range(1, min(transformed) // width + 1)
         if all(size % n == 0 for size in transformed)
     ]
-    near = sorted(sorted(divisors, key=lambda n: abs(n - rank_blocks))[:4])
+    if rank_blocks in fitting:
+        return
+    if all(size % rank_blocks == 0 for size in transformed):
+        problem = "gives blocks of one number, which never train, in"
+    else:
+        problem = "does not divide"
+    near = sorted(sorted(fitting, key=lambda n: abs(n - rank_blocks))[:4])
+    counts = f"Block counts near it that fit: {near}. Or" if near else "Either"
     raise ValueError(
-        f"`rank_blocks={rank_blocks}` does not divide layer '{layer_path}', "
+        f"`rank_blocks={rank_blocks}` {problem} layer '{layer_path}', "
         f"whose kernel has d={inputs} inputs and f={outputs} outputs "
-        f"(method='{method}' transforms side='{side}'). Block counts near it "
-        f"that do: {near}. Or leave the layer out with `exclude`, or keep it "
-        "trainable with `trainable`."
+        f"(method='{method}' transforms side='{side}'). {counts} leave the "
+        "layer out with `exclude`, or keep it trainable with `trainable`."
     )

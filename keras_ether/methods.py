@@ -33,6 +33,8 @@ class Method:
         orthogonal: Whether every block is orthogonal, so that its transpose
             takes it out of a kernel again.
         learning_rate: A rate for Adam that is a good first try.
+        min_width: Integer, the width of the smallest block that can train. A
+            unit vector of one number is a constant. Defaults to 2.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Method:
     side: str
     orthogonal: bool
     learning_rate: float
+    min_width: int = 2
 
 
 METHODS: dict[str, Method] = {}
@@ -143,5 +146,6 @@ register(
         side="input",
         orthogonal=False,
         learning_rate=1e-3,
+        min_width=1,
     )
 )

@@ -47,10 +47,10 @@ def plan(
 
     Example:
 
-    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
+    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8)])
     >>> table = keras_ether.plan(model, method="ether+", print_fn=str)
     >>> table.trainable
-    40
+    48
     """
     resolved = planning.make_plan(
         model,

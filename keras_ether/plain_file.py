@@ -13,7 +13,8 @@ Read into an adapted layer, such a file
 - over another base, else: gives the effective kernel as base and vectors that
   start anew at the identity, with a warning.
 
-A file without vectors is a base checkpoint, and loads as one. None of this
+A file without vectors is a base checkpoint, and loads as one. Layers over
+integer kernels are the subject of `keras_ether.quantized_file`. None of this
 concerns the layers of `keras_ether.layers`, which write their base kernel and
 their vectors, and are read by their own kind alone.
 """
@@ -38,12 +39,6 @@ class PlainFile:
     """
 
     def save_own_variables(self, store):
-        if self.quantization_mode is not None and self.ether.active:
-            raise NotImplementedError(
-                f"Layer '{self.path}' cannot be saved with an active adapter, "
-                f"since its kernel is quantized ('{self.quantization_mode}'). "
-                "Call `keras_ether.remove(model)` to save the base model."
-            )
         entries = {}
         super().save_own_variables(entries)
         base = self.base_kernel

@@ -11,8 +11,10 @@ from keras import ops
 from keras_ether import _keras_internals as internals
 from keras_ether import compiled
 from keras_ether import freezing
+from keras_ether import guard
 from keras_ether import methods
 from keras_ether import planning
+from keras_ether import quantized
 from keras_ether.adapter import Adapter
 from keras_ether.layers import kinds
 from keras_ether.targets import walk
@@ -48,8 +50,9 @@ def apply(
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
         rank_blocks: Integer, number of diagonal blocks `n` of `H` and `G`. It
-            must divide every transformed dimension. It does not change the
-            count of ETHER's trained numbers. Defaults to 4.
+            must divide every transformed dimension, and leave two numbers or
+            more to a block: one could not train. It does not change the count
+            of ETHER's trained numbers. Defaults to 4.
         method: `"ether"`, blocks `I − 2 û ûᵀ`, `d` numbers for a `(d, f)`
             kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, `2 (d + f)` numbers,
             which start at the identity; or one of the paper's baselines,
@@ -77,7 +80,7 @@ def apply(
         ValueError: if an argument is out of its range, if no layer matches, or
             if one that does can't be adapted: it is not built, has an adapter
             or LoRA already, shares its kernel, or has a dimension that
-            `rank_blocks` does not divide. The model is then as it was.
+            `rank_blocks` does not fit. The model is then as it was.
 
     Example:
 
@@ -126,6 +129,7 @@ def apply(
         layer = target.layer
         layer.__class__ = kinds.adapted_class(layer)
         internals.add_sublayer(layer, kinds.ADAPTER, adapter)
+    guard.put_up(model)
     reset()
     _warn_of_outer_model(model)
     _warn_of_frozen_head(model)
@@ -133,7 +137,7 @@ def apply(
     return model
 
 
-def merge(model):
+def merge(model, requantize: bool = False):
     """Folds a model's adapters into its kernels.
 
     The layers are ordinary ones again, of the classes that they had, and the
@@ -141,30 +145,41 @@ def merge(model):
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
+        requantize: Boolean, whether merged int8 and int4 kernels may be rounded
+            to such codes again, by the quantizers that they had. A warning then
+            says by how much that changes them. Float8 kernels are not rounded
+            by merging; GPTQ and AWQ kernels can't be merged. Defaults to
+            `False`.
 
     Returns:
         The model passed.
 
     Raises:
         ValueError: if there is no adapter, or if one stands around a quantized
-            kernel. The model is then as it was.
+            kernel that can't be merged into. The model is then as it was.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
+    >>> model = keras_ether.merge(keras_ether.apply(model))
+    >>> model.count_params()
+    68
     """
     layers = adapted_layers(model)
-    for path, layer in layers.items():
-        if layer.quantization_mode is not None:
-            raise ValueError(
-                f"Layer '{path}' can't be merged: its kernel is quantized "
-                f"('{layer.quantization_mode}'), and rounding the product to "
-                "that precision would change what was trained. Keep the "
-                "adapter active, or call `keras_ether.remove`."
-            )
+    quantized.check_mergeable(layers, requantize)
     reset = compiled.Reset(model)
-    for layer in layers.values():
-        kernel = layer.base_kernel
-        kernel.assign(layer.ether.fold(ops.convert_to_tensor(kernel)))
+    errors = {}
+    for path, layer in layers.items():
+        if layer.quantization_mode in quantized.INTEGERS:
+            errors[path] = quantized.merge(layer)
+        else:
+            kernel = layer.base_kernel
+            kernel.assign(layer.ether.fold(ops.convert_to_tensor(kernel)))
         _take_out_adapter(layer)
     _thaw_all(model)
     reset()
+    if errors:
+        warnings.warn(quantized.describe_merge(errors), stacklevel=2)
     return model
 
 
@@ -280,6 +295,7 @@ def _freeze_all_but(model, plan):
 
 
 def _thaw_all(model):
+    guard.take_down(model)
     for layer in [model, *walk(model).values()]:
         freezing.thaw(layer)
 

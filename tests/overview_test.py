@@ -142,7 +142,7 @@ def test_weights_of_the_model_itself_are_named():
 
     model = Bank(name="mine")
     model.build((None, 4))
-    report = keras_ether.plan(model, print_fn=str)
+    report = keras_ether.plan(model, rank_blocks=2, print_fn=str)
     assert [row.path for row in report.rows] == ["dense"]
     assert [(s.path, s.reason) for s in report.skipped] == [
         ("mine", "no adapter for its kind")

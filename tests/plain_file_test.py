@@ -1,5 +1,3 @@
-import warnings
-
 import keras
 import numpy as np
 import pytest
@@ -127,15 +125,3 @@ def test_file_of_another_adapter_is_an_error(other, rng, tmp_path):
         second.load_weights(path)
     now = models.values([second.layers[2].base_kernel])[0]
     np.testing.assert_array_equal(now, base)
-
-
-def test_quantized_layer_is_not_saved_as_its_base(rng, tmp_path):
-    model = models.mlp()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.quantize("int8")
-    keras_ether.apply(model, trainable=["head"])
-    with pytest.raises(NotImplementedError, match=r"quantized \('int8'\)"):
-        model.save_weights(tmp_path / "model.weights.h5")
-    keras_ether.remove(model)
-    model.save_weights(tmp_path / "base.weights.h5")

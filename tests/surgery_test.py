@@ -346,73 +346,6 @@ def test_dropout_makes_blocks_the_identity_in_training_only(rng):
     assert seen == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-@pytest.mark.parametrize("method", ["ether", "ether+"])
-def test_mixed_precision(policy, method, rng):
-    previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        check_precision(models.mlp(), method, rng)
-    finally:
-        keras.config.set_dtype_policy(previous)
-
-
-@pytest.mark.parametrize("policy", ["bfloat16", "float16"])
-@pytest.mark.parametrize("method", ["ether", "ether+"])
-def test_pure_16_bits(policy, method, rng):
-    previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        check_precision(models.mlp(), method, rng)
-    finally:
-        keras.config.set_dtype_policy(previous)
-
-
-def check_precision(model, method, rng):
-    x = models.inputs_of("mlp", rng)
-    base = models.call(model, x)
-    keras_ether.apply(model, method=method, trainable=["head"])
-    if method == "ether+":
-        np.testing.assert_array_equal(models.call(model, x), base)
-    for vector in model.layers[0].ether.vectors.values():
-        assert vector.dtype == "float32"
-    history = models.compile_and_fit(model, x)
-    assert np.all(np.isfinite(history.history["loss"]))
-    active = models.call(model, x).astype("float32")
-    keras_ether.merge(model)
-    merged = models.call(model, x).astype("float32")
-    np.testing.assert_allclose(merged, active, atol=0.1)
-
-
-@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
-@pytest.mark.parametrize("method", ["ether", "ether+"])
-def test_quantized_base_trains_and_stays(mode, method, rng):
-    model = models.mlp()
-    x = models.inputs_of("mlp", rng)
-    model.quantize(mode)
-    codes = models.values(model.layers[0].weights[:1])[0]
-    base = models.call(model, x)
-    keras_ether.apply(model, method=method, trainable=["head"])
-    if method == "ether+":
-        np.testing.assert_array_equal(models.call(model, x), base)
-    history = models.compile_and_fit(model, x)
-    assert np.all(np.isfinite(history.history["loss"]))
-    np.testing.assert_array_equal(
-        models.values(model.layers[0].weights[:1])[0], codes
-    )
-    with pytest.raises(ValueError, match=rf"first.*quantized \('{mode}'\)"):
-        keras_ether.merge(model)
-    assert kinds.is_adapted(model.layers[0])
-    keras_ether.remove(model)
-
-
-def test_quantizing_an_adapted_model_is_an_error():
-    model = models.mlp()
-    keras_ether.apply(model, targets=["first", "second"], trainable=["head"])
-    with pytest.raises(ValueError, match="Quantize the model first"):
-        model.quantize("int8")
-
-
 @pytest.mark.parametrize("verb", ["merge", "remove", "disabled"])
 def test_verbs_without_an_adapter_are_errors(verb):
     with pytest.raises(ValueError, match="has no ETHER adapter"):
@@ -442,7 +375,16 @@ def bad_arguments():
         ),
         "divisor of the output": (
             {"rank_blocks": 16, "method": "ether+", "targets": ["second"]},
-            r"'second'.*d=32.*f=8.*\[1, 2, 4, 8\]",
+            r"'second'.*d=32.*f=8.*\[1, 2, 4\]",
+        ),
+        "blocks of one number": (
+            {"rank_blocks": 16, "targets": ["first"]},
+            r"blocks of one number, which never train, in layer 'first'.*d=16"
+            r".*fit: \[1, 2, 4, 8\]",
+        ),
+        "an output of one number": (
+            {"rank_blocks": 8, "method": "ether+", "targets": ["second"]},
+            r"never train, in layer 'second'.*f=8.*fit: \[1, 2, 4\]",
         ),
     }
 
@@ -458,6 +400,32 @@ def test_bad_argument_is_one_clear_error(case, rng):
         with pytest.raises(ValueError, match=f"(?s){message}"):
             verb(model, **arguments)
         assert snapshot(model) == before
+
+
+def test_one_number_is_no_block():
+    model = keras.Sequential(
+        [keras.Input((1,)), keras.layers.Dense(8, name="wide")]
+    )
+    with pytest.raises(ValueError, match=r"'wide'.*d=1 .*Either leave the"):
+        keras_ether.apply(model, rank_blocks=1)
+    # A number that is no unit vector does train.
+    keras_ether.apply(model, method="naive", rank_blocks=1)
+
+
+def test_apply_replaces_and_copies_no_kernel():
+    model = models.mlp()
+    # The variables themselves, and the memory in them.
+    before = [(id(v), id(v.value)) for v in model.variables]
+    keras_ether.apply(
+        model, method="ether+", rank_blocks=2, targets="all-linear"
+    )
+    vectors = {
+        id(vector)
+        for layer in keras_ether.surgery.adapted_layers(model).values()
+        for vector in layer.ether.vectors.values()
+    }
+    after = [(id(v), id(v.value)) for v in model.variables]
+    assert [pair for pair in after if pair[0] not in vectors] == before
 
 
 def snapshot(model):
@@ -489,7 +457,7 @@ def test_unbuilt_layer_is_named():
     model.build((None, 4))
     with pytest.raises(ValueError, match="'late' can't be adapted: it is not"):
         keras_ether.apply(model, targets=["late"])
-    report = keras_ether.plan(model, print_fn=str)
+    report = keras_ether.plan(model, rank_blocks=2, print_fn=str)
     assert [row.path for row in report.rows] == ["early"]
 
 

@@ -9,6 +9,7 @@ import keras
 from keras_ether import _keras_internals as internals
 from keras_ether import freezing
 from keras_ether import methods
+from keras_ether import quantized
 from keras_ether.adapted import Adapted
 from keras_ether.adapted import AdaptedCall
 from keras_ether.adapted import AdaptedKernel
@@ -22,6 +23,8 @@ from keras_ether.adapter import Adapter
 from keras_ether.conv_view import ConvView
 from keras_ether.matrix_view import MatrixView
 from keras_ether.plain_file import PlainFile
+from keras_ether.quantized_file import CalibratedFile
+from keras_ether.quantized_file import IntegerFile
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,13 @@ OTHERS = {
     keras.layers.SeparableConv2D: "its two kernels are one operation",
 }
 
+# The mixin that writes and reads a layer's files, by its quantization mode;
+# `PlainFile` for all others.
+FILES = {
+    **dict.fromkeys(quantized.INTEGERS, IntegerFile),
+    **dict.fromkeys(quantized.CALIBRATED, CalibratedFile),
+}
+
 # The attribute of an adapted layer that holds its adapter.
 ADAPTER = "ether"
 
@@ -140,6 +150,10 @@ def kind_of(layer) -> Kind | None:
 
 def kernel_shape(layer) -> tuple[int, ...]:
     """The shape of the kernel of a layer of a known kind."""
+    if layer.quantization_mode in quantized.CALIBRATED:
+        # What answers as kernel there are codes, transposed and flattened.
+        shape = getattr(layer, "original_kernel_shape", None)
+        return tuple(shape or layer.kernel_shape)
     return tuple(getattr(layer, kind_of(layer).kernel).shape)
 
 
@@ -178,8 +192,11 @@ def why_not(layer, dropout: float = 0.0, side: str | None = None) -> str | None:
     kind = kind_of(layer)
     if not layer.built:
         return "it is not built"
-    if layer.quantization_mode in ("gptq", "awq"):
-        return f"kernels quantized by '{layer.quantization_mode}' are not read"
+    mode = layer.quantization_mode
+    if mode in quantized.CALIBRATED and not getattr(
+        layer, f"is_{mode}_calibrated"
+    ):
+        return f"it is marked for '{mode}' and was not calibrated"
     if getattr(layer, "lora_enabled", False):
         return "LoRA is enabled on it"
     if side == "input" and not kind.has_input_side:
@@ -201,18 +218,18 @@ def adapted_class(layer) -> type:
     """The class that a layer becomes when an adapter is put into it."""
     kind = kind_of(layer)
     folds = _computes_itself(layer, kind)
-    return _adapted_class(type(layer), kind.folded if folds else kind.adapted)
+    mixin = kind.folded if folds else kind.adapted
+    file = FILES.get(layer.quantization_mode, PlainFile)
+    return _adapted_class(type(layer), mixin, file)
 
 
 def plain_class(layer) -> type:
     """The class that an adapted layer had, or that it stands for."""
-    if isinstance(layer, PlainFile):
-        return layer.plain_class
-    return kind_of(layer).layer_class
+    return getattr(layer, "plain_class", kind_of(layer).layer_class)
 
 
 @functools.cache
-def _adapted_class(layer_class, mixin):
+def _adapted_class(layer_class, mixin, file):
     """A twin of `layer_class` that passes for it in files.
 
     Keras's files name classes: containers keep their layers' weights under the
@@ -222,7 +239,7 @@ def _adapted_class(layer_class, mixin):
     """
     twin = type(
         layer_class.__name__,
-        (PlainFile, mixin, layer_class),
+        (file, mixin, layer_class),
         {
             "__module__": layer_class.__module__,
             "__qualname__": layer_class.__qualname__,

@@ -1,0 +1,108 @@
+"""Every dtype policy that Keras trains in."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_ether
+from keras_ether.surgery import adapted_layers
+from tests import models
+
+POLICIES = [
+    "float32",
+    "mixed_bfloat16",
+    "mixed_float16",
+    "bfloat16",
+    "float16",
+]
+METHODS = ["ether", "ether+"]
+
+
+@pytest.fixture
+def policy(request):
+    previous = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy(previous)
+
+
+def vectors_of(model):
+    return [
+        vector
+        for layer in adapted_layers(model).values()
+        for vector in layer.ether.vectors.values()
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("policy", POLICIES, indirect=True)
+def test_fit(policy, method, rng):
+    model, x = models.mlp(), models.inputs_of("mlp", rng)
+    base = models.call(model, x)
+    keras_ether.apply(
+        model, method=method, rank_blocks=2, seed=0, trainable=["head"]
+    )
+    if method == "ether+":
+        np.testing.assert_array_equal(models.call(model, x), base)
+    before = models.values(vectors_of(model))
+    history = models.compile_and_fit(model, x)
+    assert np.all(np.isfinite(history.history["loss"]))
+    for vector, value in zip(vectors_of(model), before, strict=True):
+        assert vector.dtype == "float32"
+        now = models.values([vector])[0]
+        assert np.all(np.isfinite(now))
+        assert np.abs(now - value).max() > 1e-4
+    active = models.call(model, x).astype("float32")
+    keras_ether.merge(model)
+    merged = models.call(model, x).astype("float32")
+    tolerance = 1e-5 if policy == "float32" else 0.1
+    np.testing.assert_allclose(merged, active, atol=tolerance)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
+def test_step_whose_gradients_overflow_is_skipped(policy, method, rng):
+    model, x = models.mlp(), models.inputs_of("mlp", rng, samples=4)
+    keras_ether.apply(
+        model, method=method, rank_blocks=2, seed=0, trainable=["head"]
+    )
+    before = models.values(vectors_of(model))
+    optimizer = keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.Adam(0.01), initial_scale=2.0**60
+    )
+    model.compile(
+        optimizer,
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    labels = np.arange(4) % 4
+    model.fit(x, labels, epochs=1, verbose=0)
+    for now, value in zip(
+        models.values(vectors_of(model)), before, strict=True
+    ):
+        np.testing.assert_array_equal(now, value)
+    scale = float(models.values([optimizer.dynamic_scale])[0])
+    assert scale == 2.0**59
+    optimizer.dynamic_scale.assign(2.0**10)
+    model.fit(x, labels, epochs=2, verbose=0)
+    for now, value in zip(
+        models.values(vectors_of(model)), before, strict=True
+    ):
+        assert np.all(np.isfinite(now))
+        assert np.abs(now - value).max() > 1e-4
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16"], indirect=True)
+def test_loss_scaling_of_a_compiled_model_starts_anew(policy, rng):
+    model, x = models.mlp(), models.inputs_of("mlp", rng)
+    # Keras scales the loss by itself under this policy.
+    models.compile_and_fit(model, x, epochs=1)
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    keras_ether.apply(model, rank_blocks=2, trainable=["head"])
+    before = models.values(vectors_of(model))
+    history = model.fit(x, np.arange(len(x)) % 4, epochs=2, verbose=0)
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    assert np.all(np.isfinite(history.history["loss"]))
+    for now, value in zip(
+        models.values(vectors_of(model)), before, strict=True
+    ):
+        assert np.abs(now - value).max() > 1e-4
