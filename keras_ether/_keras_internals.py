@@ -12,6 +12,11 @@ def children(layer):
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
+def held_variables(layer):
+    """The variables that are attributes of `layer`, whoever made them."""
+    return layer._trainable_variables + layer._non_trainable_variables
+
+
 def share_registered_names(known, other):
     """Has files name the class `other` as they name `known`."""
     for names in (
