@@ -4,6 +4,8 @@ Each stands in one small function. Tried with Keras 3.15 on JAX, TensorFlow and
 PyTorch.
 """
 
+import contextlib
+
 import keras
 
 
@@ -60,6 +62,18 @@ def renew_torch_parameters(layer):
 def is_called_in_another_model(model):
     """Whether the graph of another functional model calls `model`."""
     return bool(model._inbound_nodes)
+
+
+def strategy_scope(owner):
+    """The scope of the `tf.distribute` strategy of a model or an optimizer.
+
+    It is settled when either is made.
+    """
+    for name in ("_distribute_strategy", "_distribution_strategy"):
+        strategy = getattr(owner, name, None)
+        if strategy is not None:
+            return strategy.scope()
+    return contextlib.nullcontext()
 
 
 def forget_compiled_trainable_state(model):

@@ -1,6 +1,9 @@
 """Adapters in models that a distribution has placed on several devices."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -12,9 +15,14 @@ from keras_ether.layers import kinds
 from keras_ether.targets import walk
 from tests import models
 
+ROOT = Path(__file__).parents[1]
 on_jax = pytest.mark.skipif(
     keras.backend.backend() != "jax",
     reason="Keras cuts variables up on JAX only",
+)
+on_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="is about TensorFlow's strategies",
 )
 on_torch = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="is about PyTorch's parameters"
@@ -200,6 +208,39 @@ def test_a_rule_that_does_not_fit_is_one_clear_error(rules, cause):
             keras_ether.apply(model, rank_blocks=2)
         assert type(model.layers[0]) is keras.layers.EinsumDense
         assert all(v.trainable for v in model.variables)
+
+
+@on_tensorflow
+def test_a_mirrored_model_is_adapted_outside_the_scope():
+    """In a process of its own, since TensorFlow fixes its devices early."""
+    code = """
+import keras, numpy as np, tensorflow as tf, keras_ether
+from tests.distribution_test import make_model
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0],
+    [tf.config.LogicalDeviceConfiguration()] * 2,
+)
+devices = tf.config.list_logical_devices("CPU")
+with tf.distribute.MirroredStrategy(devices).scope():
+    model = make_model()
+    model.compile(keras.optimizers.Adam(1e-2), "mse")
+x, y = np.ones((8, 16), "float32"), np.ones((8, 24))
+model.fit(x, y, verbose=0)
+keras_ether.apply(model)
+vector = model.layers[0].ether.input_u
+model.fit(x, y, verbose=0)
+active = model.predict(x, verbose=0)
+keras_ether.merge(model)
+np.testing.assert_allclose(model.predict(x, verbose=0), active, atol=1e-5)
+for variable in (vector, model.layers[0].kernel):
+    first, second = [copy.numpy() for copy in variable.value.values]
+    np.testing.assert_array_equal(first, second)
+model.fit(x, y, verbose=0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @on_torch

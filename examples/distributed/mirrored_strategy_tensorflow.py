@@ -36,7 +36,7 @@ def main():
 
 def train(strategy):
     """Losses by epoch."""
-    # All that makes variables stands in the scope: `apply` does too.
+    # All that makes variables stands in the scope.
     with strategy.scope():
         model = make_model()
         keras_ether.apply(model, trainable=["head"], seed=0)
