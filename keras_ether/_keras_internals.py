@@ -4,12 +4,19 @@ Each stands in one small function. Tried with Keras 3.15 on JAX, TensorFlow and
 PyTorch.
 """
 
+import contextlib
+
 import keras
 
 
 def children(layer):
     """The layers that Keras tracks as direct parts of `layer`, in order."""
     return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def held_variables(layer):
+    """The variables that are attributes of `layer`, whoever made them."""
+    return layer._trainable_variables + layer._non_trainable_variables
 
 
 def share_registered_names(known, other):
@@ -55,6 +62,18 @@ def renew_torch_parameters(layer):
 def is_called_in_another_model(model):
     """Whether the graph of another functional model calls `model`."""
     return bool(model._inbound_nodes)
+
+
+def strategy_scope(owner):
+    """The scope of the `tf.distribute` strategy of a model or an optimizer.
+
+    It is settled when either is made.
+    """
+    for name in ("_distribute_strategy", "_distribution_strategy"):
+        strategy = getattr(owner, name, None)
+        if strategy is not None:
+            return strategy.scope()
+    return contextlib.nullcontext()
 
 
 def forget_compiled_trainable_state(model):

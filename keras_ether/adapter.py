@@ -70,13 +70,26 @@ class Adapter(keras.layers.Layer):
             if self.transforms(side)
         }
         for name, value in self._start().items():
-            vector = self.add_weight(
+            setattr(self, name, self._add_vector(name, value))
+
+    def _add_vector(self, name, value):
+        try:
+            return self.add_weight(
                 name=name,
                 shape=value.shape,
-                initializer=lambda shape, dtype, v=value: ops.array(v, dtype),
+                initializer=lambda shape, dtype: ops.array(value, dtype),
                 autocast=False,
             )
-            setattr(self, name, vector)
+        except ValueError as error:
+            if keras.distribution.distribution() is None:
+                raise
+            raise ValueError(
+                f"The distribution can't place '{self.path}/{name}', the "
+                f"vectors of a kernel, of shape {value.shape}: {error} Rules "
+                "of a layout map for kernels should end in 'kernel', and one "
+                "for vectors should be '.*/ether/.*'; without one they are "
+                "replicated."
+            ) from error
 
     def _start(self):
         method = methods.get(self.method)

@@ -61,7 +61,8 @@ def constant_learning_rate(model) -> float | None:
 
 
 def _made_again(optimizer):
-    return type(optimizer).from_config(optimizer.get_config())
+    with internals.strategy_scope(optimizer):
+        return type(optimizer).from_config(optimizer.get_config())
 
 
 def _models(model):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_ether import freezing
+from keras_ether import _keras_internals as internals
 from keras_ether import methods
 from keras_ether import targets as targets_lib
 from keras_ether.adapter import check_arguments
@@ -98,7 +98,7 @@ def make_plan(
             f"exclude={exclude!r}. Layers that could have matched: "
             f"{targets_lib.shorten(candidates) or 'none'}."
         )
-    _check_unshared(layers, chosen)
+    _check_unshared(model, layers, chosen)
     resolved = []
     for path, layer in chosen.items():
         target = Target(
@@ -166,11 +166,14 @@ def _refused(chosen, dropout, side, by_name):
     return refused
 
 
-def _check_unshared(layers, chosen):
-    """Raises a `ValueError` if another layer owns a target's kernel too."""
+def _check_unshared(model, layers, chosen):
+    """Raises a `ValueError` if another layer holds a target's kernel too."""
     owners = {}
-    for path, layer in layers.items():
-        for variable in freezing.own_variables(layer):
+    holders = list(layers.items())
+    if all(layer is not model for layer in layers.values()):
+        holders.insert(0, (model.name, model))
+    for path, layer in holders:
+        for variable in internals.held_variables(layer):
             if len(variable.shape) > 1:
                 owners.setdefault(id(variable), []).append(path)
     for paths in owners.values():

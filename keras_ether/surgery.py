@@ -113,17 +113,18 @@ def apply(
         random.getrandbits(64) if seed is None else seed
     )
     seeds = rng.integers(2**31, size=len(plan.targets))
-    adapters = [
-        _build_adapter(
-            target,
-            method=method,
-            rank_blocks=rank_blocks,
-            side=target.side,
-            dropout=dropout,
-            seed=int(target_seed),
-        )
-        for target, target_seed in zip(plan.targets, seeds, strict=True)
-    ]
+    with internals.strategy_scope(model):
+        adapters = [
+            _build_adapter(
+                target,
+                method=method,
+                rank_blocks=rank_blocks,
+                side=target.side,
+                dropout=dropout,
+                seed=int(target_seed),
+            )
+            for target, target_seed in zip(plan.targets, seeds, strict=True)
+        ]
     _freeze_all_but(model, plan)
     for target, adapter in zip(plan.targets, adapters, strict=True):
         layer = target.layer
