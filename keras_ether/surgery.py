@@ -101,9 +101,6 @@ def apply(
         dropout=dropout,
         seed=seed,
     )
-    # Whatever can fail, for want of memory say, is done before the first layer
-    # is touched.
-    reset = compiled.Reset(model)
     # `keras.utils.set_random_seed` seeds Python's generator, and Keras's own
     # seeds are signed integers of 32 bits.
     rng = np.random.default_rng(
@@ -111,23 +108,10 @@ def apply(
     )
     seeds = rng.integers(2**31, size=len(plan.targets))
     adapters = [
-        _build_adapter(
-            target,
-            method=method,
-            rank_blocks=rank_blocks,
-            side=target.side,
-            dropout=dropout,
-            seed=int(target_seed),
-        )
+        build_adapter(target, int(target_seed))
         for target, target_seed in zip(plan.targets, seeds, strict=True)
     ]
-    _freeze_all_but(model, plan)
-    for target, adapter in zip(plan.targets, adapters, strict=True):
-        layer = target.layer
-        layer.__class__ = kinds.adapted_class(layer)
-        internals.add_sublayer(layer, kinds.ADAPTER, adapter)
-    reset()
-    _warn_of_outer_model(model)
+    put_in(model, plan, adapters)
     _warn_of_frozen_head(model)
     _warn_of_low_rate(model, methods.get(method))
     return model
@@ -240,14 +224,37 @@ def adapted_layers(model) -> dict:
     return layers
 
 
-def _build_adapter(target, **arguments):
-    adapter = Adapter(**arguments)
+def build_adapter(target, seed=None):
+    """An adapter for a target of a plan, not yet in the model."""
+    adapter = Adapter(
+        method=target.method,
+        rank_blocks=target.rank_blocks,
+        side=target.side,
+        dropout=target.dropout,
+        seed=seed,
+    )
     # As if built by the layer itself, so that the rules of a layout map for the
     # layer find the vectors.
     parent, _, name = (target.layer.path or target.layer.name).rpartition("/")
     with keras.name_scope(name, override_parent=parent):
         adapter.build(target.view, target.kernel_shape)
     return adapter
+
+
+def put_in(model, plan, adapters):
+    """Puts built adapters into a model, and freezes what doesn't train.
+
+    What can fail, for want of memory say, is done before the first layer is
+    touched.
+    """
+    reset = compiled.Reset(model)
+    _freeze_all_but(model, plan)
+    for target, adapter in zip(plan.targets, adapters, strict=True):
+        layer = target.layer
+        layer.__class__ = kinds.adapted_class(layer)
+        internals.add_sublayer(layer, kinds.ADAPTER, adapter)
+    reset()
+    _warn_of_outer_model(model)
 
 
 def _take_out_adapter(layer):
@@ -294,7 +301,7 @@ def _warn_of_outer_model(model):
             "compiled, call `compile(...)` on it again before it is used: its "
             "compiled functions and its optimizer know nothing of the change. "
             "Or pass it, the outermost model, instead.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
