@@ -1,21 +1,29 @@
 """Fine-tuning of Keras models with ETHER and ETHER+."""
 
+from keras_ether import callbacks
 from keras_ether import layers
 from keras_ether.overview import plan
 from keras_ether.overview import summary
+from keras_ether.saving import load_adapter
+from keras_ether.saving import read_adapter_header
+from keras_ether.saving import save_adapter
 from keras_ether.surgery import apply
 from keras_ether.surgery import disabled
 from keras_ether.surgery import merge
 from keras_ether.surgery import remove
-
-__version__ = "0.1.0"
+from keras_ether.version import __version__
 
 __all__ = [
+    "__version__",
     "apply",
+    "callbacks",
     "disabled",
     "layers",
+    "load_adapter",
     "merge",
     "plan",
+    "read_adapter_header",
     "remove",
+    "save_adapter",
     "summary",
 ]

@@ -112,3 +112,45 @@ def copy_mask(source, target):
     mask = keras.src.backend.get_keras_mask(source)
     if mask is not None:
         keras.src.backend.set_keras_mask(target, mask)
+
+
+def global_generators():
+    """The generators that Keras draws from past its own seeds.
+
+    On PyTorch a `Dropout` without a seed draws from the device's global
+    generator; on other backends there is no such thing.
+
+    Returns:
+        List of `torch.Generator`.
+    """
+    if keras.config.backend() != "torch":
+        return []
+    import torch
+
+    device = keras.src.backend.torch.core.get_device()
+    if not device.startswith("cuda"):
+        return [torch.default_generator]
+    index = torch.device(device).index
+    index = torch.cuda.current_device() if index is None else index
+    return [torch.default_generator, torch.cuda.default_generators[index]]
+
+
+def generator_state(generator):
+    """The state of a generator, an array of bytes."""
+    return generator.get_state().numpy()
+
+
+def set_generator_state(generator, state):
+    """Sets the state of a generator.
+
+    Raises:
+        ValueError: if it can't be one. The generator is then as it was.
+    """
+    import torch
+
+    state = torch.from_numpy(state.copy())
+    try:
+        torch.Generator(device=generator.device).set_state(state)
+    except RuntimeError as error:
+        raise ValueError(f"it is no state of a generator ({error})") from None
+    generator.set_state(state)

@@ -33,13 +33,33 @@ class Reset:
 
     def __call__(self):
         drop_functions(self.model)
-        for model, optimizer in self.optimizers:
-            # As `compile` does, out of sight of the trackers.
-            object.__setattr__(model, "optimizer", optimizer)
+        _set_optimizers(self.optimizers)
         for layer in [self.model, *walk(self.model).values()]:
             internals.renew_torch_parameters(layer)
         for model in _models(self.model):
             internals.forget_compiled_trainable_state(model)
+
+
+class Snapshot:
+    """The optimizers of a model and of the models in it, to be put back.
+
+    Args:
+        model: A Keras model or layer.
+    """
+
+    def __init__(self, model):
+        self.optimizers = [
+            (part, part.optimizer, part.optimizer.built)
+            for part in _models(model)
+            if part.compiled and part.optimizer is not None
+        ]
+
+    def restore(self):
+        """Puts them back; one that was not built then is made again."""
+        _set_optimizers(
+            (part, optimizer if built else _made_again(optimizer))
+            for part, optimizer, built in self.optimizers
+        )
 
 
 def drop_functions(model):
@@ -58,6 +78,12 @@ def constant_learning_rate(model) -> float | None:
     inner = getattr(optimizer, "inner_optimizer", optimizer)
     rate = inner.get_config().get("learning_rate")
     return rate if isinstance(rate, float) else None
+
+
+def _set_optimizers(pairs):
+    for model, optimizer in pairs:
+        # As `compile` does, out of sight of the trackers.
+        object.__setattr__(model, "optimizer", optimizer)
 
 
 def _made_again(optimizer):

@@ -68,10 +68,10 @@ def plan(
             path=target.path,
             layer_class=target.layer.__class__.__name__,
             kernel_shape=target.kernel_shape,
-            method=method,
-            rank_blocks=rank_blocks,
+            method=target.method,
+            rank_blocks=target.rank_blocks,
             side=target.side,
-            numbers=target.numbers(method, rank_blocks),
+            numbers=target.numbers,
         )
         for target in resolved.targets
     )

@@ -3,7 +3,8 @@
 A layer that `keras_ether.apply` adapted writes its *effective* kernel in its
 class's own format, so a model that knows nothing of this package gets the
 fine-tuned predictions. Beside it, under a path that a plain model never visits,
-the adapter writes the vectors and a fingerprint of the base kernel.
+the adapter writes the vectors, the state of its dropout and a fingerprint of
+the base kernel.
 
 Read into an adapted layer, such a file
 
@@ -29,6 +30,7 @@ from keras_ether.fingerprint import fingerprint
 
 FINGERPRINT = "base_fingerprint"
 METHOD = "method"
+DROPOUT = "dropout_state"
 
 
 class PlainFile:
@@ -84,10 +86,14 @@ class Loading:
 
 
 def save_vectors(adapter, store):
-    """Writes an adapter's vectors, method and the fingerprint of the base."""
+    """Writes an adapter's vectors and method, and its base's fingerprint."""
     for name, vector in adapter.vectors.items():
         store[name] = vector
     store[METHOD] = np.frombuffer(adapter.method.encode(), "uint8")
+    if adapter.dropout:
+        state = ops.convert_to_numpy(adapter.seed_generator.state)
+        # Every backend has an integer type of its own for it.
+        store[DROPOUT] = np.asarray(state, "int64")
     if adapter.base_fingerprint is not None:
         store[FINGERPRINT] = adapter.base_fingerprint
         adapter.base_fingerprint = None
@@ -111,13 +117,15 @@ def load_vectors(adapter, store):
         raise
     for name, vector in adapter.vectors.items():
         vector.assign(values[name])
+    if adapter.dropout and DROPOUT in store:
+        adapter.seed_generator.state.assign(np.asarray(store[DROPOUT]))
     if loading is not None and FINGERPRINT in store:
         loading.settle(adapter, np.asarray(store[FINGERPRINT]))
 
 
 def _read(adapter, store):
     method = bytes(np.asarray(store[METHOD])).decode("ascii", "replace")
-    names = set(store.keys()) - {METHOD, FINGERPRINT}
+    names = set(store.keys()) - {METHOD, DROPOUT, FINGERPRINT}
     values = {name: np.asarray(store[name]) for name in sorted(names)}
     received = {name: value.shape for name, value in values.items()}
     expected = {

@@ -23,17 +23,22 @@ class Target:
     layer: keras.layers.Layer
     view: MatrixView | ConvView
     kernel_shape: tuple[int, ...]
+    method: str
+    rank_blocks: int
     side: str
+    dropout: float
 
-    def numbers(self, method, rank_blocks):
+    @property
+    def numbers(self):
         """Count of the numbers that its adapter would train."""
         experts, inputs, outputs = self.view.sizes(self.kernel_shape)
+        start = methods.get(self.method).start
         rng = np.random.default_rng(0)
         return sum(
-            experts * rank_blocks * weight.size
+            experts * self.rank_blocks * weight.size
             for name, size in (("input", inputs), ("output", outputs))
             if self.side in (name, "both")
-            for weight in methods.get(method).start(1, size // rank_blocks, rng)
+            for weight in start(1, size // self.rank_blocks, rng)
         )
 
 
@@ -106,7 +111,10 @@ def make_plan(
             layer=layer,
             view=kinds.kind_of(layer).view(layer),
             kernel_shape=kinds.kernel_shape(layer),
+            method=method,
+            rank_blocks=rank_blocks,
             side=kinds.side_of(layer, method, side),
+            dropout=dropout,
         )
         sizes = target.view.sizes(target.kernel_shape)
         check_blocks(path, sizes, method, rank_blocks, target.side)

@@ -104,35 +104,14 @@ def apply(
         dropout=dropout,
         seed=seed,
     )
-    # Whatever can fail, for want of memory say, is done before the first layer
-    # is touched.
-    reset = compiled.Reset(model)
     # `keras.utils.set_random_seed` seeds Python's generator, and Keras's own
     # seeds are signed integers of 32 bits.
     rng = np.random.default_rng(
         random.getrandbits(64) if seed is None else seed
     )
     seeds = rng.integers(2**31, size=len(plan.targets))
-    with internals.strategy_scope(model):
-        adapters = [
-            _build_adapter(
-                target,
-                method=method,
-                rank_blocks=rank_blocks,
-                side=target.side,
-                dropout=dropout,
-                seed=int(target_seed),
-            )
-            for target, target_seed in zip(plan.targets, seeds, strict=True)
-        ]
-    _freeze_all_but(model, plan)
-    for target, adapter in zip(plan.targets, adapters, strict=True):
-        layer = target.layer
-        layer.__class__ = kinds.adapted_class(layer)
-        internals.add_sublayer(layer, kinds.ADAPTER, adapter)
-    guard.put_up(model)
-    reset()
-    _warn_of_outer_model(model)
+    adapters = build_adapters(model, plan, seeds.tolist())
+    put_in(model, plan, adapters)
     _warn_of_frozen_head(model)
     _warn_of_low_rate(model, methods.get(method))
     return model
@@ -256,14 +235,47 @@ def adapted_layers(model) -> dict:
     return layers
 
 
-def _build_adapter(target, **arguments):
-    adapter = Adapter(**arguments)
+def build_adapters(model, plan, seeds=None):
+    """Adapters for a plan's targets, not yet in the model."""
+    seeds = seeds or [None] * len(plan.targets)
+    with internals.strategy_scope(model):
+        return [
+            _build_adapter(target, seed)
+            for target, seed in zip(plan.targets, seeds, strict=True)
+        ]
+
+
+def _build_adapter(target, seed):
+    adapter = Adapter(
+        method=target.method,
+        rank_blocks=target.rank_blocks,
+        side=target.side,
+        dropout=target.dropout,
+        seed=seed,
+    )
     # As if built by the layer itself, so that the rules of a layout map for the
     # layer find the vectors.
     parent, _, name = (target.layer.path or target.layer.name).rpartition("/")
     with keras.name_scope(name, override_parent=parent):
         adapter.build(target.view, target.kernel_shape)
     return adapter
+
+
+def put_in(model, plan, adapters):
+    """Puts built adapters into a model, and freezes what doesn't train.
+
+    What can fail, for want of memory say, is done before the first layer is
+    touched.
+    """
+    reset = compiled.Reset(model)
+    _freeze_all_but(model, plan)
+    for target, adapter in zip(plan.targets, adapters, strict=True):
+        layer = target.layer
+        layer.__class__ = kinds.adapted_class(layer)
+        internals.add_sublayer(layer, kinds.ADAPTER, adapter)
+    guard.put_up(model)
+    reset()
+    _warn_of_outer_model(model)
 
 
 def _take_out_adapter(layer):
@@ -311,7 +323,7 @@ def _warn_of_outer_model(model):
             "compiled, call `compile(...)` on it again before it is used: its "
             "compiled functions and its optimizer know nothing of the change. "
             "Or pass it, the outermost model, instead.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

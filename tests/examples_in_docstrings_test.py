@@ -13,6 +13,7 @@ from keras_ether import layers
 from keras_ether import reflections
 
 MODULES = [
+    "callbacks",
     "conv_view",
     "matrix_view",
     "reflections",
@@ -23,9 +24,14 @@ MODULES = [
     "layers.ether_conv3d",
     "layers.ether_embedding",
     "overview",
+    "saving",
     "surgery",
 ]
-pytestmark = pytest.mark.filterwarnings("ignore:.*is frozen now")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is frozen now"),
+    # "adam" is what a reader knows.
+    pytest.mark.filterwarnings("ignore:.*learning rate of 0.001"),
+]
 
 
 def example_model():
@@ -47,7 +53,9 @@ def names():
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_examples_run(module):
+def test_examples_run(module, tmp_path, monkeypatch):
+    # Some write files.
+    monkeypatch.chdir(tmp_path)
     module = importlib.import_module(f"keras_ether.{module}")
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     runner = doctest.DocTestRunner(optionflags=flags)

@@ -1,0 +1,226 @@
+"""Checkpoints of adapters while they train, and the way back to them."""
+
+import math
+import warnings
+
+import keras
+
+from keras_ether import adapter_file
+from keras_ether import compiled
+from keras_ether import saving
+from keras_ether import surgery
+from keras_ether import training_state
+from keras_ether.adapter_file import AdapterFile
+from keras_ether.training_state import Position
+
+
+class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
+    """Saves adapters, head and state of training at some frequency.
+
+    As `keras.callbacks.ModelCheckpoint`, but the file is an adapter file and
+    leaves out the base: besides what `keras_ether.save_adapter` writes it holds
+    the optimizer's variables, the step, and the states of random generators (on
+    PyTorch the global one too, which a `Dropout` without a seed draws from).
+    `keras_ether.callbacks.resume` goes on from it; `keras_ether.load_adapter`
+    takes its adapters. A file is replaced at once or not at all, so a run that
+    is killed leaves a whole one.
+
+    If a value to be saved is not finite, the file from before is left alone and
+    a warning says so.
+
+    Args:
+        filepath: String or `PathLike`, ending in `".safetensors"`. It may hold
+            `{epoch}`, `{batch}` and names of logged values, such as
+            `"{epoch:02d}-{val_loss:.2f}.safetensors"`.
+        monitor: String, the logged value that says what is best. Defaults to
+            `"val_loss"`.
+        verbose: 0 or 1, whether to print what is done. Defaults to 0.
+        save_best_only: Whether to save only if `monitor` has improved. Defaults
+            to `False`.
+        mode: `"min"`, `"max"` or `"auto"`, which of them is an improvement.
+            Defaults to `"auto"`.
+        save_freq: `"epoch"`, or an integer: after that many batches. Defaults
+            to `"epoch"`.
+        initial_value_threshold: Float, what the first value of `monitor` must
+            improve on, `Position.best` for one. Defaults to `None`.
+
+    Raises:
+        ValueError: if an argument is not one of the above.
+
+    Example:
+
+    >>> checkpoint = keras_ether.callbacks.AdapterCheckpoint(
+    ...     "latest.ether.safetensors"
+    ... )
+    >>> model.compile("adam", "mse")
+    >>> history = model.fit(x, x[:, :4], verbose=0, callbacks=[checkpoint])
+    >>> keras_ether.callbacks.resume(model, "latest.ether.safetensors")
+    Position(epoch=1, batch=0, step=1, best=None)
+    """
+
+    def __init__(
+        self,
+        filepath,
+        monitor: str = "val_loss",
+        verbose: int = 0,
+        save_best_only: bool = False,
+        mode: str = "auto",
+        save_freq="epoch",
+        initial_value_threshold: float | None = None,
+    ):
+        super().__init__(
+            # It accepts the suffixes of Keras's own files.
+            "adapter.keras",
+            monitor=monitor,
+            verbose=verbose,
+            save_best_only=save_best_only,
+            mode=mode,
+            save_freq=save_freq,
+            initial_value_threshold=initial_value_threshold,
+        )
+        self.filepath = adapter_file.check_name(filepath)
+        self._position = (0, 0)
+
+    def on_train_begin(self, logs=None):
+        surgery.adapted_layers(self.model)
+        training_state.set_global_generators_again(self.model)
+        super().on_train_begin(logs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        super().on_epoch_begin(epoch, logs)
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        done, steps = batch + 1, self.params.get("steps")
+        is_last = steps is not None and done >= steps
+        self._position = (
+            (self._epoch + 1, 0) if is_last else (self._epoch, done)
+        )
+        with _StandIn(self):
+            super().on_train_batch_end(batch, logs)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._position = (epoch + 1, 0)
+        with _StandIn(self):
+            super().on_epoch_end(epoch, logs)
+
+    def write(self, model, filepath):
+        """Writes the file for the position of now."""
+        best = None if self.best is None else float(self.best)
+        if best is not None and not math.isfinite(best):
+            best = None
+        epoch, batch = self._position
+        content = saving.content_of(model)
+        entry, tensors = training_state.content_of(model, epoch, batch, best)
+        try:
+            adapter_file.write(
+                filepath,
+                AdapterFile(
+                    {**content.header, "training": entry},
+                    content.tensors | tensors,
+                ),
+            )
+        except ValueError as error:
+            warnings.warn(
+                f"No checkpoint '{filepath}' was written: {error}.",
+                stacklevel=2,
+            )
+
+
+class _StandIn:
+    """The model as `ModelCheckpoint` sees it: saved as an adapter file.
+
+    A context in which it stands for the callback's model.
+    """
+
+    def __init__(self, callback):
+        self._callback = callback
+        self._model = callback.model
+
+    def __enter__(self):
+        self._callback.set_model(self)
+
+    def __exit__(self, *exception):
+        self._callback.set_model(self._model)
+
+    def __getattr__(self, name):
+        return getattr(self._model, name)
+
+    def save(self, filepath, overwrite=True):
+        self._callback.write(self._model, filepath)
+
+
+def resume(model, filepath, check_base: bool = True) -> Position:
+    """Brings adapters, head and training back to an `AdapterCheckpoint`.
+
+    Training then takes the same steps, loss for loss, as if it had never
+    stopped, if the batches are the same: `fit` must not shuffle, or by a seed
+    that depends on the epoch. What other callbacks remember is not in the file.
+    On PyTorch, if a `Dropout` has no seed, `fit` must be given an
+    `AdapterCheckpoint` again.
+
+    Args:
+        model: The compiled base model, or an adapted one as for
+            `keras_ether.load_adapter`.
+        filepath: String or `PathLike`, a file that
+            `keras_ether.callbacks.AdapterCheckpoint` wrote.
+        check_base: See `keras_ether.load_adapter`. Defaults to `True`.
+
+    Returns:
+        A `Position`: `epoch`, to be passed to `fit` as `initial_epoch`;
+        `batch`, how many batches of that epoch are done already; `step`, of the
+        optimizer; and `best`.
+
+    Raises:
+        ValueError: if `keras_ether.load_adapter` would raise it, if the file
+            holds no state of training, or that of another optimizer. The model
+            is then as it was.
+
+    Example:
+
+    ```python
+    model.compile(keras.optimizers.Adam(1e-2), loss)
+    position = keras_ether.callbacks.resume(model, "latest.ether.safetensors")
+    checkpoint = keras_ether.callbacks.AdapterCheckpoint(
+        "latest.ether.safetensors", initial_value_threshold=position.best
+    )
+    model.fit(
+        x,
+        y,
+        epochs=10,
+        initial_epoch=position.epoch,
+        shuffle=False,
+        callbacks=[checkpoint],
+    )
+    ```
+    """
+    content = adapter_file.read(filepath)
+    if "training" not in content.header:
+        raise ValueError(
+            f"Adapter file '{filepath}' holds no state of training. Load it by "
+            "`keras_ether.load_adapter`."
+        )
+    if not getattr(model, "compiled", False):
+        raise ValueError(
+            f"Model '{model.name}' is not compiled, so it has no optimizer to "
+            "go on with. Call `model.compile(...)` first."
+        )
+    fill = saving.prepare(model, content, filepath, check_base)
+    back = compiled.Snapshot(model)
+    if fill.is_new:
+        surgery.put_in(model, fill.plan, fill.adapters)
+    try:
+        state = training_state.fitting_state(model, content)
+        training_state.set_global_generators(model, content)
+    except ValueError as error:
+        if fill.is_new:
+            surgery.remove(model)
+        back.restore()
+        raise ValueError(
+            f"Training of model '{model.name}' can't go on from "
+            f"'{filepath}': {error}"
+        ) from error
+    fill()
+    for variable, value in state:
+        variable.assign(value)
+    return training_state.position_of(content.header)

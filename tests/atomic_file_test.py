@@ -1,0 +1,91 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from keras_ether import atomic_file
+
+KILLS = 60
+WRITER = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[2])
+# Not by way of the package, which imports Keras.
+import atomic_file
+number = 0
+while True:
+    number += 1
+    atomic_file.write(sys.argv[1], b"%12d" % number * 20_000)
+"""
+
+
+def test_replaces_a_file_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.safetensors"
+    for data in (b"first", b"second"):
+        atomic_file.write(path, data)
+        assert path.read_bytes() == data
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_relative_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    atomic_file.write("a.safetensors", b"data")
+    assert (tmp_path / "a.safetensors").read_bytes() == b"data"
+
+
+def test_link_goes_on_pointing_at_its_file(tmp_path):
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    atomic_file.write(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_failure_leaves_the_old_file(step, tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    atomic_file.write(path, b"old")
+
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="disk full"):
+        atomic_file.write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        atomic_file.write(tmp_path / "nowhere" / "a.safetensors", b"data")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL on Windows")
+def test_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
+    path = tmp_path / "a.safetensors"
+    folder = os.path.dirname(atomic_file.__file__)
+    rng = random.Random(0)
+    seen = set()
+    for _ in range(KILLS):
+        path.write_bytes(b"%12d" % 0 * 20_000)
+        writer = subprocess.Popen(
+            [sys.executable, "-S", "-c", WRITER, str(path), folder],
+            stderr=subprocess.DEVNULL,
+        )
+        before = os.stat(path).st_ino
+        while os.stat(path).st_ino == before:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02))
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        data = path.read_bytes()
+        number = int(data[:12])
+        assert data == b"%12d" % number * 20_000
+        seen.add(number)
+    # It was killed sooner and later, at times while it was writing.
+    assert len(seen) > 1
+    assert len(os.listdir(tmp_path)) > 1

@@ -1,0 +1,363 @@
+import os
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import keras_ether
+from keras_ether.callbacks import AdapterCheckpoint
+from keras_ether.callbacks import resume
+from keras_ether.layers import kinds
+from keras_ether.targets import walk
+from tests import models
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is frozen now"),
+    pytest.mark.filterwarnings("ignore:.*learning rate of"),
+]
+BATCH = 4
+STEPS = 3
+
+
+def base(seed=0, dropout=0.3):
+    """A base with dropout and batch normalization; only its kernels are set."""
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential(
+        [
+            keras.Input((16,)),
+            keras.layers.Dense(8, activation="tanh", name="first"),
+            keras.layers.Dropout(dropout),
+            keras.layers.BatchNormalization(name="norm"),
+            keras.layers.Dense(4, name="head"),
+        ]
+    )
+    rng = np.random.default_rng(0)
+    for variable in model.trainable_variables:
+        variable.assign(rng.standard_normal(variable.shape) * 0.3)
+    return model
+
+
+def adapted(method="ether", seed=0, dropout=0.3):
+    return keras_ether.apply(
+        base(seed, dropout),
+        method=method,
+        rank_blocks=2,
+        trainable=["norm", "head"],
+        dropout=0.2,
+        seed=seed,
+    )
+
+
+def adam():
+    schedule = keras.optimizers.schedules.ExponentialDecay(0.05, 2, 0.8)
+    return keras.optimizers.Adam(schedule, amsgrad=True)
+
+
+OPTIMIZERS = {
+    "adam": adam,
+    "sgd": lambda: keras.optimizers.SGD(0.05, momentum=0.9),
+    "loss scale": lambda: keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.Adam(0.01), dynamic_growth_steps=2
+    ),
+}
+
+
+def compile_model(model, optimizer="adam"):
+    model.compile(OPTIMIZERS[optimizer](), "mse", metrics=["mae"])
+    return model
+
+
+@pytest.fixture
+def data(rng):
+    x = rng.standard_normal((BATCH * STEPS, 16)).astype("float32")
+    return x, (x[:, :4] * 2).astype("float32")
+
+
+class Losses(keras.callbacks.Callback):
+    """Remembers the loss after each batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.values = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.values.append(float(logs["loss"]))
+
+
+def fit(model, data, epochs, initial_epoch=0, callbacks=(), **kwargs):
+    losses = Losses()
+    model.fit(
+        *data,
+        batch_size=BATCH,
+        epochs=epochs,
+        initial_epoch=initial_epoch,
+        shuffle=False,
+        verbose=0,
+        callbacks=[losses, *callbacks],
+        **kwargs,
+    )
+    return losses.values
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_resumed_run_is_one_that_never_stopped(optimizer, data, tmp_path):
+    path = tmp_path / "latest.safetensors"
+    whole = compile_model(adapted(), optimizer)
+    expected = fit(whole, data, 4)
+    first = compile_model(adapted(), optimizer)
+    begun = fit(first, data, 2, callbacks=[AdapterCheckpoint(path)])
+    # Another process: nothing is left of the run but the file.
+    model = compile_model(base(seed=7), optimizer)
+    position = resume(model, path)
+    assert (position.epoch, position.batch) == (2, 0)
+    assert position.step == 2 * STEPS
+    resumed = fit(
+        model,
+        data,
+        4,
+        initial_epoch=position.epoch,
+        callbacks=[AdapterCheckpoint(path)],
+    )
+    assert begun + resumed == expected
+    for now, then in zip(
+        models.values(model.weights), models.values(whole.weights), strict=True
+    ):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_resume_into_an_adapted_model_that_trains(data, tmp_path):
+    path = tmp_path / "latest.safetensors"
+    model = compile_model(adapted("ether+"))
+    fit(model, data, 1, callbacks=[AdapterCheckpoint(path)])
+    expected = fit(model, data, 3, initial_epoch=1)
+    position = resume(model, path)
+    assert fit(model, data, 3, initial_epoch=position.epoch) == expected
+
+
+def test_resume_within_an_epoch(data, tmp_path):
+    path = tmp_path / "{epoch}-{batch}.safetensors"
+    whole = compile_model(adapted())
+    x, y = data
+    fit(whole, data, 1, callbacks=[AdapterCheckpoint(path, save_freq=2)])
+    assert os.listdir(tmp_path) == ["1-2.safetensors"]
+    model = compile_model(base(seed=7))
+    position = resume(model, tmp_path / "1-2.safetensors")
+    assert (position.epoch, position.batch, position.step) == (0, 2, 2)
+    model.train_on_batch(x[2 * BATCH :], y[2 * BATCH :])
+    for now, then in zip(
+        models.values(model.trainable_variables),
+        models.values(whole.trainable_variables),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_last_batch_of_an_epoch_is_the_start_of_the_next(data, tmp_path):
+    path = tmp_path / "latest.safetensors"
+    model = compile_model(adapted())
+    fit(model, data, 1, callbacks=[AdapterCheckpoint(path, save_freq=STEPS)])
+    position = resume(model, path)
+    assert (position.epoch, position.batch) == (1, 0)
+
+
+def test_best_only_and_names_by_logged_values(data, tmp_path, capsys):
+    model = compile_model(adapted())
+    path = tmp_path / "kept" / "{epoch:02d}-{val_loss:.3f}.safetensors"
+    checkpoint = AdapterCheckpoint(
+        path, save_best_only=True, verbose=1, mode="min"
+    )
+    history = keras.callbacks.History()
+    fit(
+        model,
+        data,
+        4,
+        callbacks=[checkpoint, history],
+        validation_data=data,
+    )
+    losses = history.history["val_loss"]
+    expected = [
+        f"{epoch + 1:02d}-{loss:.3f}.safetensors"
+        for epoch, loss in enumerate(losses)
+        if loss < min([np.inf, *losses[:epoch]])
+    ]
+    assert sorted(os.listdir(tmp_path / "kept")) == expected
+    assert "improved from None" in capsys.readouterr().out
+    last = tmp_path / "kept" / expected[-1]
+    position = resume(model, last)
+    assert position.best == min(losses)
+    threshold = AdapterCheckpoint(
+        tmp_path / "none.safetensors",
+        save_best_only=True,
+        initial_value_threshold=position.best - 100,
+    )
+    fit(model, data, 1, callbacks=[threshold], validation_data=data)
+    assert not os.path.exists(tmp_path / "none.safetensors")
+
+
+def test_checkpoint_is_an_adapter_file(data, tmp_path):
+    path = tmp_path / "latest.safetensors"
+    model = compile_model(adapted())
+    fit(model, data, 1, callbacks=[AdapterCheckpoint(path)])
+    other = keras_ether.load_adapter(base(seed=7), path)
+    np.testing.assert_array_equal(
+        models.call(other, data[0]), models.call(model, data[0])
+    )
+    assert keras_ether.read_adapter_header(path)["training"]["epoch"] == 1
+
+
+def test_what_is_not_finite_does_not_replace_a_file(data, tmp_path):
+    path = tmp_path / "latest.safetensors"
+    model = compile_model(adapted())
+    fit(model, data, 1, callbacks=[AdapterCheckpoint(path)])
+    before = path.read_bytes()
+    head = model.get_layer("head").bias
+    head.assign(np.full(head.shape, np.nan))
+    with pytest.warns(UserWarning, match=r"No checkpoint.*not finite"):
+        fit(model, data, 1, callbacks=[AdapterCheckpoint(path)])
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["latest.safetensors"]
+
+
+def test_model_without_an_adapter_is_an_error_before_training(data, tmp_path):
+    model = compile_model(base())
+    before = models.values(model.weights)
+    with pytest.raises(ValueError, match="has no ETHER adapter"):
+        fit(
+            model,
+            data,
+            1,
+            callbacks=[AdapterCheckpoint(tmp_path / "a.safetensors")],
+        )
+    for now, then in zip(models.values(model.weights), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"filepath": "a.keras"}, r"end in '\.safetensors'.*a\.keras"),
+        ({"filepath": "a.safetensors", "save_freq": "step"}, "step"),
+    ],
+)
+def test_bad_argument(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AdapterCheckpoint(**arguments)
+
+
+def snapshot(model):
+    state = [model.optimizer.get_config(), len(model.optimizer.variables)]
+    for layer in [model, *walk(model).values()]:
+        state.append((type(layer), layer.trainable))
+        state += [(v.path, v.trainable) for v in layer.variables]
+    return state, models.values([*model.variables, *model.optimizer.variables])
+
+
+def same(one, other):
+    np.testing.assert_equal(one, other)
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("is_adapted", [False, True])
+def test_state_of_another_optimizer_leaves_the_model(
+    is_adapted, trained, data, tmp_path
+):
+    path = tmp_path / "latest.safetensors"
+    model = compile_model(adapted())
+    fit(model, data, 1, callbacks=[AdapterCheckpoint(path)])
+    # As many variables, of another class; and of the same class, but fewer.
+    for optimizer, message in (
+        (keras.optimizers.SGD(0.1, momentum=0.9), "is SGD, the file's Adam"),
+        (adam_without_average(), "count of the optimizer's variables"),
+    ):
+        other = adapted() if is_adapted else base()
+        other.compile(optimizer, "mse")
+        if trained:
+            other.train_on_batch(*data)
+            set_base(other)
+        elif is_adapted:
+            other.optimizer.build(other.trainable_variables)
+        before = snapshot(other)
+        with pytest.raises(ValueError, match=message):
+            resume(other, path)
+        same(snapshot(other), before)
+        other.train_on_batch(*data)
+        set_base(other)
+        resume(compile_model(other), path)
+
+
+def set_base(model):
+    """Undoes what training has done to a model without adapters."""
+    if not any(map(kinds.is_adapted, walk(model).values())):
+        model.set_weights(base().get_weights())
+
+
+def adam_without_average():
+    return keras.optimizers.Adam(0.1)
+
+
+def test_file_without_a_state_of_training(data, tmp_path):
+    path = tmp_path / "a.safetensors"
+    model = compile_model(adapted())
+    keras_ether.save_adapter(model, path)
+    with pytest.raises(ValueError, match="holds no state of training"):
+        resume(model, path)
+
+
+def test_model_that_is_not_compiled(data, tmp_path):
+    path = tmp_path / "latest.safetensors"
+    fit(compile_model(adapted()), data, 1, callbacks=[AdapterCheckpoint(path)])
+    model = base()
+    with pytest.raises(ValueError, match="is not compiled"):
+        resume(model, path)
+    assert not any(map(kinds.is_adapted, walk(model).values()))
+
+
+# Keras's own files leave out the states of its `Dropout`, so there is none here
+# but in the adapters.
+
+
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+@pytest.mark.filterwarnings("ignore:.compile.*was not called as part")
+def test_model_checkpoint_of_keras_resumes(method, data, tmp_path):
+    path = tmp_path / "latest.weights.h5"
+    expected = fit(compile_model(adapted(method, dropout=0.0), "sgd"), data, 4)
+    first = compile_model(adapted(method, dropout=0.0), "sgd")
+    checkpoint = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
+    begun = fit(first, data, 2, callbacks=[checkpoint])
+    model = compile_model(adapted(method, seed=7, dropout=0.0), "sgd")
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights(path)
+    assert begun + fit(model, data, 4, initial_epoch=2) == expected
+
+
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_backup_and_restore_of_keras_resumes(method, data, tmp_path):
+    expected = fit(compile_model(adapted(method, dropout=0.0), "sgd"), data, 4)
+
+    def backup():
+        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise KeyboardInterrupt
+
+    model = compile_model(adapted(method, dropout=0.0), "sgd")
+    losses = Losses()
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, data, 4, callbacks=[losses, backup(), Stop()])
+    model = compile_model(adapted(method, seed=7, dropout=0.0), "sgd")
+    assert losses.values + fit(model, data, 4, callbacks=[backup()]) == expected
+
+
+def test_whole_model_by_model_checkpoint_is_the_fine_tuned_one(data, tmp_path):
+    path = tmp_path / "best.keras"
+    model = compile_model(adapted())
+    fit(model, data, 1, callbacks=[keras.callbacks.ModelCheckpoint(path)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = keras.models.load_model(path)
+    np.testing.assert_allclose(
+        models.call(plain, data[0]), models.call(model, data[0]), atol=1e-5
+    )
