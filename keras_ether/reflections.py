@@ -14,6 +14,7 @@ of the activations, products in the dtype of the activations.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 # With more thin rows than this, going block by block is cheaper than a dense
@@ -158,7 +159,9 @@ def arrange(factor):
     blocks, k, width = factor.shape
     if blocks == 1:
         return factor[0]
-    place = ops.eye(blocks, dtype=factor.dtype)[:, None, :, None]
+    # Not `ops.eye`: on TensorFlow it is an operation that OpenVINO can't read.
+    place = ops.cast(np.eye(blocks, dtype="float32"), factor.dtype)
+    place = place[:, None, :, None]
     spread_out = factor[:, :, None] * place
     return ops.reshape(spread_out, (blocks * k, blocks * width))
 
