@@ -13,6 +13,7 @@ from keras_ether import compiled
 from keras_ether import freezing
 from keras_ether import methods
 from keras_ether import planning
+from keras_ether import transformers_export
 from keras_ether.adapter import Adapter
 from keras_ether.layers import kinds
 from keras_ether.targets import walk
@@ -126,6 +127,8 @@ def apply(
         layer = target.layer
         layer.__class__ = kinds.adapted_class(layer)
         internals.add_sublayer(layer, kinds.ADAPTER, adapter)
+    for part in [model, *walk(model).values()]:
+        transformers_export.suspend(part)
     reset()
     _warn_of_outer_model(model)
     _warn_of_frozen_head(model)
@@ -282,6 +285,7 @@ def _freeze_all_but(model, plan):
 def _thaw_all(model):
     for layer in [model, *walk(model).values()]:
         freezing.thaw(layer)
+        transformers_export.resume(layer)
 
 
 def _warn_of_outer_model(model):

@@ -40,6 +40,7 @@ ORDER = [
     "report",
     "overview",
     "compiled",
+    "transformers_export",
     "surgery",
 ]
 

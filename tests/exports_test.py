@@ -114,9 +114,7 @@ def saved_models(cells, rng, folder):
     return expected
 
 
-@pytest.mark.parametrize(
-    "cells", [QUICK, pytest.param(SLOW, marks=NIGHTLY)]
-)
+@pytest.mark.parametrize("cells", [QUICK, pytest.param(SLOW, marks=NIGHTLY)])
 def test_saved_model_in_a_process_without_keras(cells, rng, tmp_path):
     skip_unless_installed("tf_saved_model")
     expected = saved_models(cells, rng, tmp_path)

@@ -22,7 +22,9 @@ def save(model, how, folder):
         model.save_weights(folder / "model.weights.h5")
         return folder / "model.weights.h5"
     if how == "sharded":
-        model.save_weights(folder / "model.weights.json", max_shard_size=shard_of(model))
+        model.save_weights(
+            folder / "model.weights.json", max_shard_size=shard_of(model)
+        )
         assert len(list(folder.glob("model_*.weights.h5"))) > 1
         return folder / "model.weights.json"
     model.save_to_preset(folder / "preset", max_shard_size=shard_of(model))

@@ -4,9 +4,9 @@ The tests hold every cell; the README shows the table.
 """
 
 SAVED = {
-    "keras": "`model.save(\"m.keras\")`",
-    "weights": "`save_weights(\"m.weights.h5\")`",
-    "sharded": "`save_weights(\"m.weights.json\", max_shard_size=...)`",
+    "keras": '`model.save("m.keras")`',
+    "weights": '`save_weights("m.weights.h5")`',
+    "sharded": '`save_weights("m.weights.json", max_shard_size=...)`',
     "preset": "`save_to_preset(folder)` of KerasHub",
 }
 LOADED = {
