@@ -4,6 +4,8 @@ It takes folders. In each, it feeds `inputs.npz` to `saved_model` and writes
 what comes out to `outputs.npy`.
 """
 
+# ruff: noqa: E402
+
 import sys
 from pathlib import Path
 

@@ -3,12 +3,7 @@
 The tests hold every cell; the README shows the table.
 """
 
-SAVED = {
-    "keras": '`model.save("m.keras")`',
-    "weights": '`save_weights("m.weights.h5")`',
-    "sharded": '`save_weights("m.weights.json", max_shard_size=...)`',
-    "preset": "`save_to_preset(folder)` of KerasHub",
-}
+SAVED = ("keras", "weights", "sharded", "preset")
 LOADED = {
     "plain": "as a plain model",
     "same base": "into an adapted model over the same base",
@@ -30,3 +25,15 @@ CELLS = {
     ("merged", "same base"): BASE,
     ("merged", "other base"): BASE,
 }
+
+
+def as_markdown():
+    """The table that the README shows."""
+    states = {"active": "with adapters active", "merged": "merged"}
+    heads = ["loaded", *(f"saved {text}" for text in states.values())]
+    rows = [heads, ["---"] * len(heads)]
+    rows += [
+        [text, *(CELLS[state, loaded] for state in states)]
+        for loaded, text in LOADED.items()
+    ]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

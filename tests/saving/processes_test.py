@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
@@ -56,8 +57,6 @@ def write_all(folder):
 
 def standalone_entry(folder):
     """A model of `keras_ether.layers`, which a plain process can't read."""
-    import keras
-
     model = keras.Sequential(
         [keras.Input((4,)), keras_ether.layers.EtherDense(4, seed=0)]
     )
@@ -74,7 +73,20 @@ def standalone_entry(folder):
     }
 
 
-@pytest.mark.parametrize("backend", ["jax", "tensorflow", "torch"])
+# Each starts a process, which takes long: by default only that of the next one.
+BACKENDS = ["jax", "torch", "tensorflow"]
+NEXT = BACKENDS[(BACKENDS.index(keras.backend.backend()) + 1) % 3]
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        pytest.param(
+            backend, marks=[] if backend == NEXT else pytest.mark.nightly
+        )
+        for backend in BACKENDS
+    ],
+)
 def test_without_the_package(backend, tmp_path):
     pytest.importorskip(backend)
     entries = [*write_all(tmp_path), standalone_entry(tmp_path)]

@@ -5,8 +5,11 @@ found. First it reads the files as plain models, where `keras_ether` can't be
 imported; then those entries that say so into adapted models.
 """
 
+# ruff: noqa: E402
+
 import json
 import sys
+from pathlib import Path
 
 # An import is an error now.
 sys.modules["keras_ether"] = None
@@ -54,7 +57,7 @@ def read_adapted(entry):
     }
 
 
-entries = json.loads(open(sys.argv[1]).read())
+entries = json.loads(Path(sys.argv[1]).read_text())
 found = {}
 for entry in entries:
     try:
@@ -66,5 +69,4 @@ del sys.modules["keras_ether"]
 for entry in entries:
     if entry["resumes"]:
         found[entry["id"]]["adapted"] = read_adapted(entry)
-with open(sys.argv[2], "w") as file:
-    json.dump(found, file)
+Path(sys.argv[2]).write_text(json.dumps(found))

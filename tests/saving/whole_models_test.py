@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -51,7 +52,12 @@ def ways(name):
 
 
 CELLS = [
-    (name, how, state, loaded)
+    pytest.param(
+        *(name, how, state, loaded),
+        marks=pytest.mark.nightly
+        if (state, loaded) == ("merged", "other base")
+        else [],
+    )
     for name in NAMES
     for how in ways(name)
     for state, loaded in matrix.CELLS
@@ -141,3 +147,8 @@ def test_training_goes_on_as_if_never_stopped(tmp_path):
     for one in (model, again):
         one.fit(x, y, batch_size=4, epochs=1, shuffle=False, verbose=0)
     assert_equal(models.values(again.weights), models.values(model.weights))
+
+
+def test_readme_shows_the_matrix():
+    readme = Path(__file__).parents[2] / "README.md"
+    assert matrix.as_markdown() in readme.read_text(encoding="utf-8")
