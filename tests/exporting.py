@@ -27,7 +27,7 @@ NEEDS = {
 IMPOSSIBLE = {
     ("tf_saved_model", "torch"): "torch",
     ("openvino", "jax"): "XlaCallModule",
-    ("litert", "jax"): "TensorFlow and PyTorch backends",
+    ("litert", "jax"): "TensorFlow or PyTorch backend",
     ("torch", "tensorflow"): "requires PyTorch backend",
     ("torch", "jax"): "requires PyTorch backend",
 }
