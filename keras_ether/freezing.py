@@ -1,13 +1,17 @@
 """What trains and what doesn't, and the way back.
 
 A frozen layer carries a record of its flags from before, so that they can be
-put back from any model, or part of one, that the layer has become part of.
+put back from any model, or part of one, that the layer has become part of. Its
+configuration, and with it a file of the model, has the flag from before too.
 """
+
+import types
 
 from keras_ether import _keras_internals as internals
 
 RECORD = "_ether_trainable_before"
 KEPT = "_ether_kept_trainable"
+CONFIG = "get_config"
 
 
 def own_variables(layer) -> list:
@@ -35,7 +39,10 @@ def freeze(layer, trainable: bool = False):
         layer.__dict__[RECORD] = (layer.trainable, flags)
     # The scales of float8 take the value of their gradient, and must.
     frozen = [v for v in variables if not v.overwrite_with_gradient]
-    internals.set_trainable(layer, trainable or len(frozen) < len(variables))
+    trainable = trainable or len(frozen) < len(variables)
+    internals.set_trainable(layer, trainable)
+    if trainable != layer.__dict__[RECORD][0]:
+        layer.__dict__[CONFIG] = types.MethodType(_config_from_before, layer)
     for variable in frozen:
         variable.trainable = False
 
@@ -56,7 +63,22 @@ def thaw(layer):
     record = layer.__dict__.pop(RECORD, None)
     if record is None:
         return
+    layer.__dict__.pop(CONFIG, None)
     trainable, flags = record
     internals.set_trainable(layer, trainable)
     for variable, flag in flags:
         variable.trainable = flag
+
+
+def _config_from_before(layer):
+    """The layer's configuration, with the flag that it had before `freeze`."""
+    # Keras asks whether this attribute is its own before it makes a
+    # configuration from the constructor's arguments.
+    method = layer.__dict__.pop(CONFIG)
+    try:
+        config = layer.get_config()
+    finally:
+        layer.__dict__[CONFIG] = method
+    if "trainable" in config:
+        config["trainable"] = layer.__dict__[RECORD][0]
+    return config

@@ -57,8 +57,9 @@ def pays(x, kernel, view, factors, training):
         sides = [left for left, _ in filter(None, factors)]
         if len(sides) == 1 and is_dense(sides[0]):
             return False
-    if None in x.shape:
-        # A batch has many rows; the calls that have few are made to generate.
+    if not all(isinstance(size, int) for size in x.shape):
+        # `None`, or a symbol while JAX or PyTorch exports a model. A batch has
+        # many rows; the calls that have few are made to generate.
         return training
     return math.prod(x.shape) // d * (d + f) >= d * f
 

@@ -14,6 +14,7 @@ of the activations, products in the dtype of the activations.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_ether.quick_ops import float32
@@ -164,7 +165,9 @@ def arrange(*factors):
         return list(factors)
     if blocks == 1:
         return [factor[0] for factor in factors]
-    place = ops.eye(blocks, dtype=factors[0].dtype)[:, None, :, None]
+    # Not `ops.eye`: on TensorFlow it is an operation that OpenVINO can't read.
+    place = ops.cast(np.eye(blocks, dtype="float32"), factors[0].dtype)
+    place = place[:, None, :, None]
     return [
         reshape(factor[:, :, None] * place, (blocks * k, blocks * width))
         for factor in factors

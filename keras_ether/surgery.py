@@ -15,6 +15,7 @@ from keras_ether import guard
 from keras_ether import methods
 from keras_ether import planning
 from keras_ether import quantized
+from keras_ether import transformers_export
 from keras_ether.adapter import Adapter
 from keras_ether.layers import kinds
 from keras_ether.targets import walk
@@ -274,6 +275,8 @@ def put_in(model, plan, adapters):
         layer.__class__ = kinds.adapted_class(layer)
         internals.add_sublayer(layer, kinds.ADAPTER, adapter)
     guard.put_up(model)
+    for part in [model, *walk(model).values()]:
+        transformers_export.suspend(part)
     reset()
     _warn_of_outer_model(model)
 
@@ -311,6 +314,7 @@ def _thaw_all(model):
     guard.take_down(model)
     for layer in [model, *walk(model).values()]:
         freezing.thaw(layer)
+        transformers_export.resume(layer)
 
 
 def _warn_of_outer_model(model):

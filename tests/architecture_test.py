@@ -45,6 +45,7 @@ ORDER = [
     "report",
     "overview",
     "compiled",
+    "transformers_export",
     "surgery",
     "versions",
     "atomic_file",

@@ -1,0 +1,34 @@
+"""KerasHub's `export_to_transformers`, which has to wait for `merge`.
+
+Some of its exporters read a layer's first variable. In an adapted layer that is
+the base kernel, and the folder would hold the base model without a word.
+"""
+
+import types
+
+from keras_ether.layers import kinds
+from keras_ether.targets import walk
+
+EXPORT = "export_to_transformers"
+
+
+def suspend(model):
+    """Has a model of KerasHub refuse to export while it has adapters."""
+    if hasattr(type(model), EXPORT):
+        model.__dict__[EXPORT] = types.MethodType(_export, model)
+
+
+def resume(model):
+    """Undoes `suspend`."""
+    model.__dict__.pop(EXPORT, None)
+
+
+def _export(model, *args, **kwargs):
+    for path, layer in walk(model).items():
+        if kinds.is_adapted(layer):
+            raise ValueError(
+                f"Model '{model.name}' can't be exported to Transformers: its "
+                f"layer '{path}' has an adapter, which is no part of that "
+                "format. Call `keras_ether.merge(model)` first."
+            )
+    return getattr(type(model), EXPORT)(model, *args, **kwargs)
