@@ -1,5 +1,6 @@
 """Fine-tuning of Keras models with ETHER and ETHER+."""
 
+from keras_ether import diagnostics
 from keras_ether import layers
 from keras_ether.overview import plan
 from keras_ether.overview import summary
@@ -12,6 +13,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "apply",
+    "diagnostics",
     "disabled",
     "layers",
     "merge",
