@@ -10,7 +10,10 @@ from tests import dense_oracle
 from tests import kinds
 from tests import models
 
-METHODS = ("ether", "ether+", "oft", "naive")
+# Every kind with both sides, and every method.
+CASES = [(kind, "ether+") for kind in kinds.LAYERS] + [
+    ("dense", method) for method in ("ether", "oft", "naive")
+]
 
 
 def oracle_energy(neurons):
@@ -44,8 +47,7 @@ def adapted(kind, method, rng):
     return model, layer, kinds.randomize(layer, rng)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", kinds.LAYERS)
+@pytest.mark.parametrize(("kind", "method"), CASES)
 def test_every_kind_and_method(kind, method, rng):
     model, layer, vectors = adapted(kind, method, rng)
     (row,) = diagnose(model, print_fn=str).rows
@@ -83,12 +85,20 @@ def test_every_kind_and_method(kind, method, rng):
     )
 
 
-@pytest.mark.parametrize("kind", set(kinds.LAYERS) - set(kinds.EMBEDDINGS))
-def test_orthogonal_inputs_keep_the_energy(kind, rng):
-    for method, kept in (("ether", True), ("oft", True), ("naive", False)):
-        model, _, _ = adapted(kind, method, rng)
-        (row,) = diagnose(model, print_fn=str).rows
-        assert (abs(row.energy_change) < 1e-4) == kept
+@pytest.mark.parametrize(
+    ("kind", "method", "kept"),
+    [
+        ("dense", "ether", True),
+        ("dense", "oft", True),
+        ("dense", "naive", False),
+        ("groups", "ether", True),
+        ("conv2d transposed", "ether", True),
+    ],
+)
+def test_orthogonal_inputs_keep_the_energy(kind, method, kept, rng):
+    model, _, _ = adapted(kind, method, rng)
+    (row,) = diagnose(model, print_fn=str).rows
+    assert (abs(row.energy_change) < 1e-4) == kept
 
 
 def test_bank_of_experts(rng):
@@ -122,7 +132,7 @@ def test_the_model_stays_and_disabled_adapters_are_measured(rng):
 )
 def test_the_start(method, distance):
     model = keras_ether.apply(
-        models.bert_backbone(), method=method, targets="all-linear"
+        models.mlp(), method=method, targets="all-linear", trainable="head"
     )
     for row in diagnose(model, print_fn=str).rows:
         blocks = row.input_distances + row.output_distances
