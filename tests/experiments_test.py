@@ -107,7 +107,7 @@ def test_the_command_knows_every_method():
 
 def test_a_folder_is_known_by_its_contents(tmp_path):
     options = command.read_options(["blocks", "--data", str(tmp_path)])
-    with pytest.raises(SystemExit, match="train.tsv' does not exist"):
+    with pytest.raises(SystemExit, match=r"train\.tsv' does not exist"):
         data.name(options)
     names = set()
     for word in ("good", "bad"):

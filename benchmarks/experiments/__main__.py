@@ -31,7 +31,8 @@ EXPERIMENTS = {
     "perturbation": "distances and energies by method and rate",
     "retention": "the base's own task after tuning on another",
 }
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+# Even steps of 10^0.6, over three decades.
+RATES = (1e-4, 4e-4, 1.6e-3, 6.3e-3, 2.5e-2, 1e-1)
 METHODS = (
     "ether",
     "ether+",
