@@ -1,6 +1,7 @@
 """Fine-tuning of Keras models with ETHER and ETHER+."""
 
 from keras_ether import callbacks
+from keras_ether import diagnostics
 from keras_ether import layers
 from keras_ether.overview import plan
 from keras_ether.overview import summary
@@ -17,6 +18,7 @@ __all__ = [
     "__version__",
     "apply",
     "callbacks",
+    "diagnostics",
     "disabled",
     "layers",
     "load_adapter",

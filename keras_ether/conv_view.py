@@ -39,6 +39,14 @@ class ConvView:
             inputs, outputs = outputs, inputs
         return self.groups, inputs, outputs // self.groups
 
+    def neurons(self, kernel):
+        """The kernel as `(e, places · d, f)`: each filter is a column."""
+        experts, _, outputs = self.sizes(kernel.shape)
+        if self.transposed:
+            kernel = ops.swapaxes(kernel, -1, -2)
+        kernel = ops.reshape(kernel, (-1, experts, outputs))
+        return ops.swapaxes(kernel, 0, 1)
+
     def map_inputs(self, function, x):
         """Applies `function` to the inputs with `e · d` as their last axis."""
         return self._map_channels(function, x)

@@ -100,6 +100,12 @@ class MatrixView:
     def _matrix_axes(self):
         return [self.kernel.index(a) for a in self.rows + self.columns]
 
+    def neurons(self, kernel):
+        """The kernel as `(e, d, f)`: each output's weights are a column."""
+        labels = self.experts + self.rows + self.columns
+        axes = [self.kernel.index(label) for label in labels]
+        return ops.reshape(_transpose(kernel, axes), self.sizes(kernel.shape))
+
     def map_inputs(self, function, x):
         """Applies `function` to the inputs with `e · d` as their last axis."""
         return _map_last(function, x, self.inputs, self.experts + self.rows)

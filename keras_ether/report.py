@@ -72,30 +72,23 @@ class Report:
 
     def __str__(self):
         """The table, with one line for rows that differ in numbers only."""
-        from rich import box
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("Layer", "Kernel", "Method", "Side"):
-            table.add_column(column)
-        for column in ("Blocks", "Layers", "Numbers"):
-            table.add_column(column, justify="right")
-        for rows in _alike(self.rows):
-            table.add_row(
-                _common_path([row.path for row in rows]),
-                " x ".join(str(size) for size in rows[0].kernel_shape),
-                rows[0].method,
-                rows[0].side,
-                str(rows[0].rank_blocks),
-                str(len(rows)),
-                f"{sum(row.numbers for row in rows):,}",
-            )
-        console = Console(width=1000, color_system=None, force_terminal=False)
-        with console.capture() as capture:
-            console.print(table)
-        lines = [line.rstrip() for line in capture.get().splitlines()]
-        return "\n".join(line for line in lines if line) + self._totals()
+        groups = list(_alike(self.rows))
+        texts = {
+            "Layer": [_common_path([r.path for r in rows]) for rows in groups],
+            "Kernel": [
+                " x ".join(map(str, rows[0].kernel_shape)) for rows in groups
+            ],
+            "Method": [rows[0].method for rows in groups],
+            "Side": [rows[0].side for rows in groups],
+        }
+        numbers = {
+            "Blocks": [str(rows[0].rank_blocks) for rows in groups],
+            "Layers": [str(len(rows)) for rows in groups],
+            "Numbers": [
+                f"{sum(row.numbers for row in rows):,}" for rows in groups
+            ],
+        }
+        return draw(texts, numbers) + self._totals()
 
     def _totals(self):
         plural = "" if len(self.rows) == 1 else "s"
@@ -145,6 +138,31 @@ def _common_path(paths):
             common += f"{{{','.join(map(str, distinct))}}}"
         common += following
     return common
+
+
+def draw(texts: dict, numbers: dict) -> str:
+    """A table of columns of strings, texts to the left, numbers to the right.
+
+    Args:
+        texts: Dictionary from headings to columns, lists of strings.
+        numbers: The same, for the columns behind them.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in texts:
+        table.add_column(heading)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    for cells in zip(*texts.values(), *numbers.values(), strict=True):
+        table.add_row(*cells)
+    console = Console(width=1000, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(table)
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    return "\n".join(line for line in lines if line)
 
 
 def count(variables) -> int:

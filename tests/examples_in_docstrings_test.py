@@ -15,6 +15,10 @@ from keras_ether import reflections
 MODULES = [
     "callbacks",
     "conv_view",
+    "diagnostics.diagnosis",
+    "diagnostics.logger",
+    "diagnostics.measures",
+    "diagnostics.plots",
     "matrix_view",
     "reflections",
     "layers.ether_dense",

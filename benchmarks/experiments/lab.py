@@ -1,0 +1,151 @@
+"""What experiments share: options, finished runs, doing the missing ones."""
+
+import json
+
+import keras
+import numpy as np
+from rich.progress import BarColumn
+from rich.progress import MofNCompleteColumn
+from rich.progress import Progress
+from rich.progress import TextColumn
+from rich.progress import TimeElapsedColumn
+from rich.progress import TimeRemainingColumn
+
+from benchmarks import report
+from benchmarks.experiments import data as data_lib
+from benchmarks.experiments.methods import METHODS
+from benchmarks.experiments.models import Base
+from benchmarks.experiments.store import Store
+from benchmarks.experiments.training import Trainer
+
+
+class Lab:
+    """Gives the results of runs, and does those that are missing.
+
+    Args:
+        options: The command line's, see `benchmarks.experiments.__main__`.
+    """
+
+    def __init__(self, options):
+        self.options = options
+        self.store = Store(options.results / "runs.jsonl")
+        self.environment = report.environment(
+            keras.backend.backend(), options.threads
+        )
+        self._trainer = None
+
+    def settings(self, method, learning_rate=0.0, seed=0, rank_blocks=None):
+        """What decides the outcome of a run, and is its key on disk."""
+        options = self.options
+        has_blocks = method in ("ether", "ether+", "oft", "naive")
+        return {
+            "method": method,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "rank_blocks": (rank_blocks or options.rank_blocks)
+            if has_blocks
+            else 1,
+            "data": data_lib.name(options),
+            "preset": options.preset,
+            "samples": options.samples,
+            "dev_samples": options.dev_samples,
+            "test_samples": options.test_samples,
+            "pairs": options.pairs,
+            "length": options.length,
+            "epochs": options.epochs,
+            "batch_size": options.batch_size,
+            "backend": keras.backend.backend(),
+        }
+
+    def grid(self, methods):
+        """Settings of every method, rate and seed, one seed after another."""
+        return [
+            self.settings(method, rate, seed)
+            for seed in self.options.seeds
+            for method in methods
+            for rate in self.options.learning_rates
+        ]
+
+    @property
+    def trainer(self):
+        """The model and the data, loaded when the first run needs them."""
+        if self._trainer is None:
+            base = Base(self.options.preset, self.options.length)
+            self._trainer = Trainer(
+                base, data_lib.load(self.options, base.preprocessor)
+            )
+        return self._trainer
+
+    def results(self, wanted, title):
+        """The results of runs, each its settings and what was measured.
+
+        Args:
+            wanted: List of settings. Those that are on disk are not run again.
+            title: String, what stands before the progress bar.
+        """
+        with _progress() as progress:
+            task = progress.add_task(title, total=len(wanted), now="")
+            for settings in wanted:
+                if self.store.find(settings) is None:
+                    label = METHODS[settings["method"]].label
+                    rate = settings["learning_rate"]
+                    progress.update(
+                        task, now=f"{label}, {rate:g}, seed {settings['seed']}"
+                    )
+                    measured = self.trainer.run(settings)
+                    self.store.add(settings, measured, self.environment)
+                progress.update(task, advance=1, now="")
+        records = [self.store.find(settings) for settings in wanted]
+        return [r["settings"] | r["measured"] for r in records]
+
+    def conclude(self, name, results, tables, figure, notes=()):
+        """Prints tables and writes them, the runs and the plot."""
+        for title, rows in tables.items():
+            print(f"\n{title}\n\n{report.markdown(rows)}")
+        for note in notes:
+            print(f"\n{note}")
+        folder = self.options.results
+        folder.mkdir(parents=True, exist_ok=True)
+        written = {
+            "environment": self.environment,
+            "tables": tables,
+            "notes": list(notes),
+            "runs": results,
+        }
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        figure.savefig(folder / f"{name}.png", dpi=120)
+        print(f"\nWritten to {path} and {folder / f'{name}.png'}")
+
+
+def mean(results, key):
+    """Mean over runs of what was measured; `None` if one has no value."""
+    values = [result[key] for result in results]
+    return None if None in values else float(np.mean(values))
+
+
+def by_rate(results, method):
+    """The runs of a method, by its rates in order."""
+    runs = {}
+    for result in results:
+        if result["method"] == method:
+            runs.setdefault(result["learning_rate"], []).append(result)
+    return dict(sorted(runs.items()))
+
+
+def best_rate(results, method):
+    """The rate of the highest mean accuracy on the sentences to choose by."""
+    runs = by_rate(results, method)
+    return max(runs, key=lambda rate: mean(runs[rate], "dev_accuracy"))
+
+
+def _progress():
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}"),
+    )

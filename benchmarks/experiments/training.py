@@ -1,0 +1,209 @@
+"""One run: fine-tune, test, and measure what has become of the kernels."""
+
+import math
+import time
+
+import keras
+import numpy as np
+from keras import ops
+
+from benchmarks.experiments import data as data_lib
+from keras_ether.diagnostics import diagnosis
+from keras_ether.diagnostics import hyperspherical_energy
+from keras_ether.diagnostics import kernel_distance
+from keras_ether.layers import kinds
+from keras_ether.targets import walk
+
+EVALUATION_BATCH = 64
+
+
+class Trainer:
+    """Runs on one base and one set of data.
+
+    Args:
+        base: A `Base`.
+        data: A `Data`.
+    """
+
+    def __init__(self, base, data):
+        self.base, self.data = base, data
+        model = self.base.classifier("base", 1, 0, data.classes)
+        layers = linear_maps(model)
+        self.kernels = {p: _numpy(layer.kernel) for p, layer in layers.items()}
+        self.energies = {p: _energy(layer) for p, layer in layers.items()}
+        self.similarities = self.match_excerpts(model)
+
+    def run(self, settings):
+        """Fine-tunes once and returns what was measured."""
+        seed = settings["seed"]
+        keras.utils.set_random_seed(seed)
+        model = self.base.classifier(
+            settings["method"],
+            settings["rank_blocks"],
+            seed,
+            self.data.classes,
+        )
+        start = time.perf_counter()
+        loss = None
+        if settings["method"] != "base":
+            loss = self.fit(model, settings)
+        fitted = time.perf_counter()
+        measured = {
+            "trainable": sum(
+                math.prod(weight.shape) for weight in model.trainable_weights
+            ),
+            "loss": loss,
+            "dev_accuracy": accuracy(model, *self.data.dev),
+            "test_accuracy": accuracy(model, *self.data.test),
+            **self.perturbation(model),
+            **self.retention(model),
+            "fit_seconds": fitted - start,
+            "seconds": time.perf_counter() - start,
+        }
+        return {key: _finite(value) for key, value in measured.items()}
+
+    def fit(self, model, settings):
+        """Trains, with a rate that falls linearly to zero.
+
+        Returns:
+            The mean loss of the last epoch; `None` where it ran away, which
+            ends the training.
+        """
+        inputs, labels = self.data.train
+        rng = np.random.default_rng(settings["seed"])
+        chosen = rng.permutation(len(labels))[: settings["samples"] or None]
+        batches = data_lib.Batches(
+            {key: value[chosen] for key, value in inputs.items()},
+            labels[chosen],
+            settings["batch_size"],
+            settings["seed"],
+        )
+        steps = len(batches) * settings["epochs"]
+        compile_model(
+            model,
+            keras.optimizers.schedules.PolynomialDecay(
+                settings["learning_rate"], steps, end_learning_rate=0.0
+            ),
+        )
+        # Not `fit`: KerasHub's wants a `tf.data.Dataset`.
+        for _ in range(settings["epochs"]):
+            losses = []
+            for index in range(len(batches)):
+                logs = model.train_on_batch(*batches[index], return_dict=True)
+                losses.append(float(logs["loss"]))
+                if not math.isfinite(losses[-1]):
+                    return None
+            batches.shuffle()
+        return float(np.mean(losses))
+
+    def perturbation(self, model):
+        """How far the kernels have moved; means over the linear maps."""
+        moved, energies, blocks = [], [], []
+        for path, layer in linear_maps(model).items():
+            kernel = _numpy(layer.kernel)
+            moved.append(kernel_distance(self.kernels[path], kernel))
+            energies.append(_energy(layer) / self.energies[path] - 1.0)
+            if kinds.is_adapted(layer):
+                row = diagnosis.diagnose_layer("", layer, energy=False)
+                blocks.append(row.distance)
+        return {
+            "kernel_distance": float(np.mean(moved)),
+            "energy_change": float(np.mean(energies)),
+            "block_distance": max(blocks) if blocks else None,
+        }
+
+    def retention(self, model):
+        """What is left of the base's own task, ranking by cosine.
+
+        The first two thirds of each sentence rank the last two thirds of all.
+        """
+        found = self.match_excerpts(model)
+        if not np.all(np.isfinite(found)):
+            return {"match_accuracy": None, "rank_correlation": None}
+        right = found.argmax(axis=1) == np.arange(len(found))
+        return {
+            "match_accuracy": float(right.mean()),
+            "rank_correlation": _rank_correlation(found, self.similarities),
+        }
+
+    def match_excerpts(self, model):
+        """Cosines of first excerpts, in rows, and last ones, in columns."""
+        first, last = (
+            embed(model.backbone, inputs) for inputs in self.data.excerpts
+        )
+        return first @ last.T
+
+
+def compile_model(model, learning_rate):
+    model.compile(
+        optimizer=keras.optimizers.Adam(learning_rate),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+
+
+def linear_maps(model):
+    """The layers that methods adapt, by path: linear maps of the backbone.
+
+    Found by what they are: `plan` refuses a model that has adapters already.
+    """
+    return {
+        path: layer
+        for path, layer in walk(model.backbone).items()
+        if kinds.kind_of(layer) and kinds.kind_of(layer).linear
+    }
+
+
+def accuracy(model, inputs, labels):
+    """Share of the sentences whose highest output is that of their class."""
+    logits = _by_length(model.predict_on_batch, inputs)
+    return float((logits.argmax(axis=-1) == labels).mean())
+
+
+def embed(backbone, inputs):
+    """Mean of a sentence's token vectors, of length 1."""
+
+    def mean(part):
+        outputs = backbone.predict_on_batch(part)
+        if isinstance(outputs, dict):
+            outputs = outputs["sequence_output"]
+        mask = part["padding_mask"][..., None]
+        return (outputs * mask).sum(axis=1) / mask.sum(axis=1)
+
+    vectors = _by_length(mean, inputs)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def _by_length(function, inputs):
+    """Applies `function` to batches of like length; rows in their order."""
+    lengths = inputs["padding_mask"].sum(axis=1)
+    order = np.argsort(lengths, kind="stable")
+    found = [
+        function(data_lib.cut(inputs, part, lengths))
+        for part in data_lib.split(order, EVALUATION_BATCH)
+    ]
+    return np.concatenate(found)[np.argsort(order)].astype("float32")
+
+
+def _energy(layer):
+    view = kinds.kind_of(layer).view(layer)
+    return hyperspherical_energy(
+        view.neurons(ops.convert_to_tensor(layer.kernel))
+    )
+
+
+def _rank_correlation(one, other):
+    """Spearman's correlation of the rows of two matrices, their mean."""
+    ranks = [np.argsort(np.argsort(m, axis=1), axis=1) for m in (one, other)]
+    rows = zip(*ranks, strict=True)
+    return float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in rows]))
+
+
+def _numpy(tensor):
+    tensor = ops.cast(tensor, "float32")
+    return np.array(ops.convert_to_numpy(tensor))
+
+
+def _finite(value):
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,192 @@
+"""`diagnose`: every adapter's distances and energies, as data and a table."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+import keras
+from keras import ops
+
+from keras_ether import reflections
+from keras_ether import report
+from keras_ether.diagnostics import measures
+from keras_ether.surgery import adapted_layers
+
+
+@dataclass(frozen=True)
+class LayerDiagnosis:
+    """What was measured of one adapted layer.
+
+    Attributes:
+        path: Structural path of the layer.
+        layer_class: Name of its class.
+        kernel_shape: Shape of its kernel.
+        method: Name of the method.
+        rank_blocks: Number of blocks per transformed side.
+        side: `"input"`, `"output"` or `"both"`.
+        input_distances: Distances of the blocks of `H` from the identity, one
+            after the other; empty where the input is not transformed. Their
+            root of the sum of squares is `‖H − I‖` of the whole matrix.
+        output_distances: The same of `G`.
+        kernel_distance: `‖W' − W‖ / ‖W‖`; `None` for a quantized kernel.
+        energy_before: Hyperspherical energy of the kernel's neurons; `None` if
+            it was not asked for, or for a quantized kernel.
+        energy_after: The same of the transformed kernel.
+    """
+
+    path: str
+    layer_class: str
+    kernel_shape: tuple[int, ...]
+    method: str
+    rank_blocks: int
+    side: str
+    input_distances: tuple[float, ...]
+    output_distances: tuple[float, ...]
+    kernel_distance: float | None
+    energy_before: float | None
+    energy_after: float | None
+
+    @property
+    def distance(self) -> float:
+        """`‖H − I‖` of the block that is furthest from the identity."""
+        return max(self.input_distances + self.output_distances)
+
+    @property
+    def energy_change(self) -> float | None:
+        """The energy after over that before, less one."""
+        if not self.energy_before or not math.isfinite(self.energy_before):
+            return None
+        return self.energy_after / self.energy_before - 1.0
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The distances and energies of a model's adapters.
+
+    Printing it gives a table.
+
+    Attributes:
+        rows: Tuple of `LayerDiagnosis`.
+    """
+
+    rows: tuple[LayerDiagnosis, ...]
+
+    def records(self) -> list[dict]:
+        """The rows as dictionaries, for JSON or a data frame."""
+        return [dataclasses.asdict(row) for row in self.rows]
+
+    def __str__(self):
+        columns = {
+            "Layer": [row.path for row in self.rows],
+            "Kernel": [
+                " x ".join(map(str, row.kernel_shape)) for row in self.rows
+            ],
+            "Method": [row.method for row in self.rows],
+        }
+        numbers = {
+            "Blocks": [str(row.rank_blocks) for row in self.rows],
+            "‖H − I‖": [_largest(row.input_distances) for row in self.rows],
+            "‖G − I‖": [_largest(row.output_distances) for row in self.rows],
+            "‖W' − W‖ / ‖W‖": [
+                _number(row.kernel_distance, ".4f") for row in self.rows
+            ],
+        }
+        if any(row.energy_before is not None for row in self.rows):
+            numbers |= {
+                "Energy": [_number(r.energy_before, ",.1f") for r in self.rows],
+                "after": [_number(r.energy_after, ",.1f") for r in self.rows],
+                "change": [_number(r.energy_change, "+.3%") for r in self.rows],
+            }
+        table = report.draw(columns, numbers)
+        return (
+            f"{table}\n‖H − I‖ and ‖G − I‖ are those of the block that is "
+            "furthest from the identity."
+        )
+
+
+def diagnose(model, energy: bool = True, print_fn=None) -> Diagnosis:
+    """Measures how far adapters move a model; prints a table and returns it.
+
+    It measures the adapters as they are, active or disabled, and leaves the
+    model as it is. (Bini et al., ICML 2024, sections 3 and 5.3.)
+
+    A kernel's neurons are its outputs: each filter of a convolution over all
+    places, each column of an embedding's table. In a bank of experts and in the
+    groups of a convolution, neurons are compared with those of the same expert
+    or group, and the energies are added.
+
+    Args:
+        model: A Keras model or layer, adapted itself or in some of its parts.
+        energy: Whether to compute energies, which takes `d f²` operations for a
+            `(d, f)` kernel. Defaults to `True`.
+        print_fn: Function that takes the table, a string. Defaults to `print`.
+
+    Returns:
+        A `keras_ether.diagnostics.Diagnosis`.
+
+    Raises:
+        ValueError: if there is no adapter.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
+    >>> model = keras_ether.apply(model, rank_blocks=2)
+    >>> found = keras_ether.diagnostics.diagnose(model, print_fn=str)
+    >>> [round(distance, 4) for distance in found.rows[0].input_distances]
+    [2.0, 2.0]
+    """
+    rows = tuple(
+        diagnose_layer(path, layer, energy)
+        for path, layer in adapted_layers(model).items()
+    )
+    diagnosis = Diagnosis(rows)
+    (print_fn or print)(str(diagnosis))
+    return diagnosis
+
+
+def diagnose_layer(path, layer, energy: bool = True) -> LayerDiagnosis:
+    """Measures one adapted layer."""
+    adapter = layer.ether
+    moved = before = after = None
+    kernel = ops.convert_to_tensor(layer.base_kernel)
+    # The codes of a quantized kernel are no kernel.
+    if keras.backend.is_float_dtype(
+        keras.backend.standardize_dtype(kernel.dtype)
+    ):
+        kernel = ops.cast(kernel, "float32")
+        transformed = adapter.fold(kernel)
+        moved = measures.kernel_distance(kernel, transformed)
+        if energy:
+            before, after = (
+                measures.hyperspherical_energy(adapter.view.neurons(k))
+                for k in (kernel, transformed)
+            )
+    return LayerDiagnosis(
+        path=path,
+        layer_class=layer.__class__.__name__,
+        kernel_shape=adapter.kernel_shape,
+        method=adapter.method,
+        rank_blocks=adapter.rank_blocks,
+        side=adapter.side,
+        input_distances=_distances(adapter, "input"),
+        output_distances=_distances(adapter, "output"),
+        kernel_distance=moved,
+        energy_before=before,
+        energy_after=after,
+    )
+
+
+def _distances(adapter, side):
+    factors = adapter.factors(side)
+    if factors is None:
+        return ()
+    found = ops.convert_to_numpy(reflections.distance(*factors))
+    return tuple(float(distance) for distance in found)
+
+
+def _largest(distances):
+    return _number(max(distances, default=None), ".4f")
+
+
+def _number(value, form):
+    return "" if value is None else format(value, form)

@@ -1,0 +1,126 @@
+"""A callback that follows the adapters while they train."""
+
+import statistics
+
+import keras
+
+from keras_ether.diagnostics.diagnosis import diagnose
+
+
+class DistanceLogger(keras.callbacks.Callback):
+    """Logs the distances of a model's adapters while it trains.
+
+    At the start and after every epoch it measures each adapted layer. The means
+    over the layers go into the epoch's logs, as `"ether_distance"` and
+    `"ether_kernel_distance"`, so that the history, the progress bar and every
+    callback that follows (`keras.callbacks.TensorBoard`, `CSVLogger`) have
+    them.
+
+    Args:
+        every: Integer, number of training steps after which it measures too, or
+            `None` for epochs only. Defaults to `None`.
+        log_dir: String or path, a folder where each layer's distances are
+            written for TensorBoard, or `None`. Defaults to `None`.
+
+    Attributes:
+        history: List of dictionaries, one for each time that it measured:
+            `"step"`, `"epoch"`, and by layer path, `"distance"`, `‖H − I‖` of
+            the block furthest from the identity, and `"kernel_distance"`,
+            `‖W' − W‖ / ‖W‖` (without layers whose kernels are quantized).
+
+    Raises:
+        ImportError: if `log_dir` is given and TensorBoard is not installed.
+        ValueError: if `every` is no positive integer, or, from `fit`, if the
+            model has no adapter.
+
+    Example:
+
+    >>> model.compile("sgd", "mse")
+    >>> logger = keras_ether.diagnostics.DistanceLogger()
+    >>> history = model.fit(x, x[:, :4], verbose=0, callbacks=[logger])
+    >>> [(entry["epoch"], entry["step"]) for entry in logger.history]
+    [(0, 0), (1, 1)]
+    """
+
+    def __init__(self, every: int | None = None, log_dir=None):
+        super().__init__()
+        if every is not None and (
+            isinstance(every, bool) or not isinstance(every, int) or every < 1
+        ):
+            raise ValueError(
+                "`every` must be a positive integer, or None to measure after "
+                f"epochs only. Received: every={every!r}"
+            )
+        self.every = every
+        self.log_dir = log_dir
+        self.history = []
+        self._writer = None
+        if log_dir is not None:
+            _tensorboard()
+
+    def on_train_begin(self, logs=None):
+        self.history = []
+        self._step = self._epoch = 0
+        if self.log_dir is not None:
+            summary = _tensorboard()
+            self._writer = summary.Writer(
+                summary.DirectoryOutput(str(self.log_dir))
+            )
+        self._measure()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._step += 1
+        if self.every and self._step % self.every == 0:
+            self._measure()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._epoch = epoch + 1
+        if self.history[-1]["step"] == self._step:
+            self.history[-1]["epoch"] = self._epoch
+        else:
+            self._measure()
+        if logs is not None:
+            for name in ("distance", "kernel_distance"):
+                values = self.history[-1][name].values()
+                if values:
+                    logs[f"ether_{name}"] = statistics.fmean(values)
+
+    def on_train_end(self, logs=None):
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _measure(self):
+        # On JAX, asking for `self.model` is what brings the trained values into
+        # its variables.
+        rows = diagnose(self.model, energy=False, print_fn=str).rows
+        entry = {
+            "step": self._step,
+            "epoch": self._epoch,
+            "distance": {row.path: row.distance for row in rows},
+            "kernel_distance": {
+                row.path: row.kernel_distance
+                for row in rows
+                if row.kernel_distance is not None
+            },
+        }
+        self.history.append(entry)
+        if self._writer is None:
+            return
+        for name in ("distance", "kernel_distance"):
+            for path, value in entry[name].items():
+                self._writer.add_scalar(
+                    f"ether_{name}/{path}", value, self._step
+                )
+        self._writer.flush()
+
+
+def _tensorboard():
+    try:
+        from tensorboard import summary
+    except ImportError as error:
+        raise ImportError(
+            "`log_dir` writes files for TensorBoard, which is not installed: "
+            "`pip install tensorboard`, or leave `log_dir` out."
+        ) from error
+    return summary

