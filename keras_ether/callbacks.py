@@ -7,6 +7,7 @@ import keras
 
 from keras_ether import adapter_file
 from keras_ether import compiled
+from keras_ether import insertion
 from keras_ether import saving
 from keras_ether import surgery
 from keras_ether import training_state
@@ -208,7 +209,7 @@ def resume(model, filepath, check_base: bool = True) -> Position:
     fill = saving.prepare(model, content, filepath, check_base)
     back = compiled.Snapshot(model)
     if fill.is_new:
-        surgery.put_in(model, fill.plan, fill.adapters)
+        insertion.put_in(model, fill.plan, fill.adapters)
     try:
         state = training_state.fitting_state(model, content)
         training_state.set_global_generators(model, content)

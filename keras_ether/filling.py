@@ -6,9 +6,9 @@ import numpy as np
 from keras import ops
 
 from keras_ether import adapter_header
+from keras_ether import insertion
 from keras_ether import model_state
 from keras_ether import planning
-from keras_ether import surgery
 from keras_ether import targets as targets_lib
 from keras_ether.layers import kinds
 
@@ -28,7 +28,7 @@ class Fill:
         weights: The variables that the file's weights are for, by layer path
             and name.
         is_new: Whether the model has no adapters yet.
-        plan: What `surgery.put_in` has to do then.
+        plan: What `insertion.put_in` has to do then.
         adapters: Built adapters for it.
 
     Raises:
@@ -51,7 +51,7 @@ class Fill:
         self.is_new = not adapted
         if self.is_new:
             self.plan = _plan(model, self.layers, header)
-            self.adapters = surgery.build_adapters(model, self.plan)
+            self.adapters = insertion.build_adapters(model, self.plan)
             paths = [target.path for target in self.plan.targets]
             adapted = dict(zip(paths, self.adapters, strict=True))
         else:

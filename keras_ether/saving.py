@@ -5,6 +5,7 @@ import warnings
 from keras_ether import adapter_file
 from keras_ether import adapter_header
 from keras_ether import filling
+from keras_ether import insertion
 from keras_ether import model_state
 from keras_ether import surgery
 from keras_ether import versions
@@ -73,7 +74,7 @@ def load_adapter(model, filepath, check_base: bool = True):
     """
     fill = prepare(model, adapter_file.read(filepath), filepath, check_base)
     if fill.is_new:
-        surgery.put_in(model, fill.plan, fill.adapters)
+        insertion.put_in(model, fill.plan, fill.adapters)
     fill()
     return model
 

@@ -1,22 +1,18 @@
-"""Putting adapters into a model, and taking them out again."""
+"""Adapting a model, and the ways back: merging, removing, disabling."""
 
 import contextlib
 import random
 import warnings
 
-import keras
 import numpy as np
 from keras import ops
 
-from keras_ether import _keras_internals as internals
 from keras_ether import compiled
 from keras_ether import freezing
-from keras_ether import guard
+from keras_ether import insertion
 from keras_ether import methods
 from keras_ether import planning
 from keras_ether import quantized
-from keras_ether import transformers_export
-from keras_ether.adapter import Adapter
 from keras_ether.layers import kinds
 from keras_ether.targets import walk
 
@@ -111,8 +107,8 @@ def apply(
         random.getrandbits(64) if seed is None else seed
     )
     seeds = rng.integers(2**31, size=len(plan.targets))
-    adapters = build_adapters(model, plan, seeds.tolist())
-    put_in(model, plan, adapters)
+    adapters = insertion.build_adapters(model, plan, seeds.tolist())
+    insertion.put_in(model, plan, adapters)
     _warn_of_frozen_head(model)
     _warn_of_low_rate(model, methods.get(method))
     return model
@@ -156,8 +152,8 @@ def merge(model, requantize: bool = False):
         else:
             kernel = layer.base_kernel
             kernel.assign(layer.ether.fold(ops.convert_to_tensor(kernel)))
-        _take_out_adapter(layer)
-    _thaw_all(model)
+        insertion.take_out(layer)
+    insertion.thaw(model)
     reset()
     if errors:
         warnings.warn(quantized.describe_merge(errors), stacklevel=2)
@@ -182,8 +178,8 @@ def remove(model):
     layers = adapted_layers(model)
     reset = compiled.Reset(model)
     for layer in layers.values():
-        _take_out_adapter(layer)
-    _thaw_all(model)
+        insertion.take_out(layer)
+    insertion.thaw(model)
     reset()
     return model
 
@@ -234,101 +230,6 @@ def adapted_layers(model) -> dict:
             "`keras_ether.apply(model)` first."
         )
     return layers
-
-
-def build_adapters(model, plan, seeds=None):
-    """Adapters for a plan's targets, not yet in the model."""
-    seeds = seeds or [None] * len(plan.targets)
-    with internals.strategy_scope(model):
-        return [
-            _build_adapter(target, seed)
-            for target, seed in zip(plan.targets, seeds, strict=True)
-        ]
-
-
-def _build_adapter(target, seed):
-    adapter = Adapter(
-        method=target.method,
-        rank_blocks=target.rank_blocks,
-        side=target.side,
-        dropout=target.dropout,
-        seed=seed,
-    )
-    # As if built by the layer itself, so that the rules of a layout map for the
-    # layer find the vectors.
-    parent, _, name = (target.layer.path or target.layer.name).rpartition("/")
-    with keras.name_scope(name, override_parent=parent):
-        adapter.build(target.view, target.kernel_shape)
-    return adapter
-
-
-def put_in(model, plan, adapters):
-    """Puts built adapters into a model, and freezes what doesn't train.
-
-    What can fail, for want of memory say, is done before the first layer is
-    touched.
-    """
-    reset = compiled.Reset(model)
-    _freeze_all_but(model, plan)
-    for target, adapter in zip(plan.targets, adapters, strict=True):
-        layer = target.layer
-        layer.__class__ = kinds.adapted_class(layer)
-        internals.add_sublayer(layer, kinds.ADAPTER, adapter)
-    guard.put_up(model)
-    for part in [model, *walk(model).values()]:
-        transformers_export.suspend(part)
-    reset()
-    _warn_of_outer_model(model)
-
-
-def _take_out_adapter(layer):
-    plain_class = kinds.plain_class(layer)
-    internals.remove_sublayer(layer, kinds.ADAPTER)
-    layer.__class__ = plain_class
-
-
-def _freeze_all_but(model, plan):
-    """Freezes all but the kept layers, and what holds what trains."""
-    targets = {id(target.layer) for target in plan.targets}
-    holds = {}
-
-    def trains(layer):
-        if id(layer) not in holds:
-            parts = [trains(part) for part in internals.children(layer)]
-            holds[id(layer)] = (
-                any(parts)
-                or id(layer) in targets | plan.kept
-                or kinds.is_adapted(layer)
-                or freezing.is_kept(layer)
-            )
-        return holds[id(layer)]
-
-    for layer in [model, *walk(model).values()]:
-        if id(layer) in plan.kept:
-            freezing.keep(layer)
-        elif not freezing.is_kept(layer) and not kinds.is_adapter(layer):
-            freezing.freeze(layer, trainable=trains(layer))
-
-
-def _thaw_all(model):
-    guard.take_down(model)
-    for layer in [model, *walk(model).values()]:
-        freezing.thaw(layer)
-        transformers_export.resume(layer)
-
-
-def _warn_of_outer_model(model):
-    """Says what to do about a compiled model that can't be found from here."""
-    if isinstance(model, keras.Model) and internals.is_called_in_another_model(
-        model
-    ):
-        warnings.warn(
-            f"Model '{model.name}' is part of another model. If that one is "
-            "compiled, call `compile(...)` on it again before it is used: its "
-            "compiled functions and its optimizer know nothing of the change. "
-            "Or pass it, the outermost model, instead.",
-            stacklevel=4,
-        )
 
 
 def _warn_of_frozen_head(model):

@@ -46,6 +46,7 @@ ORDER = [
     "overview",
     "compiled",
     "transformers_export",
+    "insertion",
     "surgery",
     "versions",
     "atomic_file",
