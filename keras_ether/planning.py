@@ -94,7 +94,7 @@ def make_plan(
         matched -= excluded
     chosen = {p: layer for p, layer in candidates.items() if p in matched}
     by_name = targets not in (None, "all-linear", "all")
-    refused = _refused(chosen, dropout, side, by_name)
+    refused = _refused(chosen, method, dropout, side, by_name)
     reasons |= refused
     chosen = {p: layer for p, layer in chosen.items() if p not in refused}
     if not chosen:
@@ -150,7 +150,7 @@ def _check_named(layers, targets):
         )
 
 
-def _refused(chosen, dropout, side, by_name):
+def _refused(chosen, method, dropout, side, by_name):
     """Reasons by path, for layers that can't have an adapter.
 
     A layer that the user named is an error, and so is one that has an adapter
@@ -166,6 +166,7 @@ def _refused(chosen, dropout, side, by_name):
     refused = {}
     for path, layer in chosen.items():
         reason = kinds.why_not(layer, dropout, side)
+        reason = reason or kinds.why_constant(layer, method, side)
         if reason is None:
             continue
         if by_name or getattr(layer, "lora_enabled", False):

@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Skipping variable loading for optim"),
     pytest.mark.filterwarnings("ignore:.compile.*was not called as part"),
 ]
-INTEGERS = ["int8", "int4", "int4 by 3"]
+INTEGERS = ["int8", "int4 by 3"]
 ROUNDED = r"The file holds the kernel of '.*' rounded to int\d again.*error of"
 
 
@@ -73,7 +73,7 @@ def test_plain_model_reads_the_fine_tuned_kernel(config, x, tmp_path):
     assert error < np.abs(before - active).max()
 
 
-@pytest.mark.parametrize("config", ["int8", "int4"])
+@pytest.mark.parametrize("config", ["int4"])
 def test_keras_file_loads_as_the_plain_model(config, x, tmp_path):
     model = fine_tuned(config, "ether+")
     save(model, tmp_path / "model.keras")
@@ -108,8 +108,9 @@ def test_over_the_same_base_everything_is_restored(config, method, x, tmp_path):
         np.testing.assert_array_equal(now, before)
 
 
-@pytest.mark.parametrize("method", ["ether", "ether+"])
-@pytest.mark.parametrize("config", ["int8", "int4"])
+@pytest.mark.parametrize(
+    ("config", "method"), [("int8", "ether"), ("int4", "ether+")]
+)
 def test_over_another_base_predictions_are_kept(config, method, x, tmp_path):
     model = fine_tuned(config, method)
     save(model, tmp_path / "model.weights.h5")
@@ -158,8 +159,9 @@ def test_disabled_saves_the_base(x, tmp_path):
     np.testing.assert_array_equal(models.call(plain, x), expected)
 
 
-@pytest.mark.parametrize("kind", ["embedding", "untied"])
-@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("embedding", "int4"), ("untied", "int8")]
+)
 def test_tables(kind, mode, tmp_path):
     def make():
         keras.utils.set_random_seed(0)

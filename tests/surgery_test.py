@@ -404,12 +404,19 @@ def test_bad_argument_is_one_clear_error(case, rng):
 
 def test_one_number_is_no_block():
     model = keras.Sequential(
-        [keras.Input((1,)), keras.layers.Dense(8, name="wide")]
+        [
+            keras.Input((1,)),
+            keras.layers.Dense(8, name="wide"),
+            keras.layers.Dense(8, name="square"),
+        ]
     )
-    with pytest.raises(ValueError, match=r"'wide'.*d=1 .*Either leave the"):
-        keras_ether.apply(model, rank_blocks=1)
+    with pytest.raises(ValueError, match=r"'wide'.*'ether' can't train on a s"):
+        keras_ether.apply(model, rank_blocks=1, targets=["wide"])
+    report = keras_ether.plan(model, rank_blocks=1, print_fn=str)
+    assert [row.path for row in report.rows] == ["square"]
+    assert "side of one number" in report.skipped[0].reason
     # A number that is no unit vector does train.
-    keras_ether.apply(model, method="naive", rank_blocks=1)
+    keras_ether.apply(model, method="naive", rank_blocks=1, targets=["wide"])
 
 
 def test_apply_replaces_and_copies_no_kernel():

@@ -214,6 +214,20 @@ def why_not(layer, dropout: float = 0.0, side: str | None = None) -> str | None:
     return None
 
 
+def why_constant(layer, method: str, side: str | None) -> str | None:
+    """The reason that no count of blocks could train, or `None`.
+
+    A unit vector of one number, all that there is for a side of one number, is
+    1 or −1.
+    """
+    _, inputs, outputs = kind_of(layer).view(layer).sizes(kernel_shape(layer))
+    side = side_of(layer, method, side)
+    sizes = {"input": [inputs], "output": [outputs]}
+    if min(sizes.get(side, [inputs, outputs])) >= methods.get(method).min_width:
+        return None
+    return f"'{method}' can't train on a side of one number"
+
+
 def adapted_class(layer) -> type:
     """The class that a layer becomes when an adapter is put into it."""
     kind = kind_of(layer)

@@ -162,7 +162,7 @@ def test_layer_with_an_adapter_has_no_lora():
         (keras.layers.Embedding(10, 4, name="own"), (1, 3)),
     ):
         layer.build(shape)
-        keras_ether.apply(layer)
+        keras_ether.apply(layer, rank_blocks=2)
         with pytest.raises(ValueError, match="'own' has an ETHER adapter"):
             layer.enable_lora(2)
         keras_ether.remove(layer)
@@ -205,8 +205,8 @@ OTHERS = {
 def test_what_cannot_be_adapted_is_named_with_the_reason(case):
     layer, shape, reason = OTHERS[case]
     layer.build(shape)
-    other = keras.layers.Dense(4, name="other")
-    other.build((None, 4))
+    other = keras.layers.Dense(8, name="other")
+    other.build((None, 8))
 
     class Both(keras.layers.Layer):
         def __init__(self):
