@@ -109,7 +109,11 @@ def test_a_rule_places_vectors_and_their_moments(rules, first, second):
 @on_jax
 @pytest.mark.parametrize(
     "method",
-    ["ether", "ether+", pytest.param("oft", marks=pytest.mark.nightly)],
+    [
+        "ether+",
+        pytest.param("ether", marks=pytest.mark.nightly),
+        pytest.param("oft", marks=pytest.mark.nightly),
+    ],
 )
 def test_kernels_stay_cut_and_values_are_right(method, tmp_path):
     rule = {".*/ether/.*": ("model",)} if method == "ether+" else {}
