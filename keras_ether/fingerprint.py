@@ -34,9 +34,7 @@ def fingerprint(kernel) -> np.ndarray:
         values = ops.take(values, rows, axis=0)
         size = size // shape[0] * len(rows)
     if size > MAX_SAMPLES:
-        # Without an axis, `take` sees a flat tensor; to flatten it before would
-        # copy it on JAX.
-        values = ops.take(values, _spread(size, MAX_SAMPLES))
+        values = _at(values, _spread(size, MAX_SAMPLES))
     values = ops.convert_to_numpy(ops.cast(values, "float32"))
     digest = hashlib.sha256(repr(shape).encode() + values.tobytes())
     return np.frombuffer(digest.digest(), "uint8")
@@ -56,6 +54,20 @@ def fingerprint_all(variables: dict) -> str:
         digest.update(name.encode() + b"\0")
         digest.update(fingerprint(variables[name]).tobytes())
     return digest.hexdigest()[:16]
+
+
+def _at(values, places):
+    """Values at places of the flat tensor, without a copy of the whole."""
+    try:
+        view = np.from_dlpack(values)
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+        # On an accelerator, in 16 bits, spread over devices. Without an axis,
+        # `take` sees a flat tensor; flattened before, it is a copy on JAX.
+        return ops.take(values, places)
+    # JAX would compile something for each shape, for a second or so.
+    if not view.flags.c_contiguous:
+        return ops.take(values, places)
+    return view.reshape(-1)[places]
 
 
 def _spread(size, count):
