@@ -32,6 +32,19 @@ IMPOSSIBLE = {
     ("torch", "jax"): "requires PyTorch backend",
 }
 
+# What an exporter or runtime can't do with one model, adapted or not: model or
+# method, format, backend.
+GAPS = {
+    ("subclassed", "onnx", "tensorflow"): "tf2onnx writes GELU as Erfc",
+    ("groups", "onnx", "tensorflow"): "tf2onnx reads no compiled function",
+    (
+        "conv2d transposed",
+        "litert",
+        "tensorflow",
+    ): "channels first needs TensorFlow's own operations",
+    ("oft", "openvino", "tensorflow"): "OpenVINO can't solve equations",
+}
+
 
 def write(model, x, format_, folder):
     """Exports a model for inputs like `x`; returns the path."""
