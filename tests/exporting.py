@@ -42,6 +42,7 @@ GAPS = {
         "litert",
         "tensorflow",
     ): "channels first needs TensorFlow's own operations",
+    ("bert", "openvino", "torch"): "Keras names one of several inputs only",
     ("oft", "openvino", "tensorflow"): "OpenVINO can't solve equations",
 }
 
