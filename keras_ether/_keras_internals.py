@@ -82,7 +82,9 @@ def forget_compiled_trainable_state(model):
     `fit` would warn otherwise that flags changed since `compile`.
     """
     if hasattr(model, "_compiled_trainable_state"):
-        model._compiled_trainable_state = {
+        # Out of sight of the trackers, as Keras does it: the keys of a tracked
+        # dictionary are sorted when PyTorch exports the model.
+        model.__dict__["_compiled_trainable_state"] = {
             layer: layer.trainable for layer in model._flatten_layers()
         }
 

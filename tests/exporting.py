@@ -42,6 +42,9 @@ GAPS = {
         "litert",
         "tensorflow",
     ): "channels first needs TensorFlow's own operations",
+    ("bert", "openvino", "torch"): "Keras names one of several inputs only",
+    ("bert", "onnx", "jax"): "jax2onnx writes a Reshape for one batch",
+    ("oft", "tf_saved_model", "jax"): "TensorFlow has no LAPACK of JAX's",
     ("oft", "openvino", "tensorflow"): "OpenVINO can't solve equations",
 }
 
