@@ -45,6 +45,7 @@ GAPS = {
     ("bert", "openvino", "torch"): "Keras names one of several inputs only",
     ("bert", "onnx", "jax"): "jax2onnx writes a Reshape for one batch",
     ("oft", "tf_saved_model", "jax"): "TensorFlow has no LAPACK of JAX's",
+    ("oft", "onnx", "jax"): "jax2onnx solves no stack of equations",
     ("oft", "openvino", "tensorflow"): "OpenVINO can't solve equations",
 }
 
