@@ -13,7 +13,7 @@ POLICIES = [
     "mixed_bfloat16",
     "mixed_float16",
     "bfloat16",
-    "float16",
+    pytest.param("float16", marks=pytest.mark.nightly),
 ]
 METHODS = ["ether", "ether+"]
 

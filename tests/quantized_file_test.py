@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Skipping variable loading for optim"),
     pytest.mark.filterwarnings("ignore:.compile.*was not called as part"),
 ]
-INTEGERS = ["int8", "int4 by 3"]
+INTEGERS = ["int4 by 3", pytest.param("int8", marks=pytest.mark.nightly)]
 ROUNDED = r"The file holds the kernel of '.*' rounded to int\d again.*error of"
 
 
@@ -73,6 +73,7 @@ def test_plain_model_reads_the_fine_tuned_kernel(config, x, tmp_path):
     assert error < np.abs(before - active).max()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("config", ["int4"])
 def test_keras_file_loads_as_the_plain_model(config, x, tmp_path):
     model = fine_tuned(config, "ether+")
@@ -124,6 +125,7 @@ def test_over_another_base_predictions_are_kept(config, method, x, tmp_path):
     )
 
 
+@pytest.mark.nightly
 def test_base_checkpoint_loads_as_one(x, tmp_path):
     plain = base("int8")
     plain.save_weights(tmp_path / "base.weights.h5")
@@ -135,6 +137,7 @@ def test_base_checkpoint_loads_as_one(x, tmp_path):
         )
 
 
+@pytest.mark.nightly
 def test_file_of_another_adapter_leaves_the_codes(x, tmp_path):
     save(fine_tuned("int8"), tmp_path / "model.weights.h5")
     other = fine_tuned("int8", "ether+", seed=1)
@@ -149,6 +152,7 @@ def test_file_of_another_adapter_leaves_the_codes(x, tmp_path):
         np.testing.assert_array_equal(now, before)
 
 
+@pytest.mark.nightly
 def test_disabled_saves_the_base(x, tmp_path):
     model = fine_tuned("int8")
     with keras_ether.disabled(model):

@@ -17,7 +17,17 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*passed to the model"),
 ]
 METHODS = ["ether", "ether+"]
-TABLES = ["embedding", "untied"]
+SLOW = ["join", "reversible", "untied"]
+PAIRS = [
+    ("int8", "ether"),
+    ("int4", "ether+"),
+    pytest.param("int8", "ether+", marks=pytest.mark.nightly),
+    pytest.param("int4", "ether", marks=pytest.mark.nightly),
+]
+KINDS = [
+    pytest.param(kind, marks=pytest.mark.nightly if kind in SLOW else ())
+    for kind in qm.LAYERS
+]
 
 
 def numpy_of(tensor):
@@ -30,7 +40,7 @@ def kernel_of(layer):
 
 # Keras's zero points do not reach far enough for a small group of one sign.
 @pytest.mark.parametrize("config", ["int8", "int4 by channel"])
-@pytest.mark.parametrize("kind", qm.LAYERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_kernel_of_codes(kind, config):
     """Close to the kernel before; rounding it again gives the same codes."""
     layer = qm.layer_of(kind)
@@ -48,7 +58,7 @@ def test_kernel_of_codes(kind, config):
 
 
 @pytest.mark.parametrize("config", ["int8 weights only", "int4 by 3"])
-@pytest.mark.parametrize("kind", qm.LAYERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_numbers_are_those_that_the_layer_computes_with(kind, config, rng):
     layer = qm.layer_of(kind)
     layer.quantize(config=qm.INTEGERS[config]())
@@ -82,8 +92,9 @@ def test_error_is_the_distance_relative_to_the_norm(rng):
     assert 0.02 < rounded.error < 0.15
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("mode", "method"), [*PAIRS, ("float8", "ether"), ("float8", "ether+")]
+)
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
 def test_base_trains_and_stays(mode, method, rng):
     model, x = models.mlp(), models.inputs_of("mlp", rng)
@@ -104,8 +115,7 @@ def test_base_trains_and_stays(mode, method, rng):
     np.testing.assert_array_equal(models.values(first.weights[:1])[0], codes)
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("mode", "method"), PAIRS)
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
 def test_merge_rounds_again_on_request_and_says_the_error(mode, method, rng):
     model, x = models.functional(), models.inputs_of("functional", rng)
@@ -140,8 +150,9 @@ def test_merge_rounds_again_on_request_and_says_the_error(mode, method, rng):
     np.testing.assert_allclose(models.call(model, x), active, atol=tolerance)
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4"])
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("embedding", "int4"), ("untied", "int8")]
+)
 def test_merge_of_a_table(kind, mode, rng):
     layer = qm.layer_of(kind)
     layer.quantize(mode)
