@@ -79,7 +79,7 @@ def write(filepath, content: AdapterFile):
         for name, value in content.tensors.items()
     }
     header = dict(content.header)
-    header["sha256"] = _digest(header, tensors)
+    header["sha256"] = digest_of(header, tensors)
     adapter_header.check(header)
     _check_tensors(header, tensors)
     metadata = {KEY: adapter_header.to_text(header)}
@@ -120,7 +120,7 @@ def _read(file):
         raise ValueError(f"it is damaged ({error})") from None
     tensors = {name: _array(name, entry) for name, entry in entries}
     _check_tensors(header, tensors)
-    if header["sha256"] != _digest(header, tensors):
+    if header["sha256"] != digest_of(header, tensors):
         raise ValueError("it is damaged: its checksum is not that of its data")
     return AdapterFile(header, tensors)
 
@@ -167,7 +167,7 @@ def _check_tensors(header, tensors):
             raise ValueError(f"tensor '{name}' has values that are not finite")
 
 
-def _digest(header, tensors):
+def digest_of(header, tensors):
     header = {k: v for k, v in header.items() if k != "sha256"}
     digest = hashlib.sha256(adapter_header.to_text(header).encode())
     for name in sorted(tensors):

@@ -503,7 +503,7 @@ def base():
     model = keras.Model(inputs, keras.layers.Dense(4)(x))
     rng = np.random.default_rng(0)
     for variable in model.weights:
-        variable.assign(rng.standard_normal(variable.shape))
+        variable.assign(0.2 * rng.standard_normal(variable.shape))
     return model
 x = np.random.default_rng(1).standard_normal((3, 6, 16)).astype("float32")
 """
