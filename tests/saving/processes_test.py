@@ -58,7 +58,10 @@ def write_all(folder):
 def standalone_entry(folder):
     """A model of `keras_ether.layers`, which a plain process can't read."""
     model = keras.Sequential(
-        [keras.Input((4,)), keras_ether.layers.EtherDense(4, seed=0)]
+        [
+            keras.Input((4,)),
+            keras_ether.layers.EtherDense(4, rank_blocks=2, seed=0),
+        ]
     )
     model.save(folder / "standalone.keras")
     x = np.ones((2, 4), "float32")
