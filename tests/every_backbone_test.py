@@ -83,8 +83,10 @@ def test_life_of_an_adapter(name, entry, method):
     adapt(model, entry, method)
     probe = Probe(model, entry.eager)
     started = probe.outputs(x)
-    if method == "ether+":
+    if method == "ether+" and compiled_alike(entry):
         assert_equal(started, base)
+    elif method == "ether+":
+        assert distance(started, base) < 1e-6
     else:
         assert distance(started, base) > 1e-3
     if entry.learns:
@@ -100,6 +102,11 @@ def test_life_of_an_adapter(name, entry, method):
     keras_ether.remove(model)
     assert_equal(models.values(model.weights), base_weights)
     assert_equal(Probe(model, entry.eager).outputs(x), base)
+
+
+def compiled_alike(entry):
+    """Whether the same operations give the same bits, adapters or none."""
+    return entry.exact_on_jax or keras.backend.backend() != "jax"
 
 
 def adapt(model, entry, method):

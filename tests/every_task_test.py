@@ -52,7 +52,9 @@ def nightly(function, *marks):
 )
 def test_fit_moves_vectors_and_head(make):
     task, x, y = make()
-    randomize(task)
+    # Large weights would saturate its classes, which then have no gradient.
+    if make is not tasks.convolutional_object_detector:
+        randomize(task)
     # A random detector finds no box, with whatever weights.
     compares = "detector" not in make.__name__
     base = predictions(task, x)
@@ -96,7 +98,8 @@ def test_generate_is_the_same_when_merged(make, prompts):
     task, _, _ = make()
     randomize(task)
     base = task.generate(prompts)
-    adapt(task)
+    # All: the tied output head decides on the token where weights are random.
+    keras_ether.apply(task, targets="all", rank_blocks=1, seed=0)
     active = task.generate(prompts)
     assert active != base
     keras_ether.merge(task)

@@ -26,6 +26,9 @@ class Entry:
             compile.
         learns: Whether a random one has a gradient for every vector.
         torch_needs: Package that KerasHub imports for it on PyTorch only.
+        exact_on_jax: Whether ETHER+ starts at the base model to the bit there,
+            compiled. Uncompiled all do; XLA may round elsewhere when it fuses
+            other operations.
     """
 
     config: Callable
@@ -36,6 +39,7 @@ class Entry:
     eager: bool = False
     learns: bool = True
     torch_needs: str | None = None
+    exact_on_jax: bool = True
 
     @property
     def rank_blocks(self):
