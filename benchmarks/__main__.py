@@ -57,6 +57,12 @@ def main():
                 choices=["minilm", "minilm-default", "decoder", "bert-base"],
                 help="models and targets; all of them by default",
             )
+            command.add_argument(
+                "--seconds",
+                type=int,
+                default=150,
+                help="after which no further round of a case starts",
+            )
         command.add_argument(
             "--quick",
             action="store_true",

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 
 PACKAGES = (
     "keras",
@@ -92,6 +93,18 @@ def describe(found):
         f"{found['threads']} threads, {found['system']}; {found['date']}; "
         f"{versions}"
     )
+
+
+def fill(path, part, text):
+    """Puts a text between the comments `part` and `end` of a page."""
+    page = path.read_text(encoding="utf-8")
+    new = f"<!-- {part} -->\n\n{text}\n\n<!-- end -->"
+    page, found = re.subn(
+        f"<!-- {part} -->.*?<!-- end -->", lambda _: new, page, flags=re.S
+    )
+    if found != 1:
+        raise ValueError(f"'{path}' has {found} parts '<!-- {part} -->'.")
+    path.write_text(page, encoding="utf-8")
 
 
 def markdown(rows):

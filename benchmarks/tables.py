@@ -2,10 +2,10 @@
 
 import json
 import pathlib
-import re
 
 import matplotlib
 
+from benchmarks import bounds
 from benchmarks import report
 
 matplotlib.use("agg")
@@ -13,7 +13,6 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 HERE = pathlib.Path(__file__).parent
-BACKENDS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 COLORS = {"jax": "#1b7f79", "tensorflow": "#e08a1e", "torch": "#a03c5b"}
 
 
@@ -28,15 +27,11 @@ def main(args):
         for title, rows in run["tables"].items():
             parts.append(f"{title}:\n\n{report.markdown(rows)}")
     readme = HERE / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    new = "<!-- tables -->\n\n" + "\n\n".join(parts) + "\n\n<!-- end -->"
-    text = re.sub(
-        "<!-- tables -->.*<!-- end -->", lambda _: new, text, flags=re.S
-    )
-    readme.write_text(text, encoding="utf-8")
+    report.fill(readme, "bounds", report.markdown(bounds.rows(runs)))
+    report.fill(readme, "tables", "\n\n".join(parts))
     steps = {
         backend: next(iter(runs[f"train-minilm-{backend}"]["tables"].values()))
-        for backend in BACKENDS
+        for backend in bounds.BACKENDS
         if f"train-minilm-{backend}" in runs
     }
     by_method(steps, HERE / "step_time_by_method.png")
@@ -62,7 +57,7 @@ def by_method(steps, path):
             height,
             xerr=spread,
             color=COLORS[backend],
-            label=BACKENDS[backend],
+            label=bounds.BACKENDS[backend],
             error_kw={"linewidth": 0.8, "ecolor": "#444444"},
         )
     axes.set_yticks(
@@ -93,7 +88,7 @@ def by_blocks(steps, path):
                 style,
                 marker="o",
                 color=COLORS[backend],
-                label=f"{method}, {BACKENDS[backend]}",
+                label=f"{method}, {bounds.BACKENDS[backend]}",
             )
     axes.set_xscale("log", base=2)
     ticks = [1, 2, 4, 8, 16, 32]

@@ -36,7 +36,8 @@ def main(args):
     names = variants.QUICK if args.quick else tuple(variants.VARIANTS)
     for case in ("minilm",) if args.quick else args.cases or CASES:
         title, build, targets = CASES[case]
-        rows = measure(build, targets, names, seconds=60 if args.quick else 150)
+        seconds = 60 if args.quick else args.seconds
+        rows = measure(build, targets, names, seconds)
         report.save(f"train-{case}", args, {title: rows})
         keras.backend.clear_session()
 

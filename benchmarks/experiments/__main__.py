@@ -1,6 +1,7 @@
 """The paper's experiments, sized for two cores; flags scale them up.
 
     python -m benchmarks.experiments robustness
+    python -m benchmarks.experiments page
 
 Writes JSON and PNG files, and goes on where it was interrupted. By default
 all-MiniLM-L6-v2 learns to rate film reviews; both come as Python packages:
@@ -21,6 +22,7 @@ import argparse
 import importlib
 import os
 import pathlib
+import shlex
 
 from benchmarks.__main__ import keep_pages
 
@@ -31,6 +33,7 @@ EXPERIMENTS = {
     "perturbation": "distances and energies by method and rate",
     "retention": "the base's own task after tuning on another",
 }
+PAGE = "page"
 # Even steps of 10^0.6, over three decades.
 RATES = (1e-4, 4e-4, 1.6e-3, 6.3e-3, 2.5e-2, 1e-1)
 METHODS = (
@@ -56,8 +59,9 @@ def read_options(arguments=None):
     add = parser.add_argument
     add(
         "experiment",
-        choices=EXPERIMENTS,
-        help="; ".join(f"{name}: {text}" for name, text in EXPERIMENTS.items()),
+        choices=[*EXPERIMENTS, PAGE],
+        help="; ".join(f"{name}: {text}" for name, text in EXPERIMENTS.items())
+        + f"; {PAGE}: benchmarks/RESULTS.md from their results",
     )
     add(
         "--data",
@@ -81,7 +85,7 @@ def read_options(arguments=None):
     )
     add("--length", type=int, default=32, help="tokens of a sentence")
     add("--epochs", type=int, default=2)
-    add("--batch-size", type=int, default=16)
+    add("--batch-size", type=int, default=8)
     add("--backend", choices=["jax", "tensorflow", "torch"], default="torch")
     add("--threads", type=int, default=os.cpu_count())
     add(
@@ -90,11 +94,32 @@ def read_options(arguments=None):
         default=pathlib.Path(__file__).parents[1] / "results" / "experiments",
         help="folder of the files",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    defaults = parser.parse_args([options.experiment])
+    options.command = repeat(options, vars(defaults))
+    return options
+
+
+def repeat(options, defaults):
+    """The command that gives the same, without folders of this machine."""
+    words = ["python", "-m", "benchmarks.experiments", options.experiment]
+    for name, value in vars(options).items():
+        if value == defaults[name]:
+            continue
+        if isinstance(value, pathlib.Path):
+            value = "FOLDER"
+        values = value if isinstance(value, list) else [value]
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)
 
 
 def main(arguments=None):
     options = read_options(arguments)
+    if options.experiment == PAGE:
+        importlib.import_module("benchmarks.experiments.page").main(
+            options.results
+        )
+        return
     # Before Keras is imported.
     os.environ["KERAS_BACKEND"] = options.backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -48,7 +48,6 @@ def main(lab):
             )
     lab.conclude(
         "blocks",
-        results,
         {"Accuracy in % and time of a training step by blocks": rows},
         plot(rows),
     )

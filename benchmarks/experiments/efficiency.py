@@ -55,7 +55,6 @@ def main(lab):
         )
     lab.conclude(
         "efficiency",
-        results,
         {"Accuracy in % by the count of trained numbers, head included": rows},
         plot(rows, methods),
     )

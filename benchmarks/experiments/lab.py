@@ -98,8 +98,8 @@ class Lab:
         records = [self.store.find(settings) for settings in wanted]
         return [r["settings"] | r["measured"] for r in records]
 
-    def conclude(self, name, results, tables, figure, notes=()):
-        """Prints tables and writes them, the runs and the plot."""
+    def conclude(self, name, tables, figure, notes=()):
+        """Prints tables and writes them and the plot."""
         for title, rows in tables.items():
             print(f"\n{title}\n\n{report.markdown(rows)}")
         for note in notes:
@@ -107,10 +107,10 @@ class Lab:
         folder = self.options.results
         folder.mkdir(parents=True, exist_ok=True)
         written = {
+            "command": self.options.command,
             "environment": self.environment,
             "tables": tables,
             "notes": list(notes),
-            "runs": results,
         }
         path = folder / f"{name}.json"
         path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")

@@ -32,7 +32,6 @@ def main(lab):
     }
     lab.conclude(
         "perturbation",
-        results,
         tables,
         plot(results, methods),
         ["A dash stands where nothing is defined: no block, or NaN."],

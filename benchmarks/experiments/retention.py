@@ -34,7 +34,6 @@ def main(lab):
     ]
     lab.conclude(
         "retention",
-        [base, *results],
         {
             "At each method's best rate, mean over seeds": rows,
             "Own excerpt first, in %, by learning rate": by_rate,

@@ -44,7 +44,6 @@ def main(lab):
         )
     lab.conclude(
         "robustness",
-        results,
         {
             "Accuracy in %, mean over seeds, by learning rate": by_rate,
             "Bands of learning rates": bands,
