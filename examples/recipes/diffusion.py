@@ -114,7 +114,7 @@ class Sampler(keras.Model):
 def load(options):
     """The pretrained text-to-image model, or a tiny random one."""
     if options.preset is None:
-        task = tiny_model(options.size)
+        task = tiny_model(options.size, options.dtype)
     else:
         task = common.load(
             keras_hub.models.StableDiffusion3TextToImage,
@@ -127,7 +127,7 @@ def load(options):
     return task
 
 
-def tiny_model(size):
+def tiny_model(size, dtype=None):
     """A random Stable Diffusion 3 whose tokenizer reads letters."""
     # Not among KerasHub's public names, and nothing else makes a tiny one.
     from keras_hub.src.models.vae.vae_backbone import VAEBackbone
@@ -160,11 +160,18 @@ def tiny_model(size):
         mmdit_qk_norm=None,
         mmdit_dual_attention_indices=None,
         vae=VAEBackbone(
-            filters, blocks, filters, blocks, sampler_method="mode", name="vae"
+            filters,
+            blocks,
+            filters,
+            blocks,
+            sampler_method="mode",
+            dtype=dtype,
+            name="vae",
         ),
-        clip_l=tiny_text_encoder("clip_l", len(tokens)),
-        clip_g=tiny_text_encoder("clip_g", len(tokens)),
+        clip_l=tiny_text_encoder("clip_l", len(tokens), dtype),
+        clip_g=tiny_text_encoder("clip_g", len(tokens), dtype),
         image_shape=(size, size, 3),
+        dtype=dtype,
     )
     preprocessor = keras_hub.models.StableDiffusion3TextToImagePreprocessor(
         clip_l, clip_g
@@ -172,7 +179,7 @@ def tiny_model(size):
     return keras_hub.models.StableDiffusion3TextToImage(backbone, preprocessor)
 
 
-def tiny_text_encoder(name, vocabulary_size):
+def tiny_text_encoder(name, vocabulary_size, dtype):
     return keras_hub.models.CLIPTextEncoder(
         vocabulary_size=vocabulary_size,
         embedding_dim=16,
@@ -181,6 +188,7 @@ def tiny_text_encoder(name, vocabulary_size):
         num_heads=2,
         intermediate_dim=32,
         intermediate_output_index=-2,
+        dtype=dtype,
         name=name,
     )
 

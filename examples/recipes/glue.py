@@ -131,19 +131,8 @@ TASKS = {
 }
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run has measured; `before` and `after` are metrics by name."""
-
-    model: keras.Model
-    trained: int
-    losses: list
-    before: dict
-    after: dict
-
-
 def main(arguments=None):
-    """Runs the recipe and returns a `Result`."""
+    """Runs the recipe and returns a `common.Result`."""
     options = read_options(arguments)
     keras.utils.set_random_seed(options.seed)
     task = TASKS[options.task]
@@ -168,7 +157,7 @@ def main(arguments=None):
     after = test(model, task, *dev)
     for name in before:
         print(f"{name}: {before[name]:.3f} before, {after[name]:.3f} after.")
-    return Result(
+    return common.Result(
         model, report.trainable, history.history["loss"], before, after
     )
 
@@ -248,7 +237,9 @@ def load_model(options):
 
 
 def tokenize(preprocessor, texts):
-    tokens = preprocessor(texts if len(texts) > 1 else texts[0])
+    """What the model takes, as arrays."""
+    # Without `y` it would take the second of two texts for labels.
+    tokens = preprocessor(texts, y=None)
     return {
         name: np.asarray(keras.ops.convert_to_numpy(value))
         for name, value in tokens.items()

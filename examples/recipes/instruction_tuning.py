@@ -10,6 +10,7 @@ with `--preset gemma3_1b`, where less memory has to do):
 `--data` is a JSON file, a list of records with `instruction`, `input` (which
 may be empty) and `output`. Without options it takes a tiny random GPT-2 whose
 tokenizer is made from the data: film reviews, and whether they are favourable.
+That shows the way; what a random model says is noise, before and after.
 
 Other than in the paper: the loss is that of the responses alone, as Stanford's
 Alpaca has it, and batches are drawn by epoch. Benchmarks (MMLU and others) are
@@ -17,24 +18,23 @@ not run.
 """
 
 import json
-from dataclasses import dataclass
 
 import common
 import keras
 import keras_hub
 import numpy as np
 
+RESPONSE = "### Response:"
 PROMPT = (
     "Below is an instruction that describes a task, paired with an input that "
     "provides further context. Write a response that appropriately completes "
     "the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n"
-    "### Response:"
-)
+) + RESPONSE
 PROMPT_WITHOUT_INPUT = (
     "Below is an instruction that describes a task. Write a response that "
     "appropriately completes the request.\n\n### Instruction:\n{instruction}"
-    "\n\n### Response:"
-)
+    "\n\n"
+) + RESPONSE
 LEARNING_RATES = {"ether": 2e-3, "ether+": 5e-3}
 BATCH_SIZES = {"ether": 8, "ether+": 16}
 WARMUP_STEPS = 1000
@@ -43,19 +43,8 @@ QUESTIONS = 3
 TRAIN_REVIEWS = 192
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run has measured; `before` and `after` are generated texts."""
-
-    model: keras.Model
-    trained: int
-    losses: list
-    before: list
-    after: list
-
-
 def main(arguments=None):
-    """Runs the recipe and returns a `Result`."""
+    """Runs the recipe and returns a `common.Result`."""
     options = read_options(arguments)
     keras.utils.set_random_seed(options.seed)
     records = read_records(options)
@@ -74,7 +63,7 @@ def main(arguments=None):
         print(f"  before: {old!r}")
         print(f"  after:  {new!r}")
         print(f"  data:   {record['output']!r}")
-    return Result(model, report.trainable, losses, before, after)
+    return common.Result(model, report.trainable, losses, before, after)
 
 
 def read_records(options):
@@ -241,7 +230,8 @@ def train(model, examples, options):
 def answer(model, records, options):
     """What the model makes of some instructions."""
     texts = [prompt(record) for record in records]
-    return model.generate(texts, max_length=options.length, strip_prompt=True)
+    answers = model.generate(texts, max_length=options.length)
+    return [text.partition(RESPONSE)[2].strip() for text in answers]
 
 
 def read_options(arguments):

@@ -180,7 +180,7 @@ def draw(task, prompt, encoder, test, options, name):
 
 
 def read_options(arguments):
-    parser = diffusion.make_parser(__doc__, "semantic_map")
+    parser = diffusion.make_parser(__doc__, "ether_semantic_map")
     add = parser.add_argument
     add("--maps", help="folder of maps (default: outlines of digits)")
     add("--prompt", default="a photo", help=common.DEFAULT)

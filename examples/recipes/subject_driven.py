@@ -97,7 +97,7 @@ def generate(task, options, name):
 
 
 def read_options(arguments):
-    parser = diffusion.make_parser(__doc__, "subject_driven")
+    parser = diffusion.make_parser(__doc__, "ether_subject_driven")
     add = parser.add_argument
     add("--prompt", default="a photo of sks", help=common.DEFAULT)
     add("--sample-prompt", help="of what is drawn (default: the same)")

@@ -16,7 +16,6 @@ tries, 1e-2 for ETHER and 2e-3 for ETHER+, since the recipes that this was
 written from have none for VTAB. Pictures are resized, not augmented.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import common
@@ -32,19 +31,8 @@ TEST_DIGITS = 200
 TRAIN_DIGITS = 400
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run has measured; `before` and `after` are accuracies."""
-
-    model: keras.Model
-    trained: int
-    losses: list
-    before: float
-    after: float
-
-
 def main(arguments=None):
-    """Runs the recipe and returns a `Result`."""
+    """Runs the recipe and returns a `common.Result`."""
     options = read_options(arguments)
     keras.utils.set_random_seed(options.seed)
     classes = read_classes(options)
@@ -65,7 +53,7 @@ def main(arguments=None):
     history = model.fit(train, epochs=options.epochs, shuffle=False)
     after = accuracy(model, test)
     print(f"Accuracy: {before:.1%} before, {after:.1%} after.")
-    return Result(
+    return common.Result(
         model, report.trainable, history.history["loss"], before, after
     )
 
