@@ -100,10 +100,12 @@ def load(cls, preset, **kwargs):
         ) from error
 
 
-def batches(data, batch_size, seed):
+def batches(data, batch_size, seed, endless=False):
     """Shuffled batches of arrays, other ones in each epoch."""
     dataset = tf.data.Dataset.from_tensor_slices(data)
-    return dataset.shuffle(len(dataset), seed=seed).batch(batch_size)
+    dataset = dataset.shuffle(len(dataset), seed=seed)
+    # Repeated before it is cut: all batches of an endless one are full.
+    return (dataset.repeat() if endless else dataset).batch(batch_size)
 
 
 def adapt(model, options, targets):

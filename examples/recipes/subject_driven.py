@@ -28,7 +28,7 @@ ATTENTION = r".*/joint_block_\d+/.*/attention_(qkv|proj)2?"
 LEARNING_RATES = {"ether": 6e-3, "ether+": 6e-3}
 STEPS, BATCH_SIZE = 1400, 1
 TINY_STEPS = 60
-DIGIT, DIGITS = 0, 5
+DIGIT, DIGITS = 0, 4
 
 
 @dataclass(frozen=True)

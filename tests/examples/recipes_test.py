@@ -460,13 +460,14 @@ def test_pictures_are_read_from_folders(recipe, tmp_path):
 )
 def test_vtab(recipe, method, trained):
     vtab = recipe("vtab")
-    arguments = ["--samples", "128", "--epochs", "3", "--method", method]
+    arguments = ["--samples", "256", "--epochs", "3", "--method", method]
+    arguments += ["--batch-size", "16"]
     result = vtab.main(arguments)
     assert result.trained == trained
     assert result.losses[-1] < result.losses[0]
     assert 0 <= result.before <= 1
     # A guess is right once in ten times.
-    assert result.after > 0.15
+    assert result.after > 0.25
     options = vtab.read_options(arguments)
     assert_base_unchanged(result.model, lambda: vtab.load_model(options, 10))
 
