@@ -70,12 +70,13 @@ class AdamOfTwoRates(keras.optimizers.Adam):
 
     def __init__(self, learning_rate, slow, slow_rate):
         super().__init__(learning_rate)
-        self.slow_paths = {variable.path for variable in slow}
+        # TensorFlow's own variables are what `update_step` gets there.
+        self.slow = (*slow, *(variable.value for variable in slow))
         self.share = slow_rate / learning_rate
 
     def update_step(self, gradient, variable, learning_rate):
         # A smaller gradient would do nothing: Adam divides by its size.
-        if variable.path in self.slow_paths:
+        if any(variable is one for one in self.slow):
             learning_rate = learning_rate * self.share
         super().update_step(gradient, variable, learning_rate)
 
