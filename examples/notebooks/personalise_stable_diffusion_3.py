@@ -41,6 +41,8 @@ import subprocess
 import sys
 
 KERAS_ETHER = "/kaggle/input/keras-ether"
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def install(module, *arguments):
@@ -53,9 +55,6 @@ def install(module, *arguments):
 install("keras_ether", KERAS_ETHER)
 install("keras_hub", "keras-hub>=0.32")
 install("sklearn", "scikit-learn")
-
-os.environ.setdefault("KERAS_BACKEND", "jax")
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 # %% [markdown]
 # ## Parameters
