@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import keras
@@ -83,8 +84,7 @@ def test_structure(name):
     assert [cell["metadata"]["tags"] for cell in tagged] == [["parameters"]]
     assert tagged == [code[1]]
 
-    # As much text as code, at least.
-    assert len(cells_with(notebook, "markdown")) >= 0.5 * len(code)
+    assert len(cells_with(notebook, "markdown")) >= len(code) / 2
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -140,23 +140,37 @@ def only_on_jax():
         pytest.skip("one backend will do")
 
 
+def test_classify_text_shows_what_was_learned():
+    """The notebook as it stands, run in full."""
+    shown = [
+        "".join(output["text"])
+        for cell in cells_with(read("classify_text"), "code")
+        for output in cell["outputs"]
+        if output["output_type"] == "stream"
+    ]
+    shares = re.findall(r"([\d.]+)% (right .*)", "".join(shown))
+    by_text = {text: float(share) for share, text in shares}
+    always_the_same = by_text["right if the answer is always the same"]
+    assert by_text["right before merging"] > always_the_same + 5
+    assert (
+        by_text["right after merging, saving and loading"]
+        == by_text["right before merging"]
+    )
+
+
+@pytest.mark.nightly
 def test_classify_text(building, tmp_path):
     found = run(
         building,
         "classify_text",
         tmp_path,
-        {
-            "SAMPLES": 96,
-            "TEST_SAMPLES": 64,
-            "SEQUENCE_LENGTH": 16,
-            "EPOCHS": 1,
-        },
-        ["test_labels", "tuned", "reloaded", "merged", "trained", "untrained"],
+        {"SAMPLES": 64, "TEST_SAMPLES": 32, "SEQUENCE_LENGTH": 16},
+        ["history", "tuned", "reloaded", "merged", "trained", "untrained"],
     )
-    tuned, labels = np.array(found["tuned"]), np.array(found["test_labels"])
     assert found["trained"] == 21_120 + 770
-    # Two random classes would be right for half of the texts.
-    assert (tuned.argmax(-1) == labels).mean() > 0.55
+    first, last = found["history"]["loss"]
+    assert last < first
+    tuned = np.array(found["tuned"])
     assert np.abs(tuned - np.array(found["untrained"])).max() > 0.01
     np.testing.assert_allclose(found["reloaded"], tuned, atol=1e-4)
     np.testing.assert_allclose(found["merged"], tuned, atol=1e-4)
