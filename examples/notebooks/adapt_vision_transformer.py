@@ -222,9 +222,7 @@ def everything(model):
 
 def ether(model):
     """Puts ETHER into all linear maps of the backbone."""
-    keras_ether.apply(
-        model.backbone, targets="all-linear", rank_blocks=4, seed=0
-    )
+    keras_ether.apply(model, targets="all-linear", rank_blocks=4, seed=0)
 
 
 WAYS = {
@@ -236,8 +234,11 @@ WAYS = {
 models, trained, curves = {}, {}, {}
 for way, (prepare, rate) in WAYS.items():
     model = load_model()
+    steps = EPOCHS * -(-SAMPLES // BATCH_SIZE)
+    # `apply` looks at the rate; Keras wants to compile when all is settled.
+    compile_model(model, rate, steps)
     prepare(model)
-    compile_model(model, rate, EPOCHS * -(-SAMPLES // BATCH_SIZE))
+    compile_model(model, rate, steps)
     untrained = model.evaluate(test_images, test_labels, verbose=0)[1]
     history = model.fit(
         train_images,

@@ -148,9 +148,7 @@ def adapt(model, method):
     elif method.startswith("LoRA"):
         model.backbone.enable_lora(int(method.split("=")[1]))
     else:
-        keras_ether.apply(
-            model.backbone, method=method.lower(), rank_blocks=4, seed=0
-        )
+        keras_ether.apply(model, method=method.lower(), rank_blocks=4, seed=0)
 
 
 def trained_numbers(model):
@@ -175,10 +173,8 @@ METHODS += [f"LoRA r={rank}" for rank in LORA_RANKS]
 # %%
 
 
-def train(method, rate):
-    """Trains one method at one rate; returns the model and its accuracy."""
-    model = load_model()
-    adapt(model, method)
+def compile_model(model, rate):
+    """Adam, with a rate that falls to zero along a cosine."""
     steps = EPOCHS * -(-len(train_texts) // BATCH_SIZE)
     model.compile(
         optimizer=keras.optimizers.Adam(
@@ -186,6 +182,15 @@ def train(method, rate):
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
+
+
+def train(method, rate):
+    """Trains one method at one rate; returns the model and its accuracy."""
+    model = load_model()
+    # `apply` looks at the rate; Keras wants to compile when all is settled.
+    compile_model(model, rate)
+    adapt(model, method)
+    compile_model(model, rate)
     model.fit(
         train_texts,
         train_labels,
