@@ -258,7 +258,8 @@ for row in peaks.itertuples():
     )
 axes.axhline(100 * chance, color="gray", linestyle=":")
 axes.set_xscale("symlog", linthresh=1e3)  # There is a 0.
-axes.set_xlim(right=5 * peaks["numbers"].max())
+axes.set_xticks([0, 1e3, 1e4, 1e5, 1e6])
+axes.set_xlim(-500, 8 * peaks["numbers"].max())
 axes.set_xlabel("numbers that train in the backbone")
 axes.set_ylabel("accuracy, %")
 plt.show()
@@ -312,7 +313,7 @@ def export(model):
     """Writes a SavedModel for batches of any size."""
     shape = (None, model.preprocessor.sequence_length)
     signature = {
-        name: keras.InputSpec(shape, dtype=tensor.dtype, name=name)
+        name: keras.InputSpec(shape=shape, dtype=tensor.dtype, name=name)
         for name, tensor in model.input.items()
     }
     model.export(
