@@ -158,7 +158,13 @@ def draw(texts: dict, numbers: dict) -> str:
         table.add_column(heading, justify="right")
     for cells in zip(*texts.values(), *numbers.values(), strict=True):
         table.add_row(*cells)
-    console = Console(width=1000, color_system=None, force_terminal=False)
+    console = Console(
+        width=1000,
+        color_system=None,
+        force_terminal=False,
+        # Jupyter's would draw the table itself and capture nothing.
+        force_jupyter=False,
+    )
     with console.capture() as capture:
         console.print(table)
     lines = [line.rstrip() for line in capture.get().splitlines()]

