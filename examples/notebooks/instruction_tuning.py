@@ -352,6 +352,10 @@ axes.legend(loc="upper right")
 plt.show()
 
 # %% [markdown]
+# The tiny Gemma has learned what a response looks like. Its verdicts are right
+# about half of the time, as a coin's would be: for those a model has to have
+# read more than some thousand sentences.
+#
 # ## Switch it off and on, keep it, merge it
 #
 # The pretrained model is still there. `disabled` lets it answer, as it did at

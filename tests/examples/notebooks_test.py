@@ -158,7 +158,6 @@ def test_classify_text_shows_what_was_learned():
     )
 
 
-@pytest.mark.nightly
 def test_classify_text(building, tmp_path):
     found = run(
         building,
