@@ -71,7 +71,7 @@ METHODS = {
         "ETHER", "#1b7f79", functools.partial(_ether, name="ether")
     ),
     "ether+": Method(
-        "ETHER+", "#5ab4ac", functools.partial(_ether, name="ether+")
+        "ETHER+", "#2f6fbf", functools.partial(_ether, name="ether+")
     ),
     "oft": Method("OFT", "#e08a1e", functools.partial(_ether, name="oft")),
     "naive": Method(

@@ -73,7 +73,7 @@ def plot(results, methods):
     distance.set_xlabel("learning rate of Adam")
     distance.set_ylabel(COLUMNS["kernel_distance"])
     distance.legend()
-    energy.set_xscale("symlog", linthresh=0.1)
+    energy.set_xscale("symlog", linthresh=1e-3)
     energy.set_xlabel("change of the hyperspherical energy, %")
     energy.set_ylabel("test accuracy, %, a point for each run")
     energy.legend()
