@@ -279,13 +279,16 @@ def test_how_many_parameters(building, tmp_path):
             found["results['method']"], found["results['numbers']"], strict=True
         )
     )
-    # Query and value of six layers, with twelve heads of 32 in kernels of
-    # (384, 12, 32). LoRA's biases train as well.
+    # Six layers and a pooler. LoRA takes a kernel of (384, 12, 32) for one of
+    # 384 * 12 inputs, and its layers' biases train as well.
+    biases = 6 * (4 * 384 + 1536 + 384) + 384
     assert numbers == {
         "head only": 0,
-        "ETHER": 12 * 384,
-        "ETHER+": 12 * 4 * 384,
-        "LoRA r=2": 12 * (2 * (384 * 12 + 32) + 384),
+        "ETHER": 21_120,
+        "ETHER+": 84_480,
+        "LoRA r=2": biases
+        + 2 * 6 * (3 * (384 * 12 + 32) + 768 + 2 * 1920)
+        + 2 * 768,
     }
     assert min(found["results['accuracy']"]) > 0.4
     np.testing.assert_allclose(found["served"], found["tuned"], atol=1e-4)
