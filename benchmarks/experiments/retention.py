@@ -85,5 +85,5 @@ def plot(base, results, methods):
     )
     axes.set_xlabel("test accuracy on the tuned task, %, a point for each run")
     axes.set_ylabel("own excerpt first by cosine, %")
-    axes.legend()
+    figure.legend(loc="outside right upper")
     return figure
