@@ -75,11 +75,13 @@ def plot(rows, methods):
         )
         axes.annotate(
             row["method"],
-            (row["trained numbers"], row["accuracy"]),
-            xytext=(6, 6),
+            (row["trained numbers"], high),
+            xytext=(0, 4),
             textcoords="offset points",
+            rotation=60,
         )
     axes.set_xscale("log")
+    axes.margins(0.1)
     axes.set_xlabel("trained numbers")
     axes.set_ylabel("test accuracy, % (mean and range of seeds)")
     return figure
