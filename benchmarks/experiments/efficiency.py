@@ -81,7 +81,7 @@ def plot(rows, methods):
             rotation=60,
         )
     axes.set_xscale("log")
-    axes.margins(0.1)
+    axes.margins(0.1, 0.25)
     axes.set_xlabel("trained numbers")
     axes.set_ylabel("test accuracy, % (mean and range of seeds)")
     return figure
