@@ -70,13 +70,15 @@ class AdamOfTwoRates(keras.optimizers.Adam):
 
     def __init__(self, learning_rate, slow, slow_rate):
         super().__init__(learning_rate)
-        # TensorFlow's own variables are what `update_step` gets there.
-        self.slow = (*slow, *(variable.value for variable in slow))
+        # TensorFlow's own variables are what `update_step` gets there. In a
+        # function, since Keras takes all that an optimizer has for its state.
+        slow = (*slow, *(variable.value for variable in slow))
+        self.is_slow = lambda variable: any(variable is one for one in slow)
         self.share = slow_rate / learning_rate
 
     def update_step(self, gradient, variable, learning_rate):
         # A smaller gradient would do nothing: Adam divides by its size.
-        if any(variable is one for one in self.slow):
+        if self.is_slow(variable):
             learning_rate = learning_rate * self.share
         super().update_step(gradient, variable, learning_rate)
 
