@@ -129,6 +129,14 @@ def test_a_page_is_filled_between_its_comments(tmp_path):
         report.fill(path, "z", "new")
 
 
+def test_a_page_of_no_experiment_is_an_error(tmp_path):
+    path = tmp_path / "page.md"
+    path.write_text("<!-- blocks --><!-- end -->")
+    with pytest.raises(SystemExit, match="no file of a finished"):
+        page.main(tmp_path, path)
+    assert path.read_text() == "<!-- blocks --><!-- end -->"
+
+
 def test_a_folder_is_known_by_its_contents(tmp_path):
     options = command.read_options(["blocks", "--data", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"train\.tsv' does not exist"):

@@ -10,11 +10,13 @@ PAGE = pathlib.Path(__file__).parents[1] / "RESULTS.md"
 
 
 def main(results, page=PAGE):
-    for experiment in EXPERIMENTS:
-        path = results / f"{experiment}.json"
-        if path.exists():
-            written = json.loads(path.read_text(encoding="utf-8"))
-            report.fill(page, experiment, section(written))
+    paths = {name: results / f"{name}.json" for name in EXPERIMENTS}
+    finished = {name: path for name, path in paths.items() if path.exists()}
+    if not finished:
+        raise SystemExit(f"'{results}' has no file of a finished experiment.")
+    for experiment, path in finished.items():
+        written = json.loads(path.read_text(encoding="utf-8"))
+        report.fill(page, experiment, section(written))
 
 
 def section(written):
