@@ -108,7 +108,7 @@ def test_dropout_is_drawn_in_training_only(kind, rng):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
-@pytest.mark.parametrize("kind", ["conv2d", "conv2d transposed"])
+@pytest.mark.parametrize("kind", ["conv2d", "conv1d transposed"])
 def test_16_bits(kind, policy, rng):
     layer = kinds.LAYERS[kind][0](dtype=policy)
     x = kinds.inputs_of(kind, rng)
