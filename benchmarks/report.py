@@ -40,12 +40,20 @@ def environment(backend, threads):
 
 
 def processor():
+    """The processor's name, and its widest vectors, which decide its speed."""
     info = pathlib.Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    if not info.exists():
+        return platform.processor() or platform.machine()
+    fields = {}
+    for line in info.read_text().splitlines():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    name = fields.get("model name", platform.machine())
+    flags = fields.get("flags", "").split()
+    for flag, vectors in (("avx512f", "AVX-512"), ("avx2", "AVX2")):
+        if flag in flags:
+            return f"{name} with {vectors}"
+    return name
 
 
 def device(backend):
