@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from keras import ops
 
+from keras_ether.quick_ops import matmul
 from keras_ether.quick_ops import reshape
 from keras_ether.quick_ops import transpose
 
@@ -69,7 +70,7 @@ class MatrixView:
     def product_transposed(self, y, kernel):
         """From the outputs' side to the inputs', by the transposed kernel."""
         if self.is_matmul:
-            return y @ transpose(kernel)
+            return matmul(y, transpose(kernel))
         equation = f"{self.outputs},{self.kernel}->{self.inputs}"
         return ops.einsum(equation, y, kernel)
 

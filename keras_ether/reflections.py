@@ -18,6 +18,7 @@ import numpy as np
 from keras import ops
 
 from keras_ether.quick_ops import float32
+from keras_ether.quick_ops import matmul
 from keras_ether.quick_ops import reshape
 from keras_ether.quick_ops import transpose as transpose_matrix
 
@@ -177,7 +178,7 @@ def arrange(*factors):
 def project(x, factor):
     """`x factorᵀ`: from `(..., blocks * width)` to `(..., blocks * k)`."""
     if len(factor.shape) == 2:
-        return x @ transpose_matrix(factor)
+        return matmul(x, transpose_matrix(factor))
     x = _split(x, factor)
     if factor.shape[1] == 1:
         return ops.sum(x * factor[:, 0], axis=-1)
@@ -187,7 +188,7 @@ def project(x, factor):
 def spread(s, factor):
     """`s factor`: from `(..., blocks * k)` to `(..., blocks * width)`."""
     if len(factor.shape) == 2:
-        return s @ factor
+        return matmul(s, factor)
     s = _split(s, ops.swapaxes(factor, 1, 2))
     if factor.shape[1] == 1:
         return _join(s * factor[:, 0])
