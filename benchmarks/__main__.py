@@ -27,6 +27,10 @@ BENCHMARKS = {
 TORCH_ONLY = ("peers", "profile")
 
 
+# How long each model of a benchmark is measured by default.
+SECONDS = {"train": 150, "infer": 60}
+
+
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__.splitlines()[0]
@@ -57,11 +61,12 @@ def main():
                 choices=["minilm", "minilm-default", "decoder", "bert-base"],
                 help="models and targets; all of them by default",
             )
+        if name in SECONDS:
             command.add_argument(
                 "--seconds",
                 type=int,
-                default=150,
-                help="after which no further round of a case starts",
+                default=SECONDS[name],
+                help="after which no further round of a model starts",
             )
         command.add_argument(
             "--quick",

@@ -104,10 +104,12 @@ def random(*shape):
 
 
 def fold(maps):
-    return [
-        kernel + sum(product.outer(p, q) for p, q in pairs)
-        for _, _, kernel, pairs, _ in maps
-    ]
+    folded = []
+    for _, _, kernel, pairs, _ in maps:
+        for p, q in pairs:
+            kernel = product.add_outer(kernel, p, q)
+        folded.append(kernel)
+    return folded
 
 
 def forth_and_back(maps):

@@ -15,7 +15,7 @@ def main(args):
             "Decoder, 4 x 256 tokens": models.decoder,
             "BERT-base's size, 8 x 128 tokens": models.bert_base,
         }
-    seconds = 30 if args.quick else 60
+    seconds = 30 if args.quick else args.seconds
     tables = {}
     for title, build in cases.items():
         steps = {"base": predict(build)}

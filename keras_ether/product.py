@@ -13,6 +13,7 @@ import math
 import keras
 from keras import ops
 
+from keras_ether.quick_ops import add_product
 from keras_ether.quick_ops import reshape
 from keras_ether.quick_ops import transpose
 from keras_ether.reflections import arrange
@@ -103,8 +104,8 @@ class _Orthogonal:
     def __init__(self, view):
         self.view = view
 
-    def deviation(self, kernel, left, right):
-        return outer(left, _rows(right, self.view.kernel_matrix(kernel)))
+    def updates(self, matrix, left, right):
+        return [(left, _rows(right, matrix))]
 
     def projections(self, x, left, right):
         return (project(x, left),)
@@ -126,8 +127,8 @@ class _LowRank:
     def __init__(self, view):
         self.view = view
 
-    def deviation(self, kernel, *factors):
-        return sum(outer(p, q) for p, q in _pairs(factors))
+    def updates(self, matrix, *factors):
+        return _pairs(factors)
 
     def projections(self, x, *factors):
         return tuple(project(x, p) for p, _ in _pairs(factors))
@@ -174,23 +175,30 @@ def _rows(factor, matrix):
     return reshape(factor @ matrix, (blocks * k, -1))
 
 
-def outer(p, q):
-    """`pᵀ q`."""
+def add_outer(matrix, p, q):
+    """`matrix + pᵀ q`, for factors of which `arrange` may have left one."""
+    if len(p.shape) == len(q.shape) == 2:
+        return add_product(matrix, transpose(p), q)
     if len(p.shape) == 2:
-        return spread(transpose(p), q)
+        return matrix + spread(transpose(p), q)
     blocks, k, width = p.shape
     q = reshape(q, (blocks, k, -1))
-    return reshape(ops.swapaxes(p, 1, 2) @ q, (blocks * width, -1))
+    return matrix + reshape(ops.swapaxes(p, 1, 2) @ q, (blocks * width, -1))
 
 
 def _with_gradient(form, x, kernel, factors, training):
-    """`x (W + deviation)`, with the form's own gradients of the factors."""
+    """`x (W + Σ pᵀ q)`, with the form's own gradients of the factors."""
     view = form.view
 
+    def fold(kernel, factors):
+        matrix = view.kernel_matrix(kernel)
+        for p, q in form.updates(matrix, *factors):
+            matrix = add_outer(matrix, p, q)
+        return view.from_kernel_matrix(matrix, kernel.shape)
+
     def keep(x, kernel, *factors):
-        deviation = form.deviation(kernel, *factors)
-        folded = kernel + view.from_kernel_matrix(deviation, kernel.shape)
-        return folded, *form.projections(view.inputs_matrix(x), *factors)
+        rows = view.inputs_matrix(x)
+        return fold(kernel, factors), *form.projections(rows, *factors)
 
     def differentiate(x, factors, folded, projections, upstream):
         dx = view.product_transposed(upstream, folded)
@@ -198,10 +206,7 @@ def _with_gradient(form, x, kernel, factors, training):
         return dx, form.gradients(rows, dx, upstream, factors, projections)
 
     if not training:
-        deviation = form.deviation(kernel, *factors)
-        return view.product(
-            x, kernel + view.from_kernel_matrix(deviation, kernel.shape)
-        )
+        return view.product(x, fold(kernel, factors))
     if keras.backend.backend() == "torch":
         return _torch_product(view, keep, differentiate, x, kernel, factors)
 

@@ -14,7 +14,7 @@ from keras import ops
 
 
 def reshape(x, shape):
-    """`keras.ops.reshape(x, shape)`, by the tensor's own method if it has one."""
+    """`keras.ops.reshape(x, shape)`, by the tensor's method if it has one."""
     if hasattr(x, "reshape"):
         return x.reshape(shape)
     return ops.reshape(x, shape)
@@ -36,6 +36,18 @@ def matmul(x, matrix):
     if hasattr(x, "reshape"):
         return x @ matrix
     return ops.matmul(x, matrix)
+
+
+def add_product(x, rows, matrix):
+    """`x + rows @ matrix`, in one pass over `x` where the tensor has one.
+
+    On PyTorch it has, and what these operations take is their memory traffic.
+    """
+    if not hasattr(x, "addmm"):
+        return x + matmul(rows, matrix)
+    flat = reshape(x, (-1, x.shape[-1]))
+    flat = flat.addmm(reshape(rows, (-1, rows.shape[-1])), matrix)
+    return reshape(flat, x.shape)
 
 
 def float32(x):

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ether.quick_ops import add_product
 from keras_ether.quick_ops import float32
 from keras_ether.quick_ops import matmul
 from keras_ether.quick_ops import reshape
@@ -141,7 +142,10 @@ def multiply(x, left, right=None, training=False):
     # `s` again; autograd keeps `x` and `s`, no more than is needed.
     if training and keras.backend.backend() != "torch":
         return _update(x, left, right)
-    return x + spread(project(x, left), right)
+    s = project(x, left)
+    if len(right.shape) == 2:
+        return add_product(x, s, right)
+    return x + spread(s, right)
 
 
 def is_dense(factor):

@@ -6,7 +6,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Tensors are tiny here, and the threads of several workers stand in each
 # other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Without oneDNN, which it leaves out on processors that lack AVX-512, TensorFlow
+# Without oneDNN, which it leaves out on processors without AVX-512, TensorFlow
 # has no convolutions for channels that come first.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # For tests of distributions. All others use the first of these devices.
