@@ -25,8 +25,6 @@ BENCHMARKS = {
     "tables": "tables and plots of benchmarks/README.md, from the results",
 }
 TORCH_ONLY = ("peers", "profile")
-
-
 # How long each model of a benchmark is measured by default.
 SECONDS = {"train": 150, "infer": 60}
 
