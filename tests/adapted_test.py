@@ -99,6 +99,33 @@ def test_either_form_gives_the_same_outputs_and_gradients(
 
 
 @pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="of TensorFlow's graphs"
+)
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+@pytest.mark.parametrize("tokens", [1, 64])
+def test_no_product_goes_sample_by_sample(method, tokens):
+    """Without oneDNN that takes several times as long as all rows at once."""
+    import tensorflow as tf
+
+    layer = keras.layers.Dense(8)
+    layer.build((None, tokens, 8))
+    keras_ether.apply(layer, method=method, rank_blocks=2)
+
+    @tf.function
+    def gradients(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True)
+        return tape.gradient(y, [x, *layer.trainable_variables])
+
+    x = tf.TensorSpec((2, tokens, 8), "float32")
+    operations = gradients.get_concrete_function(x).graph.get_operations()
+    types = {operation.type for operation in operations}
+    assert "MatMul" in types
+    assert "BatchMatMulV2" not in types
+
+
+@pytest.mark.skipif(
     keras.backend.backend() != "tensorflow",
     reason="only TensorFlow's graphs have axes of unknown size there",
 )
