@@ -82,8 +82,10 @@ def plot(rows):
         for axes, column in ((accuracy, "accuracy"), (step, "step, ms")):
             values = [row[column] for row in mine]
             axes.plot(blocks, values, marker="o", color=color, label=name)
+        low, high = zip(*(row["range of seeds"] for row in mine), strict=True)
+        accuracy.fill_between(blocks, low, high, color=color, alpha=0.12)
     for axes, label in (
-        (accuracy, "test accuracy, % (mean of seeds)"),
+        (accuracy, "test accuracy, % (mean and range of seeds)"),
         (step, "training step, ms"),
     ):
         axes.set_xscale("log", base=2)
