@@ -108,8 +108,12 @@ def test_dropout_is_drawn_in_training_only(kind, rng):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
-@pytest.mark.parametrize("kind", ["conv2d", "conv1d transposed"])
+@pytest.mark.parametrize(
+    "kind", ["conv2d", "conv1d transposed", "conv2d transposed"]
+)
 def test_16_bits(kind, policy, rng):
+    if (kind, keras.backend.backend()) == ("conv2d transposed", "tensorflow"):
+        pytest.skip("channels first in 16 bits, not on every processor there")
     layer = kinds.LAYERS[kind][0](dtype=policy)
     x = kinds.inputs_of(kind, rng)
     base = ops.convert_to_numpy(ops.cast(layer(x), "float32"))
