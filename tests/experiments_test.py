@@ -118,6 +118,17 @@ def test_the_command_is_repeated_without_folders(tmp_path):
     )
 
 
+def test_runs_at_a_time_share_the_cores(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    for arguments, threads in [
+        ([], 4),
+        (["--jobs", "1"], 8),
+        (["--jobs", "16"], 1),
+        (["--threads", "3"], 3),
+    ]:
+        assert command.read_options(["blocks", *arguments]).threads == threads
+
+
 def test_a_page_is_filled_between_its_comments(tmp_path):
     path = tmp_path / "page.md"
     path.write_text("A\n<!-- x -->old<!-- end -->\nB\n<!-- y --><!-- end -->")
@@ -185,7 +196,9 @@ def folder(tmp_path_factory):
 def test_an_experiment_from_end_to_end(experiment, tables, folder, monkeypatch):
     names = ["ether", "ether+"] if experiment == "blocks" else ["oft", "lora-8"]
     rates = ["--learning-rates", "1e-3", "1e-2"]
-    options = small(experiment, folder, "--methods", *names, *rates)
+    # Processes of their own in one case, and in the test's in the others.
+    jobs = ["--jobs", "2" if experiment == "robustness" else "1"]
+    options = small(experiment, folder, "--methods", *names, *rates, *jobs)
     lab_lib = importlib.import_module("benchmarks.experiments.lab")
     module = importlib.import_module(f"benchmarks.experiments.{experiment}")
     module.main(lab_lib.Lab(options))
@@ -209,12 +222,10 @@ def test_an_experiment_from_end_to_end(experiment, tables, folder, monkeypatch):
     page.main(alone, page_path)
     text = page_path.read_text()
     assert text.startswith("Before.\n")
-    assert f"benchmarks.experiments {experiment} --results FOLDER" in text
+    assert f"`{options.command}`" in text
     assert text.count("\n|--") + text.count("\n| --") == tables
     # All of it is on disk now.
-    monkeypatch.setattr(
-        "benchmarks.experiments.training.Trainer.run", lambda *_: 1 / 0
-    )
+    monkeypatch.setattr(store_lib.Store, "add", lambda *_: 1 / 0)
     module.main(lab_lib.Lab(options))
 
 

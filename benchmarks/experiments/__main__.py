@@ -15,7 +15,7 @@ At the size of the paper, on a GPU, with GLUE's SST-2 in FOLDER:
         --preset deberta_v3_base_en --samples 0 --dev-samples 0 \\
         --test-samples 0 --length 128 --batch-size 32 --epochs 10 \\
         --rank-blocks 16 --learning-rates 1e-5 1e-4 1e-3 1e-2 1e-1 \\
-        --results FOLDER_OF_RESULTS
+        --jobs 1 --results FOLDER_OF_RESULTS
 """
 
 import argparse
@@ -74,20 +74,30 @@ def read_options(arguments=None):
     add("--learning-rates", nargs="+", type=float, default=RATES)
     add("--seeds", nargs="+", type=int, default=(0, 1, 2))
     add("--rank-blocks", type=int, default=4)
-    add("--samples", type=int, default=512, help="0 for all")
+    add("--samples", type=int, default=320, help="0 for all")
     add("--dev-samples", type=int, default=200, help="0 for all")
     add("--test-samples", type=int, default=400, help="0 for all")
     add(
         "--pairs",
         type=int,
-        default=200,
+        default=100,
         help="sentences of which excerpts are matched",
     )
     add("--length", type=int, default=32, help="tokens of a sentence")
     add("--epochs", type=int, default=2)
     add("--batch-size", type=int, default=8)
     add("--backend", choices=["jax", "tensorflow", "torch"], default="torch")
-    add("--threads", type=int, default=os.cpu_count())
+    add(
+        "--jobs",
+        type=int,
+        default=2,
+        help="runs at a time, a process each; 1 on a GPU",
+    )
+    add(
+        "--threads",
+        type=int,
+        help="of each run (default: the cores shared among the runs)",
+    )
     add(
         "--results",
         type=pathlib.Path,
@@ -97,6 +107,8 @@ def read_options(arguments=None):
     options = parser.parse_args(arguments)
     defaults = parser.parse_args([options.experiment])
     options.command = repeat(options, vars(defaults))
+    if options.threads is None:
+        options.threads = max(1, os.cpu_count() // options.jobs)
     return options
 
 

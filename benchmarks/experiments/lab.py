@@ -1,6 +1,7 @@
 """What experiments share: options, finished runs, doing the missing ones."""
 
 import json
+import multiprocessing
 
 import keras
 import numpy as np
@@ -83,20 +84,29 @@ class Lab:
             wanted: List of settings. Those that are on disk are not run again.
             title: String, what stands before the progress bar.
         """
+        missing = [s for s in wanted if self.store.find(s) is None]
+        done = len(wanted) - len(missing)
         with _progress() as progress:
-            task = progress.add_task(title, total=len(wanted), now="")
-            for settings in wanted:
-                if self.store.find(settings) is None:
-                    label = METHODS[settings["method"]].label
-                    rate = settings["learning_rate"]
-                    progress.update(
-                        task, now=f"{label}, {rate:g}, seed {settings['seed']}"
-                    )
-                    measured = self.trainer.run(settings)
-                    self.store.add(settings, measured, self.environment)
-                progress.update(task, advance=1, now="")
+            task = progress.add_task(
+                title, total=len(wanted), completed=done, last=""
+            )
+            for settings, measured in self._do(missing):
+                self.store.add(settings, measured, self.environment)
+                progress.update(task, advance=1, last=_describe(settings))
         records = [self.store.find(settings) for settings in wanted]
         return [r["settings"] | r["measured"] for r in records]
+
+    def _do(self, missing):
+        """Yields settings and what was measured, as the runs finish."""
+        jobs = min(self.options.jobs, len(missing))
+        if jobs < 2:
+            for settings in missing:
+                yield settings, self.trainer.run(settings)
+            return
+        # Not forked: a backend with threads does not survive it.
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(jobs, _start_worker, [self.options]) as pool:
+            yield from pool.imap_unordered(_work, missing)
 
     def conclude(self, name, tables, figure, notes=()):
         """Prints tables and writes them and the plot."""
@@ -139,6 +149,20 @@ def best_rate(results, method):
     return max(runs, key=lambda rate: mean(runs[rate], "dev_accuracy"))
 
 
+def _start_worker(options):
+    global _lab
+    _lab = Lab(options)
+
+
+def _work(settings):
+    return settings, _lab.trainer.run(settings)
+
+
+def _describe(settings):
+    label = METHODS[settings["method"]].label
+    return f"{label}, {settings['learning_rate']:g}, seed {settings['seed']}"
+
+
 def _progress():
     return Progress(
         TextColumn("{task.description}"),
@@ -147,5 +171,5 @@ def _progress():
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[now]}"),
+        TextColumn("{task.fields[last]}"),
     )

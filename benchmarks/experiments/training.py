@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+import keras_ether
 from benchmarks.experiments import data as data_lib
 from keras_ether.diagnostics import diagnosis
 from keras_ether.diagnostics import hyperspherical_energy
@@ -48,14 +49,19 @@ class Trainer:
         if settings["method"] != "base":
             loss = self.fit(model, settings)
         fitted = time.perf_counter()
+        trainable = sum(
+            math.prod(weight.shape) for weight in model.trainable_weights
+        )
+        perturbation = self.perturbation(model)
+        # From here on a batch costs no reflection, nor a solution of OFT's.
+        if any(map(kinds.is_adapted, linear_maps(model).values())):
+            keras_ether.merge(model)
         measured = {
-            "trainable": sum(
-                math.prod(weight.shape) for weight in model.trainable_weights
-            ),
+            "trainable": trainable,
             "loss": loss,
             "dev_accuracy": accuracy(model, *self.data.dev),
             "test_accuracy": accuracy(model, *self.data.test),
-            **self.perturbation(model),
+            **perturbation,
             **self.retention(model),
             "fit_seconds": fitted - start,
             "seconds": time.perf_counter() - start,
