@@ -129,6 +129,15 @@ def test_runs_at_a_time_share_the_cores(monkeypatch):
         assert command.read_options(["blocks", *arguments]).threads == threads
 
 
+@pytest.mark.parametrize("flag", ["--jobs", "--threads"])
+@pytest.mark.parametrize("number", ["0", "-1"])
+def test_no_runs_or_threads_are_refused(flag, number, capsys):
+    with pytest.raises(SystemExit):
+        command.read_options(["blocks", flag, number])
+    message = f"argument {flag}: at least 1, received {number}"
+    assert message in capsys.readouterr().err
+
+
 def test_a_page_is_filled_between_its_comments(tmp_path):
     path = tmp_path / "page.md"
     path.write_text("A\n<!-- x -->old<!-- end -->\nB\n<!-- y --><!-- end -->")

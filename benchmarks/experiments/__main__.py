@@ -89,13 +89,13 @@ def read_options(arguments=None):
     add("--backend", choices=["jax", "tensorflow", "torch"], default="torch")
     add(
         "--jobs",
-        type=int,
+        type=_positive,
         default=2,
         help="runs at a time, a process each; 1 on a GPU",
     )
     add(
         "--threads",
-        type=int,
+        type=_positive,
         help="of each run (default: the cores shared among the runs)",
     )
     add(
@@ -110,6 +110,13 @@ def read_options(arguments=None):
     if options.threads is None:
         options.threads = max(1, os.cpu_count() // options.jobs)
     return options
+
+
+def _positive(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"at least 1, received {number}")
+    return number
 
 
 def repeat(options, defaults):

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+from concurrent import futures
 
 import keras
 import numpy as np
@@ -105,8 +106,16 @@ class Lab:
             return
         # Not forked: a backend with threads does not survive it.
         context = multiprocessing.get_context("spawn")
-        with context.Pool(jobs, _start_worker, [self.options]) as pool:
-            yield from pool.imap_unordered(_work, missing)
+        with futures.ProcessPoolExecutor(
+            jobs, context, _start_worker, [self.options]
+        ) as pool:
+            runs = [pool.submit(_work, settings) for settings in missing]
+            try:
+                for run in futures.as_completed(runs):
+                    yield run.result()
+            finally:
+                # Of an error or an interruption: what waits is not begun.
+                pool.shutdown(cancel_futures=True)
 
     def conclude(self, name, tables, figure, notes=()):
         """Prints tables and writes them and the plot."""
@@ -171,5 +180,5 @@ def _progress():
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[last]}"),
+        TextColumn("last: {task.fields[last]}"),
     )
