@@ -8,6 +8,7 @@ from keras import ops
 from keras_ether import product
 from keras_ether import quantized
 from keras_ether.adapter import quantizing_error
+from keras_ether.quick_ops import tensor
 
 SIDES = ("input", "output")
 
@@ -113,22 +114,22 @@ class AdaptedCall(AdaptedKernel):
             kernel = ops.convert_to_tensor(self.base_kernel)
             with self._base(_kernel=adapter.fold(kernel, training)):
                 return linear(inputs, training=training)
-        factors = [adapter.factors(side, training) for side in SIDES]
+        sides = [adapter.side_blocks(side, training) for side in SIDES]
         if self.quantization_mode is None and not self.base_kernel.trainable:
-            # `convert_to_tensor` leaves it a variable on TensorFlow, which a
-            # custom gradient does not take.
-            kernel = ops.cast(self.base_kernel, self.compute_dtype)
-            if product.pays(inputs, kernel, adapter.view, factors, training):
+            kernel = tensor(self.base_kernel, self.compute_dtype)
+            if product.pays(inputs, kernel, adapter.view, sides, training):
                 outputs = product.folded_product(
                     inputs,
                     kernel,
                     adapter.view,
-                    *factors,
+                    *sides,
                     orthogonal=adapter.orthogonal,
                     training=training,
                 )
                 return self._finish(outputs)
-        input_factors, output_factors = factors
+        input_factors, output_factors = (
+            None if blocks is None else blocks.factors() for blocks in sides
+        )
         inputs = adapter.transform_inputs(inputs, input_factors, training)
         if output_factors is None:
             with self._base():

@@ -9,6 +9,7 @@ from keras import ops
 from keras_ether import methods
 from keras_ether import plain_file
 from keras_ether import reflections
+from keras_ether.quick_ops import tensor
 
 
 class Adapter(keras.layers.Layer):
@@ -127,26 +128,35 @@ class Adapter(keras.layers.Layer):
         """Whether every block is orthogonal."""
         return methods.get(self.method).orthogonal
 
-    def factors(self, side: str, training: bool = False):
-        """The factors of one side's blocks, see `keras_ether.reflections`.
+    def side_blocks(self, side: str, training: bool = False):
+        """One side's `keras_ether.reflections.Blocks`.
 
         `None` for a side that is not transformed.
         """
         if not self.transforms(side):
             return None
         method = methods.get(self.method)
-        left, right = method.factors(
-            *(
-                ops.convert_to_tensor(getattr(self, f"{side}_{name}"))
-                for name in method.weights
-            )
+        numbers = tuple(
+            tensor(getattr(self, f"{side}_{name}")) for name in method.weights
         )
-        if training and self.dropout:
+        drops = training and self.dropout
+        if method.derivative is not None and not drops:
+            return reflections.Blocks(numbers, *method.derivative)
+        left, right = method.factors(*numbers)
+        if drops:
             drawn = keras.random.uniform(
                 (self.blocks, 1, 1), seed=self.seed_generator
             )
             left = left * ops.cast(drawn >= self.dropout, left.dtype)
-        return left, right
+        return reflections.Blocks.of_factors(left, right)
+
+    def factors(self, side: str, training: bool = False):
+        """The factors of one side's blocks, see `keras_ether.reflections`.
+
+        `None` for a side that is not transformed.
+        """
+        blocks = self.side_blocks(side, training)
+        return None if blocks is None else blocks.factors()
 
     def transform_inputs(self, x, factors, training=False):
         """`x H`, or `x` where `factors` is `None`."""

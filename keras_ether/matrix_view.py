@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 from keras import ops
 
-from keras_ether.quick_ops import matmul
 from keras_ether.quick_ops import reshape
-from keras_ether.quick_ops import transpose
 
 
 @dataclass(frozen=True)
@@ -67,16 +65,18 @@ class MatrixView:
             return ops.matmul(x, kernel)
         return ops.einsum(self.equation, x, kernel)
 
-    def product_transposed(self, y, kernel):
-        """From the outputs' side to the inputs', by the transposed kernel."""
-        if self.is_matmul:
-            return matmul(y, transpose(kernel))
-        equation = f"{self.outputs},{self.kernel}->{self.inputs}"
-        return ops.einsum(equation, y, kernel)
-
     def inputs_matrix(self, x):
         """The inputs as rows of `d`, for a kernel without experts."""
         return _matrix(x, self.inputs, self.rows)
+
+    def from_inputs_matrix(self, rows, like):
+        """The inverse of `inputs_matrix`, in the shape of the tensor `like`."""
+        if self.inputs.endswith(self.rows):
+            return reshape(rows, ops.shape(like))
+        axes = _axes_to_last(like, self.inputs, self.rows)
+        shape = ops.shape(like)
+        rows = reshape(rows, [shape[axis] for axis in axes])
+        return _transpose(rows, [axes.index(a) for a in range(len(axes))])
 
     def outputs_matrix(self, y):
         """The outputs as rows of `f`, for a kernel without experts."""
@@ -84,7 +84,8 @@ class MatrixView:
 
     def kernel_matrix(self, kernel):
         """A kernel without experts as a `(d, f)` matrix."""
-        kernel = _transpose(kernel, self._matrix_axes)
+        if not self._is_in_order:
+            kernel = _transpose(kernel, self._matrix_axes)
         if len(self.kernel) == 2:
             return kernel
         size = math.prod(kernel.shape[: len(self.rows)])
@@ -92,10 +93,17 @@ class MatrixView:
 
     def from_kernel_matrix(self, matrix, kernel_shape):
         """The inverse of `kernel_matrix`."""
+        if self._is_in_order:
+            return reshape(matrix, kernel_shape)
         axes = self._matrix_axes
         if len(axes) > 2:
             matrix = reshape(matrix, [kernel_shape[axis] for axis in axes])
         return _transpose(matrix, [axes.index(a) for a in range(len(axes))])
+
+    @property
+    def _is_in_order(self):
+        """Whether the axes of the kernel are those of its matrix, in order."""
+        return self.kernel == self.rows + self.columns
 
     @property
     def _matrix_axes(self):
@@ -150,7 +158,8 @@ def _merge(x, labels, merged):
 
 def _matrix(x, labels, merged):
     """`x` as a matrix, the axes that `merged` names as its columns."""
-    x = _transpose(x, _axes_to_last(x, labels, merged))
+    if not labels.endswith(merged):
+        x = _transpose(x, _axes_to_last(x, labels, merged))
     if len(x.shape) == 2 and len(merged) == 1:
         return x
     return reshape(x, (-1, math.prod(x.shape[-len(merged) :])))

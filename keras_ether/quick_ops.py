@@ -1,53 +1,120 @@
 """Operations that take long by their `keras.ops` names on PyTorch.
 
-`keras.ops` looks for symbolic tensors among all that it is given. Where an
-argument is a tuple, such as a shape, or nothing is to be done, that takes some
-40 µs, many times what the operation does. An adapted layer needs a dozen of
-them at each call.
+`keras.ops` looks for symbolic tensors among all that it is given, and casts
+what need not be cast. For the small arrays here that takes 10 to 50 µs, many
+times what the operation does, and an adapted layer needs a hundred of them at
+each step.
 
 By their operators some take long on TensorFlow, whose tensors have none of the
-methods that are looked for here.
+methods that JAX's and PyTorch's share.
 """
 
 import keras
+import numpy as np
 from keras import ops
+
+BACKEND = keras.backend.backend()
+
+if BACKEND == "torch":
+    import torch
 
 
 def reshape(x, shape):
-    """`keras.ops.reshape(x, shape)`, by the tensor's method if it has one."""
-    if hasattr(x, "reshape"):
-        return x.reshape(shape)
-    return ops.reshape(x, shape)
+    """`keras.ops.reshape(x, shape)`."""
+    if BACKEND == "tensorflow":
+        return ops.reshape(x, shape)
+    return x.reshape(shape)
 
 
 def transpose(matrix):
-    """`keras.ops.transpose(matrix)`, for two axes, in the same way."""
-    if hasattr(matrix, "T"):
-        return matrix.T
-    return ops.transpose(matrix)
+    """`keras.ops.transpose(matrix)`, for two axes."""
+    return ops.transpose(matrix) if BACKEND == "tensorflow" else matrix.T
 
 
 def matmul(x, matrix):
-    """`keras.ops.matmul(x, matrix)`, for a matrix, in the same way.
+    """`keras.ops.matmul(x, matrix)`, for a matrix.
 
     On TensorFlow `x @ matrix` multiplies each sample of a batch on its own,
     which without oneDNN takes several times as long as all rows at once.
     """
-    if hasattr(x, "reshape"):
-        return x @ matrix
-    return ops.matmul(x, matrix)
+    return ops.matmul(x, matrix) if BACKEND == "tensorflow" else x @ matrix
 
 
 def add_product(x, rows, matrix):
-    """`x + rows @ matrix`, in one pass over `x` where the tensor has one.
+    """`x + rows @ matrix`, in one pass over `x` where the backend has one.
 
-    On PyTorch it has, and what these operations take is their memory traffic.
+    PyTorch has, and what these operations take there is their memory traffic.
     """
-    if not hasattr(x, "addmm"):
+    if BACKEND != "torch":
         return x + matmul(rows, matrix)
-    flat = reshape(x, (-1, x.shape[-1]))
-    flat = flat.addmm(reshape(rows, (-1, rows.shape[-1])), matrix)
-    return reshape(flat, x.shape)
+    if len(x.shape) == 2:
+        return x.addmm(rows, matrix)
+    flat = x.reshape(-1, x.shape[-1])
+    flat = flat.addmm(rows.reshape(-1, rows.shape[-1]), matrix)
+    return flat.reshape(x.shape)
+
+
+def transposed_product(s, x):
+    """`sᵀ x` for matrices of many rows and few columns of `s`."""
+    if BACKEND == "torch" and s.shape[1] >= 16:
+        # A third less time than the other way round; with fewer columns it is
+        # several times as much.
+        return (x.T @ s).T
+    return transpose(s) @ x
+
+
+def concatenate(arrays, axis=0):
+    """`keras.ops.concatenate(arrays, axis)`."""
+    if BACKEND == "torch":
+        return torch.cat(arrays, axis)
+    return ops.concatenate(arrays, axis=axis)
+
+
+def flip(x):
+    """`keras.ops.flip(x, axis=1)`."""
+    return x.flip(1) if BACKEND == "torch" else ops.flip(x, axis=1)
+
+
+def sum_last(x):
+    """`keras.ops.sum(x, axis=-1, keepdims=True)`."""
+    if BACKEND == "tensorflow":
+        return ops.sum(x, axis=-1, keepdims=True)
+    return x.sum(-1, keepdims=True)
+
+
+def reciprocal_norm(x):
+    """`1 / ‖x‖` along the last axis, which is kept, and 1 for a zero."""
+    squared = sum_last(x * x)
+    # A zero is replaced before `rsqrt`, not after: the gradient of an infinity
+    # is NaN even where its value is thrown away.
+    if BACKEND == "torch":
+        return (squared + (squared == 0)).rsqrt()
+    return ops.rsqrt(squared + ops.cast(squared == 0, squared.dtype))
+
+
+def eye(size, like):
+    """`keras.ops.eye(size)` of the dtype and device of the tensor `like`."""
+    if BACKEND == "torch":
+        return torch.eye(size, dtype=like.dtype, device=like.device)
+    # Not `ops.eye`: on TensorFlow it is an operation that OpenVINO can't read.
+    return ops.cast(np.eye(size, dtype="float32"), like.dtype)
+
+
+def block_diagonal(x):
+    """The blocks on the diagonal: from `(n, a, n, b)` to `(n, a, b)`."""
+    if BACKEND == "torch":
+        return x.diagonal(0, 0, 2).permute(2, 0, 1)
+    return ops.sum(x * eye(x.shape[0], x)[:, None, :, None], axis=2)
+
+
+def tensor(variable, dtype=None):
+    """The value of a variable, `keras.ops.cast(variable, dtype)`."""
+    value = variable.value
+    if BACKEND == "torch" and (dtype is None or dtype_name(value) == dtype):
+        return value
+    # Without `cast` it stays a variable on TensorFlow, which a custom gradient
+    # does not take.
+    return ops.cast(value, dtype or value.dtype)
 
 
 def float32(x):
@@ -58,4 +125,9 @@ def float32(x):
 
 
 def is_float32(x):
-    return keras.backend.standardize_dtype(x.dtype) == "float32"
+    return dtype_name(x) == "float32"
+
+
+def dtype_name(x):
+    """The dtype of a tensor as Keras names it."""
+    return keras.backend.standardize_dtype(x.dtype)

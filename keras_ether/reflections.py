@@ -13,19 +13,25 @@ Nothing here knows of layers. Norms are computed in float32 whatever the dtype
 of the activations, products in the dtype of the activations.
 """
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import keras
-import numpy as np
 from keras import ops
 
 from keras_ether.quick_ops import add_product
+from keras_ether.quick_ops import concatenate
+from keras_ether.quick_ops import flip
 from keras_ether.quick_ops import float32
-from keras_ether.quick_ops import matmul
-from keras_ether.quick_ops import reshape
-from keras_ether.quick_ops import transpose as transpose_matrix
-
-# With more thin rows than this, going block by block is cheaper than a dense
-# product with a block-diagonal matrix, most of which is zero.
-MAX_DENSE_ROWS = 16
+from keras_ether.quick_ops import reciprocal_norm
+from keras_ether.quick_ops import sum_last
+from keras_ether.thin_factors import arrange
+from keras_ether.thin_factors import contract
+from keras_ether.thin_factors import flatten
+from keras_ether.thin_factors import join
+from keras_ether.thin_factors import project
+from keras_ether.thin_factors import split
+from keras_ether.thin_factors import spread
 
 
 def unit(u):
@@ -45,7 +51,7 @@ def unit(u):
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
     """
     u = float32(u)
-    return u * _reciprocal_norm(u)
+    return u * reciprocal_norm(u)
 
 
 def ether_factors(u):
@@ -57,8 +63,19 @@ def ether_factors(u):
     Returns:
         `(left, right)`, float32 tensors of shape `(blocks, 1, width)`.
     """
-    u = unit(u)[:, None]
-    return u, -2.0 * u
+    return _ether_forward(u)[0]
+
+
+def _ether_forward(u):
+    u = float32(u)
+    r = reciprocal_norm(u)
+    u = u * r
+    left = u[:, None]
+    return (left, -2.0 * left), (u, r)
+
+
+def _ether_backward(kept, d_left, d_right):
+    return (_unit_gradient(*kept, (d_left - 2.0 * d_right)[:, 0]),)
 
 
 def ether_plus_factors(u, v):
@@ -74,16 +91,68 @@ def ether_plus_factors(u, v):
     Returns:
         `(left, right)`, float32 tensors of shape `(blocks, 2, width)`.
     """
-    # Stacked, so that the norms of both take the operations of one.
-    pair = ops.concatenate([float32(a)[:, None] for a in (u, v)], axis=1)
-    r = _reciprocal_norm(pair)
+    return _ether_plus_forward(u, v)[0]
+
+
+def _ether_plus_forward(u, v):
+    # Side by side, so that the norms of both take the operations of one.
+    pair = concatenate([float32(a)[:, None] for a in (u, v)], axis=1)
+    r = reciprocal_norm(pair)
     u, v, r_u, r_v = pair[:, :1], pair[:, 1:], r[:, :1], r[:, 1:]
     # Not `v * r_v - u * r_u`: compilers contract that into a fused operation
     # that rounds one of the products only, and is not zero for `u = v`.
-    p = (v - u * (r_u / r_v)) * r_v
-    q = v * r_v + u * r_u
-    left = ops.concatenate([p, q], axis=1)
-    return left, 0.5 * ops.flip(left, axis=1)
+    u = u * (r_u / r_v)
+    left = concatenate([v - u, v + u], axis=1) * r_v
+    return (left, 0.5 * flip(left)), (pair, r)
+
+
+def _ether_plus_backward(kept, d_left, d_right):
+    pair, r = kept
+    gradient = d_left + 0.5 * flip(d_right)
+    d_p, d_q = gradient[:, :1], gradient[:, 1:]
+    upstream = concatenate([d_q - d_p, d_q + d_p], axis=1)
+    gradient = _unit_gradient(pair * r, r, upstream)
+    return gradient[:, 0], gradient[:, 1]
+
+
+# By hand for what is differentiated at every step: autograd's way through these
+# formulas takes three times as many operations, which eager PyTorch feels.
+ETHER_DERIVATIVE = (_ether_forward, _ether_backward)
+ETHER_PLUS_DERIVATIVE = (_ether_plus_forward, _ether_plus_backward)
+
+
+class Blocks(NamedTuple):
+    """The blocks of one side, as a function of the numbers that train.
+
+    Args:
+        numbers: Tensors whose first axis is `blocks`.
+        forward: Function from `numbers` to the factors `(left, right)` and to
+            what `backward` needs of what it has computed, a tuple of tensors.
+        backward: Function `(kept, d_left, d_right)` from gradients of the
+            factors to those of `numbers`.
+    """
+
+    numbers: tuple
+    forward: Callable
+    backward: Callable
+
+    @classmethod
+    def of_factors(cls, left, right):
+        """Blocks whose factors are the numbers, left to autograd from there."""
+        return cls(
+            (left, right),
+            lambda left, right: ((left, right), ()),
+            lambda kept, d_left, d_right: (d_left, d_right),
+        )
+
+    @property
+    def are_thin(self):
+        """Whether they have thin factors."""
+        return all(number is not None for number in self.numbers)
+
+    def factors(self):
+        """The factors `(left, right)`."""
+        return self.forward(*self.numbers)[0]
 
 
 def transpose(left, right=None):
@@ -135,8 +204,8 @@ def multiply(x, left, right=None, training=False):
     """
     left = ops.cast(left, x.dtype)
     if right is None:
-        deviation = ops.einsum("...nw,nwv->...nv", _split(x, left), left)
-        return x + _join(deviation)
+        deviation = ops.einsum("...nw,nwv->...nv", split(x, left), left)
+        return x + join(deviation)
     left, right = arrange(left, ops.cast(right, x.dtype))
     # On PyTorch a custom gradient can keep its arguments only and would compute
     # `s` again; autograd keeps `x` and `s`, no more than is needed.
@@ -148,101 +217,13 @@ def multiply(x, left, right=None, training=False):
     return x + spread(s, right)
 
 
-def is_dense(factor):
-    """Whether `arrange` gives a block-diagonal matrix."""
-    blocks, k, _ = factor.shape
-    return blocks * k <= MAX_DENSE_ROWS
-
-
-def arrange(*factors):
-    """The factors of one side in the form in which products are cheapest.
-
-    Args:
-        *factors: Tensors of shape `(blocks, k, width)`.
-
-    Returns:
-        A list of the same tensors, to be gone through block by block, or, of
-        few rows, of block-diagonal matrices `(blocks * k, blocks * width)`.
-        What follows takes either.
-    """
-    blocks, k, width = factors[0].shape
-    if not is_dense(factors[0]):
-        return list(factors)
-    if blocks == 1:
-        return [factor[0] for factor in factors]
-    # Not `ops.eye`: on TensorFlow it is an operation that OpenVINO can't read.
-    place = ops.cast(np.eye(blocks, dtype="float32"), factors[0].dtype)
-    place = place[:, None, :, None]
-    return [
-        reshape(factor[:, :, None] * place, (blocks * k, blocks * width))
-        for factor in factors
-    ]
-
-
-def project(x, factor):
-    """`x factorᵀ`: from `(..., blocks * width)` to `(..., blocks * k)`."""
-    if len(factor.shape) == 2:
-        return matmul(x, transpose_matrix(factor))
-    x = _split(x, factor)
-    if factor.shape[1] == 1:
-        return ops.sum(x * factor[:, 0], axis=-1)
-    return _join(_each_block(x, ops.swapaxes(factor, 1, 2)))
-
-
-def spread(s, factor):
-    """`s factor`: from `(..., blocks * k)` to `(..., blocks * width)`."""
-    if len(factor.shape) == 2:
-        return matmul(s, factor)
-    s = _split(s, ops.swapaxes(factor, 1, 2))
-    if factor.shape[1] == 1:
-        return _join(s * factor[:, 0])
-    return _join(_each_block(s, factor))
-
-
-def contract(s, x, factor):
-    """The gradient of `factor` in a product of rows: `sᵀ x`, in its form.
-
-    Args:
-        s: Tensor of shape `(rows, blocks * k)`.
-        x: Tensor of shape `(rows, blocks * width)`.
-        factor: The factor, as `arrange` gives it.
-    """
-    if len(factor.shape) == 2:
-        return transpose_matrix(s) @ x
-    s = _split(s, ops.swapaxes(factor, 1, 2))
-    x = _split(x, factor)
-    if factor.shape[1] == 1:
-        return ops.sum(s * x, axis=0)[:, None]
-    return ops.transpose(s, (1, 2, 0)) @ ops.swapaxes(x, 0, 1)
-
-
-def _each_block(x, matrices):
-    """Rows `(..., blocks, a)` times `(blocks, a, b)`, block by block."""
-    rows = ops.swapaxes(reshape(x, (-1, *x.shape[-2:])), 0, 1)
-    y = ops.swapaxes(rows @ matrices, 0, 1)
-    return reshape(y, (*ops.shape(x)[:-1], matrices.shape[-1]))
-
-
-def _reciprocal_norm(u):
-    squared_norm = ops.sum(u * u, axis=-1, keepdims=True)
-    # A zero is replaced before `rsqrt`, not after: the gradient of an infinity
-    # is NaN even where its value is thrown away.
-    is_zero = ops.cast(squared_norm == 0, "float32")
-    return ops.rsqrt(squared_norm + is_zero)
+def _unit_gradient(unit, r, upstream):
+    """The gradient of `u` from that of `û = u r`, `r = 1 / ‖u‖`."""
+    return (upstream - unit * sum_last(unit * upstream)) * r
 
 
 def _gram(a):
     return ops.matmul(a, ops.swapaxes(a, -1, -2))
-
-
-def _split(x, factor):
-    blocks, _, width = factor.shape
-    return reshape(x, (*ops.shape(x)[:-1], blocks, width))
-
-
-def _join(x):
-    *leading, blocks, width = ops.shape(x)
-    return reshape(x, (*leading, blocks * width))
 
 
 @ops.custom_gradient
@@ -259,8 +240,3 @@ def _update(x, left, right):
         )
 
     return x + spread(s, right), gradient
-
-
-def flatten(x):
-    """`x` with all its leading axes made one."""
-    return x if len(x.shape) == 2 else reshape(x, (-1, ops.shape(x)[-1]))

@@ -15,6 +15,8 @@ ORDER = [
     "version",
     "_keras_internals",
     "quick_ops",
+    "custom_gradient",
+    "thin_factors",
     "reflections",
     "baselines",
     "matrix_view",
@@ -63,8 +65,10 @@ ORDER = [
     "diagnostics.plots",
     "diagnostics",
 ]
-# What single modules import when a function needs it.
+# What single modules import when a function needs it, or on that backend only.
 EXTRAS = {
+    "custom_gradient": {"torch"},
+    "quick_ops": {"torch"},
     "diagnostics.logger": {"tensorboard"},
     "diagnostics.plots": {"matplotlib"},
 }

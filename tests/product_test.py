@@ -13,14 +13,22 @@ from tests import dense_oracle
 DENSE = MatrixView("...d,df->...f", is_matmul=True)
 HEADS = MatrixView("btd,dnh->btnh")
 JOINED = MatrixView("btnh,nhm->btm")
+WIDE = MatrixView("...d,df->...f", is_matmul=False)
+NARROW = MatrixView("bd,df->bf", is_matmul=True)
 SHAPES = {
     DENSE: ((2, 5, 40), (40, 40)),
+    WIDE: ((2, 5, 20), (20, 40)),
+    NARROW: ((9, 40), (40, 20)),
     HEADS: ((2, 5, 40), (40, 4, 10)),
     JOINED: ((2, 5, 8, 5), (8, 5, 40)),
 }
 FACTORS = {
     "ether": reflections.ether_factors,
     "ether+": reflections.ether_plus_factors,
+}
+DERIVATIVES = {
+    "ether": reflections.ETHER_DERIVATIVE,
+    "ether+": reflections.ETHER_PLUS_DERIVATIVE,
 }
 SIDES = {
     "input": ("input",),
@@ -32,7 +40,8 @@ SIDES = {
 def draw(method, side, blocks, view, rng):
     """Inputs, kernel and vectors of a layer."""
     x_shape, kernel_shape = SHAPES[view]
-    sizes = dict(zip(("input", "output"), (40, 40), strict=True))
+    _, *sizes = view.sizes(kernel_shape)
+    sizes = dict(zip(("input", "output"), sizes, strict=True))
     vectors = {
         f"{s}_{name}": rng.standard_normal((blocks, sizes[s] // blocks))
         for s in SIDES[side]
@@ -44,18 +53,25 @@ def draw(method, side, blocks, view, rng):
     )
 
 
-def folded(method, view, names, x, kernel, *vectors, training=True):
+def folded(
+    method, view, names, x, kernel, *vectors, training=True, by_hand=True
+):
     count = len(dense_oracle.BLOCKS[method][1])
-    factors = {"input": None, "output": None}
+    sides = {"input": None, "output": None}
     for i in range(0, len(names), count):
         side = names[i].partition("_")[0]
-        factors[side] = FACTORS[method](*vectors[i : i + count])
+        numbers = [ops.convert_to_tensor(v) for v in vectors[i : i + count]]
+        if by_hand:
+            blocks = reflections.Blocks(tuple(numbers), *DERIVATIVES[method])
+        else:
+            blocks = reflections.Blocks.of_factors(*FACTORS[method](*numbers))
+        sides[side] = blocks
     return product.folded_product(
         ops.convert_to_tensor(x),
         ops.convert_to_tensor(kernel),
         view,
-        factors["input"],
-        factors["output"],
+        sides["input"],
+        sides["output"],
         orthogonal=method == "ether",
         training=training,
     )
@@ -63,13 +79,14 @@ def folded(method, view, names, x, kernel, *vectors, training=True):
 
 def oracle(method, view, names, x, kernel, *vectors):
     vectors = dict(zip(names, vectors, strict=True))
+    _, d, f = view.sizes(kernel.shape)
     h, g = (
         dense_oracle.side_matrix(method, vectors, side)
         if any(n.startswith(side) for n in names)
         else np.eye(size)
-        for side, size in (("input", 40), ("output", 40))
+        for side, size in (("input", d), ("output", f))
     )
-    matrix = h @ kernel.reshape(40, 40) @ g
+    matrix = h @ kernel.reshape(d, f) @ g
     return np.einsum(view.equation, x, matrix.reshape(kernel.shape))
 
 
@@ -89,34 +106,47 @@ def test_equals_explicit_matrices(method, side, blocks, training, rng):
     np.testing.assert_allclose(numpy(y), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("view", [HEADS, JOINED])
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("view", [HEADS, JOINED, WIDE, NARROW])
 @pytest.mark.parametrize("method", FACTORS)
-def test_equals_explicit_matrices_for_einsum(method, view, rng):
-    arrays, names = draw(method, "both", 2, view, rng)
+def test_equals_explicit_matrices_of_any_shape(method, view, side, rng):
+    arrays, names = draw(method, side, 2, view, rng)
     y = folded(method, view, names, *arrays)
     expected = oracle(method, view, names, *arrays)
     np.testing.assert_allclose(numpy(y), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    ("method", "side", "blocks", "view"),
+    ("method", "side", "blocks", "view", "by_hand"),
     [
-        ("ether", "input", 1, DENSE),
-        ("ether", "input", 20, JOINED),
-        ("ether", "both", 2, DENSE),
-        ("ether+", "both", 1, HEADS),
-        ("ether+", "both", 20, DENSE),
-        ("ether+", "input", 20, JOINED),
-        ("ether+", "output", 2, DENSE),
+        ("ether", "input", 1, DENSE, True),
+        ("ether", "input", 20, JOINED, True),
+        ("ether", "input", 4, WIDE, True),
+        ("ether", "input", 4, NARROW, True),
+        ("ether", "input", 20, NARROW, True),
+        ("ether", "output", 20, WIDE, True),
+        ("ether", "both", 2, DENSE, True),
+        ("ether+", "both", 1, HEADS, True),
+        ("ether+", "both", 4, JOINED, True),
+        ("ether+", "both", 4, NARROW, True),
+        ("ether+", "both", 10, WIDE, True),
+        ("ether+", "both", 20, DENSE, True),
+        ("ether+", "input", 20, JOINED, True),
+        ("ether+", "output", 2, DENSE, True),
+        ("ether", "input", 4, WIDE, False),
+        ("ether+", "both", 4, NARROW, False),
+        ("ether+", "both", 10, WIDE, False),
     ],
 )
-def test_gradients_equal_finite_differences(method, side, blocks, view, rng):
+def test_gradients_equal_finite_differences(
+    method, side, blocks, view, by_hand, rng
+):
     arrays, names = draw(method, side, blocks, view, rng)
     target = oracle(method, view, names, *arrays)
     target = target + rng.standard_normal(target.shape)
 
     def loss(x, *vectors):
-        y = folded(method, view, names, x, arrays[1], *vectors)
+        y = folded(method, view, names, x, arrays[1], *vectors, by_hand=by_hand)
         return ops.mean(ops.square(y - ops.array(target, "float32")))
 
     def oracle_loss(x, *vectors):
@@ -131,10 +161,6 @@ def test_gradients_equal_finite_differences(method, side, blocks, view, rng):
         np.testing.assert_allclose(gradient, reference, atol=1e-3 * scale)
 
 
-@pytest.mark.skipif(
-    keras.backend.backend() == "torch",
-    reason="a trainable kernel is not folded on PyTorch",
-)
 def test_gradient_of_the_kernel_equals_finite_differences(rng):
     arrays, names = draw("ether+", "both", 2, HEADS, rng)
     x, kernel, *vectors = arrays
@@ -218,24 +244,22 @@ def test_folds_where_activations_have_more_rows(
 ):
     x = keras.KerasTensor((tokens, d), dtype)
     kernel = keras.KerasTensor((d, f), dtype)
-    side = reflections.ether_factors(np.ones((1, d), "float32"))
+    side = thin_blocks(1, d)
     assert product.pays(x, kernel, DENSE, [side, side], training) is expected
+    assert product.pays(x, kernel, DENSE, [side, None], training) is expected
 
 
-@pytest.mark.parametrize(("blocks", "on_torch"), [(4, False), (20, True)])
-def test_one_side_is_folded_where_gradients_are_compiled(blocks, on_torch):
-    x, kernel = keras.KerasTensor((99, 20)), keras.KerasTensor((20, 20))
-    side = reflections.ether_factors(np.ones((blocks, 20 // blocks), "float32"))
-    expected = on_torch or keras.backend.backend() != "torch"
-    assert product.pays(x, kernel, DENSE, [side, None], True) is expected
-    assert product.pays(x, kernel, DENSE, [side, None], False)
+def thin_blocks(blocks, width):
+    factors = reflections.ether_factors(np.ones((blocks, width), "float32"))
+    return reflections.Blocks.of_factors(*factors)
 
 
 def test_matrices_and_experts_are_not_folded():
     x, kernel = keras.KerasTensor((99, 4)), keras.KerasTensor((4, 4))
-    whole = baselines.oft_factors(np.zeros((1, 4, 4), "float32"))
+    factors = baselines.oft_factors(np.zeros((1, 4, 4), "float32"))
+    whole = reflections.Blocks.of_factors(*factors)
     assert not product.pays(x, kernel, DENSE, [whole, None], True)
     experts = MatrixView("bed,edf->bef")
     x, kernel = keras.KerasTensor((99, 2, 4)), keras.KerasTensor((2, 4, 4))
-    thin = reflections.ether_factors(np.ones((2, 4), "float32"))
+    thin = thin_blocks(2, 4)
     assert not product.pays(x, kernel, experts, [thin, None], True)

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -5,13 +6,54 @@ from keras import ops
 from keras_ether import quick_ops
 
 
-def test_reshape_and_transpose_equal_keras():
+def test_what_moves_numbers_equals_numpy():
     x = np.arange(6.0, dtype="float32").reshape(2, 3)
-    for array in (x, ops.array(x)):
-        y = quick_ops.reshape(array, (3, -1))
-        np.testing.assert_array_equal(ops.convert_to_numpy(y), x.reshape(3, 2))
-        y = quick_ops.transpose(array)
-        np.testing.assert_array_equal(ops.convert_to_numpy(y), x.T)
+    blocks = np.arange(36.0, dtype="float32").reshape(3, 2, 3, 2)
+    for found, expected in (
+        (quick_ops.reshape(ops.array(x), (3, -1)), x.reshape(3, 2)),
+        (quick_ops.transpose(ops.array(x)), x.T),
+        (quick_ops.flip(ops.array(blocks)), blocks[:, ::-1]),
+        (
+            quick_ops.concatenate([ops.array(x), ops.array(-x)], axis=1),
+            np.concatenate([x, -x], axis=1),
+        ),
+        (
+            quick_ops.block_diagonal(ops.array(blocks)),
+            np.stack([blocks[i, :, i] for i in range(3)]),
+        ),
+        (quick_ops.eye(3, ops.array(x)), np.eye(3)),
+    ):
+        np.testing.assert_array_equal(ops.convert_to_numpy(found), expected)
+
+
+def test_reciprocal_norm_equals_numpy_and_is_one_at_zero(rng):
+    x = rng.standard_normal((3, 2, 5)).astype("float32")
+    x[1, 0] = 0
+    expected = np.linalg.norm(x, axis=-1, keepdims=True)
+    expected = 1 / np.where(expected == 0, 1, expected)
+    found = quick_ops.reciprocal_norm(ops.array(x))
+    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("columns", [1, 15, 16, 40])
+def test_transposed_product_equals_numpy(columns, rng):
+    s, x = (
+        rng.standard_normal((50, width)).astype("float32")
+        for width in (columns, 7)
+    )
+    found = quick_ops.transposed_product(ops.array(s), ops.array(x))
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(found), s.T @ x, rtol=1e-4, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("dtype", [None, "float32", "float16"])
+def test_a_variable_becomes_a_tensor(dtype):
+    variable = keras.Variable(np.ones((2, 3), "float32"))
+    found = quick_ops.tensor(variable, dtype)
+    assert ops.is_tensor(found)
+    assert quick_ops.dtype_name(found) == (dtype or "float32")
+    np.testing.assert_array_equal(ops.convert_to_numpy(found), np.ones((2, 3)))
 
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 4, 3), (2, 1, 4, 3)])

@@ -18,6 +18,10 @@ FACTORS = {
     "oft": baselines.oft_factors,
     "naive": baselines.naive_factors,
 }
+DERIVATIVES = {
+    "ether": reflections.ETHER_DERIVATIVE,
+    "ether+": reflections.ETHER_PLUS_DERIVATIVE,
+}
 WEIGHTS = {"ether": 1, "ether+": 2, "oft": 1, "naive": 1}
 MATRIX_METHODS = ("oft", "naive")
 
@@ -88,6 +92,36 @@ def test_gradients_equal_finite_differences(method, blocks, training, rng):
     expected = backends.finite_differences(oracle_loss, [x, *weights])
     for gradient, reference in zip(found, expected, strict=True):
         np.testing.assert_allclose(gradient, reference, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("with_zero", [False, True])
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("method", DERIVATIVES)
+def test_derivative_by_hand_is_that_of_the_factors(
+    method, blocks, with_zero, rng
+):
+    weights = draw_weights(method, blocks, 4, rng)
+    if with_zero:
+        weights[-1][0] = 0
+    forward, backward = DERIVATIVES[method]
+    factors, kept = forward(*map(ops.array, weights))
+    for found, expected in zip(factors, FACTORS[method](*weights), strict=True):
+        np.testing.assert_array_equal(numpy(found), numpy(expected))
+    upstream = [rng.standard_normal(f.shape).astype("float32") for f in factors]
+
+    def loss(*weights):
+        factors = FACTORS[method](*weights)
+        return sum(
+            ops.sum(f * ops.array(g))
+            for f, g in zip(factors, upstream, strict=True)
+        )
+
+    found = backward(kept, *map(ops.array, upstream))
+    expected = backends.gradients(loss, weights)
+    for gradient, reference in zip(found, expected, strict=True):
+        np.testing.assert_allclose(
+            numpy(gradient), reference, rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("method", ["ether", "ether+"])
