@@ -116,7 +116,7 @@ def _ether_plus_backward(kept, d_left, d_right):
 
 
 # By hand for what is differentiated at every step: autograd's way through these
-# formulas takes three times as many operations, which eager PyTorch feels.
+# formulas takes about twice as many operations, which eager PyTorch feels.
 ETHER_DERIVATIVE = (_ether_forward, _ether_backward)
 ETHER_PLUS_DERIVATIVE = (_ether_plus_forward, _ether_plus_backward)
 
