@@ -18,7 +18,8 @@ def with_gradient(forward, backward):
 
     Args:
         forward: Function of arrays that returns its output, an array, and what
-            `backward` needs of what it has computed: tuples of arrays.
+            `backward` needs of what it has computed: a tuple of tuples of
+            arrays.
         backward: Function `(arguments, kept, upstream)` that returns a gradient
             for each of the arguments, or, for one that is dear and seldom
             asked for, a function without arguments that computes it.

@@ -15,13 +15,13 @@ from typing import NamedTuple
 from keras import ops
 
 from keras_ether.custom_gradient import with_gradient
-from keras_ether.quick_ops import add_product
 from keras_ether.quick_ops import concatenate
 from keras_ether.quick_ops import is_float32
 from keras_ether.quick_ops import reshape
 from keras_ether.quick_ops import transpose
 from keras_ether.reflections import multiply
 from keras_ether.thin_factors import add_rows
+from keras_ether.thin_factors import add_spread
 from keras_ether.thin_factors import arrange
 from keras_ether.thin_factors import arrange_gradients
 from keras_ether.thin_factors import contract
@@ -29,7 +29,6 @@ from keras_ether.thin_factors import inner
 from keras_ether.thin_factors import matrix_rows
 from keras_ether.thin_factors import matrix_rows_gradient
 from keras_ether.thin_factors import project
-from keras_ether.thin_factors import spread
 
 
 def pays(x, kernel, view, sides, training):
@@ -229,9 +228,9 @@ class _Both:
         m, t = arrange(*factors)
         a = matrix_rows(right, matrix)
         c = matrix_rows(m, transpose(a))
-        b = matrix_rows(m, transpose(matrix)) + spread(c, left)
+        b = add_spread(matrix_rows(m, transpose(matrix)), c, left)
         pairs = (left, a), (b, t)
-        if _share(left, t):
+        if len(left.shape) == len(t.shape) == 2:
             # One product of twice the rows takes little more time than one of
             # them.
             pairs = ((concatenate([left, b]), concatenate([a, t])),)
@@ -247,7 +246,7 @@ class _Both:
         (d_left, d_a), (d_b, d_t) = found
         d_c = project(d_b, left)
         d_left = d_left + contract(c, d_b, left)
-        d_a = d_a + spread(transpose(d_c), m)
+        d_a = add_spread(d_a, transpose(d_c), m)
         d_m = matrix_rows_gradient(d_b, transpose(matrix), m)
         d_m = d_m + matrix_rows_gradient(d_c, transpose(a), m)
         d_right = matrix_rows_gradient(d_a, matrix, right)
@@ -275,16 +274,10 @@ def _number_gradients(blocks, kept, *d_factors):
     return blocks.backward(kept, *arrange_gradients(count, *d_factors))
 
 
-def _share(*factors):
-    return all(len(factor.shape) == 2 for factor in factors)
-
-
 def add_outer(matrix, p, q):
     """`matrix + pᵀ q`, for factors of which `arrange` may have left one."""
-    if _share(p, q):
-        return add_product(matrix, transpose(p), q)
     if len(p.shape) == 2:
-        return matrix + spread(transpose(p), q)
+        return add_spread(matrix, transpose(p), q)
     blocks, k, width = p.shape
     q = reshape(q, (blocks, k, -1))
     return matrix + reshape(ops.swapaxes(p, 1, 2) @ q, (blocks * width, -1))

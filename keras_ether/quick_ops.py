@@ -1,9 +1,8 @@
 """Operations that take long by their `keras.ops` names on PyTorch.
 
 `keras.ops` looks for symbolic tensors among all that it is given, and casts
-what need not be cast. For the small arrays here that takes 10 to 50 µs, many
-times what the operation does, and an adapted layer needs a hundred of them at
-each step.
+what need not be cast. For the small arrays here that takes many times what the
+operation does, and an adapted layer needs many of them at each step.
 
 By their operators some take long on TensorFlow, whose tensors have none of the
 methods that JAX's and PyTorch's share.

@@ -16,22 +16,21 @@ of the activations, products in the dtype of the activations.
 from collections.abc import Callable
 from typing import NamedTuple
 
-import keras
 from keras import ops
 
-from keras_ether.quick_ops import add_product
+from keras_ether.custom_gradient import with_gradient
 from keras_ether.quick_ops import concatenate
 from keras_ether.quick_ops import flip
 from keras_ether.quick_ops import float32
 from keras_ether.quick_ops import reciprocal_norm
 from keras_ether.quick_ops import sum_last
+from keras_ether.thin_factors import add_spread
 from keras_ether.thin_factors import arrange
 from keras_ether.thin_factors import contract
 from keras_ether.thin_factors import flatten
 from keras_ether.thin_factors import join
 from keras_ether.thin_factors import project
 from keras_ether.thin_factors import split
-from keras_ether.thin_factors import spread
 
 
 def unit(u):
@@ -116,7 +115,7 @@ def _ether_plus_backward(kept, d_left, d_right):
 
 
 # By hand for what is differentiated at every step: autograd's way through these
-# formulas takes about twice as many operations, which eager PyTorch feels.
+# formulas takes many more operations, which eager PyTorch feels.
 ETHER_DERIVATIVE = (_ether_forward, _ether_backward)
 ETHER_PLUS_DERIVATIVE = (_ether_plus_forward, _ether_plus_backward)
 
@@ -207,14 +206,9 @@ def multiply(x, left, right=None, training=False):
         deviation = ops.einsum("...nw,nwv->...nv", split(x, left), left)
         return x + join(deviation)
     left, right = arrange(left, ops.cast(right, x.dtype))
-    # On PyTorch a custom gradient can keep its arguments only and would compute
-    # `s` again; autograd keeps `x` and `s`, no more than is needed.
-    if training and keras.backend.backend() != "torch":
+    if training:
         return _update(x, left, right)
-    s = project(x, left)
-    if len(right.shape) == 2:
-        return add_product(x, s, right)
-    return x + spread(s, right)
+    return _update_forward(x, left, right)[0]
 
 
 def _unit_gradient(unit, r, upstream):
@@ -226,17 +220,20 @@ def _gram(a):
     return ops.matmul(a, ops.swapaxes(a, -1, -2))
 
 
-@ops.custom_gradient
-def _update(x, left, right):
+def _update_forward(x, left, right):
     """`x + (x leftᵀ) right`."""
     s = project(x, left)
+    return add_spread(x, s, right), ((s,),)
 
-    def gradient(upstream):
-        r = project(upstream, right)
-        return (
-            upstream + spread(r, left),
-            contract(flatten(r), flatten(x), left),
-            contract(flatten(s), flatten(upstream), right),
-        )
 
-    return x + spread(s, right), gradient
+def _update_backward(arguments, kept, upstream):
+    (x, left, right), ((s,),) = arguments, kept
+    r = project(upstream, right)
+    return (
+        add_spread(upstream, r, left),
+        contract(flatten(r), flatten(x), left),
+        contract(flatten(s), flatten(upstream), right),
+    )
+
+
+_update = with_gradient(_update_forward, _update_backward)

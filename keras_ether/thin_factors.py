@@ -80,6 +80,13 @@ def spread(s, factor):
     return join(_each_block(s, factor))
 
 
+def add_spread(x, s, factor):
+    """`x + s factor`."""
+    if len(factor.shape) == 2:
+        return add_product(x, s, factor)
+    return x + spread(s, factor)
+
+
 def contract(s, x, factor):
     """The gradient of `factor` in a product of rows: `sᵀ x`, in its form.
 

@@ -55,6 +55,27 @@ def test_activations_and_kernel_agree(case, rng):
     np.testing.assert_allclose(ops.convert_to_numpy(y), expected, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if not case.startswith("experts")]
+)
+def test_matrices_multiply_as_the_layer_does(case, rng):
+    equation, input_shape, kernel_shape, _ = CASES[case]
+    view = MatrixView(equation)
+    x, kernel = (
+        ops.array(rng.standard_normal(shape), "float32")
+        for shape in (input_shape, kernel_shape)
+    )
+    rows, matrix = view.inputs_matrix(x), view.kernel_matrix(kernel)
+    for found, expected in (
+        (rows @ matrix, view.outputs_matrix(view.product(x, kernel))),
+        (view.from_inputs_matrix(rows, x), x),
+        (view.from_kernel_matrix(matrix, kernel_shape), kernel),
+    ):
+        np.testing.assert_allclose(
+            *map(ops.convert_to_numpy, (found, expected)), rtol=1e-4, atol=1e-5
+        )
+
+
 def test_dynamic_batch_in_a_functional_graph():
     view = MatrixView("abde,dec->abc")
     x = keras.Input((None, 2, 4))

@@ -161,8 +161,49 @@ def test_gradients_equal_finite_differences(
         np.testing.assert_allclose(gradient, reference, atol=1e-3 * scale)
 
 
-def test_gradient_of_the_kernel_equals_finite_differences(rng):
-    arrays, names = draw("ether+", "both", 2, HEADS, rng)
+@pytest.mark.parametrize("blocks", [2, 10])
+def test_gradients_of_any_orthogonal_method_equal_finite_differences(
+    blocks, rng
+):
+    """Of rotations, whose factors are not along what they project out."""
+    x, kernel = (
+        rng.standard_normal(shape).astype("float32") for shape in SHAPES[WIDE]
+    )
+    u, v = rng.standard_normal((2, blocks, 20 // blocks)).astype("float32")
+
+    def loss(x, u, v):
+        u, v = reflections.unit(u)[:, None], reflections.unit(v)[:, None]
+        inner = ops.sum(u * v, axis=-1, keepdims=True)
+        left = ops.concatenate([u, v], axis=1)
+        right = ops.concatenate([4.0 * inner * v - 2.0 * u, -2.0 * v], axis=1)
+        y = product.folded_product(
+            ops.convert_to_tensor(x),
+            ops.array(kernel),
+            WIDE,
+            reflections.Blocks.of_factors(left, right),
+            None,
+            orthogonal=True,
+            training=True,
+        )
+        return ops.mean(ops.square(y) * y)
+
+    def oracle_loss(x, u, v):
+        h, g = (
+            dense_oracle.side_matrix("ether", {"input_u": a}, "input")
+            for a in (u, v)
+        )
+        return ((x @ h @ g @ kernel) ** 3).mean()
+
+    found = backends.gradients(loss, [x, u, v])
+    expected = backends.finite_differences(oracle_loss, [x, u, v])
+    for gradient, reference in zip(found, expected, strict=True):
+        scale = np.abs(reference).max()
+        np.testing.assert_allclose(gradient, reference, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_gradient_of_the_kernel_equals_finite_differences(side, rng):
+    arrays, names = draw("ether+", side, 2, HEADS, rng)
     x, kernel, *vectors = arrays
 
     def loss(kernel):
@@ -206,7 +247,7 @@ def test_second_derivative_equals_finite_differences(method, rng):
     np.testing.assert_allclose(found[1, 3], expected, rtol=1e-2)
 
 
-# Keras's custom gradients, read by PyTorch's compiler.
+# Custom gradients, read by PyTorch's compiler.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("blocks", [4, 20])

@@ -10,7 +10,9 @@ def test_what_moves_numbers_equals_numpy():
     x = np.arange(6.0, dtype="float32").reshape(2, 3)
     blocks = np.arange(36.0, dtype="float32").reshape(3, 2, 3, 2)
     for found, expected in (
+        (quick_ops.reshape(x, (3, -1)), x.reshape(3, 2)),
         (quick_ops.reshape(ops.array(x), (3, -1)), x.reshape(3, 2)),
+        (quick_ops.transpose(x), x.T),
         (quick_ops.transpose(ops.array(x)), x.T),
         (quick_ops.flip(ops.array(blocks)), blocks[:, ::-1]),
         (

@@ -61,6 +61,8 @@ def test_products_equal_block_diagonal_matrices(factor, rng):
     )
     close(thin_factors.project(ops.array(x), a), x @ matrix.T)
     close(thin_factors.spread(ops.array(s), a), s @ matrix)
+    added = thin_factors.add_spread(ops.array(x), ops.array(s), a)
+    close(added, x + s @ matrix)
     close(thin_factors.matrix_rows(a, ops.array(right)), matrix @ right)
 
 
