@@ -73,7 +73,7 @@ def compare(title, bare, products, maps):
 
 def ether_map(tokens, d, f, n):
     """One map's `x`, `g` and `W`, the pairs `(p, q)` of `W` and of `x, g`."""
-    (factor,) = reflections.arrange(random(n, 1, d // n))
+    factor = reflections.arrange(random(n, 1, d // n))
     fold = [(factor, random(n, f))]
     # An orthogonal method looks at `dx`, as wide as `x`, where others have `g`.
     return (
@@ -86,7 +86,7 @@ def ether_map(tokens, d, f, n):
 
 
 def ether_plus_map(tokens, d, f, n):
-    (left,), (right,) = (
+    left, right = (
         reflections.arrange(random(n, 2, size // n)) for size in (d, f)
     )
     a, b = random(2 * n, f), random(2 * n, d)

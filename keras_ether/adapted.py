@@ -118,15 +118,17 @@ class AdaptedCall(AdaptedKernel):
         if self.quantization_mode is None and not self.base_kernel.trainable:
             kernel = tensor(self.base_kernel, self.compute_dtype)
             if product.pays(inputs, kernel, adapter.view, sides, training):
+                bias = self.bias
                 outputs = product.folded_product(
                     inputs,
                     kernel,
                     adapter.view,
                     *sides,
-                    orthogonal=adapter.orthogonal,
-                    training=training,
+                    None if bias is None else tensor(bias, self.compute_dtype),
+                    adapter.orthogonal,
+                    training,
                 )
-                return self._finish(outputs)
+                return self._activate(outputs)
         input_factors, output_factors = (
             None if blocks is None else blocks.factors() for blocks in sides
         )
@@ -138,13 +140,10 @@ class AdaptedCall(AdaptedKernel):
         # quantized call fuses both into the product.
         with self._base("bias", "activation"):
             outputs = linear(inputs, training=training)
-        return self._finish(
-            adapter.transform_outputs(outputs, output_factors, training)
-        )
-
-    def _finish(self, outputs):
+        outputs = adapter.transform_outputs(outputs, output_factors, training)
         if self.bias is not None:
             outputs = ops.add(outputs, self.bias)
-        if self.activation is not None:
-            outputs = self.activation(outputs)
-        return outputs
+        return self._activate(outputs)
+
+    def _activate(self, outputs):
+        return outputs if self.activation is None else self.activation(outputs)

@@ -7,6 +7,7 @@ of a stack of matrices. A reflection acts on the rows of a tensor whose last
 axis is `e · d` or `e · f`: experts only add blocks.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -58,6 +59,16 @@ class MatrixView:
             math.prod(size_of[axis] for axis in axes)
             for axes in (self.experts, self.rows, self.columns)
         )
+
+    @functools.cached_property
+    def is_one_matrix(self):
+        """Whether the layer multiplies rows of its inputs by one matrix.
+
+        Without experts, and with its rows in one order before and after.
+        """
+        before = [a for a in self.inputs if a not in self.rows]
+        after = [a for a in self.outputs if a not in self.columns]
+        return not self.experts and before == after
 
     def product(self, x, kernel):
         """The layer's own product of inputs and kernel."""

@@ -25,9 +25,16 @@ def reshape(x, shape):
     return x.reshape(shape)
 
 
-def transpose(matrix):
-    """`keras.ops.transpose(matrix)`, for two axes."""
-    return ops.transpose(matrix) if BACKEND == "tensorflow" else matrix.T
+def transpose(x):
+    """`keras.ops.swapaxes(x, -1, -2)`."""
+    return ops.swapaxes(x, -1, -2) if BACKEND == "tensorflow" else x.mT
+
+
+def swap_first(x):
+    """`keras.ops.swapaxes(x, 0, 1)`."""
+    if BACKEND == "tensorflow":
+        return ops.swapaxes(x, 0, 1)
+    return x.swapaxes(0, 1)
 
 
 def matmul(x, matrix):
@@ -37,6 +44,11 @@ def matmul(x, matrix):
     which without oneDNN takes several times as long as all rows at once.
     """
     return ops.matmul(x, matrix) if BACKEND == "tensorflow" else x @ matrix
+
+
+def batch_matmul(x, y):
+    """`keras.ops.matmul(x, y)`, for stacks of matrices."""
+    return x.bmm(y) if BACKEND == "torch" else x @ y
 
 
 def add_product(x, rows, matrix):
@@ -51,6 +63,15 @@ def add_product(x, rows, matrix):
     flat = x.reshape(-1, x.shape[-1])
     flat = flat.addmm(rows.reshape(-1, rows.shape[-1]), matrix)
     return flat.reshape(x.shape)
+
+
+def add_to(x, y):
+    """`x + y`, in the memory of `x` where the backend's arrays can be changed.
+
+    For an `x` that nothing else has: what PyTorch writes to new memory comes
+    back from beyond its caches.
+    """
+    return x.add_(y) if BACKEND == "torch" else x + y
 
 
 def transposed_product(s, x):
@@ -90,19 +111,24 @@ def reciprocal_norm(x):
     return ops.rsqrt(squared + ops.cast(squared == 0, squared.dtype))
 
 
-def eye(size, like):
-    """`keras.ops.eye(size)` of the dtype and device of the tensor `like`."""
-    if BACKEND == "torch":
-        return torch.eye(size, dtype=like.dtype, device=like.device)
-    # Not `ops.eye`: on TensorFlow it is an operation that OpenVINO can't read.
-    return ops.cast(np.eye(size, dtype="float32"), like.dtype)
-
-
 def block_diagonal(x):
-    """The blocks on the diagonal: from `(n, a, n, b)` to `(n, a, b)`."""
+    """Blocks among zeros, from `(g, n, a, b)` to `(g, n, a, n, b)`."""
     if BACKEND == "torch":
-        return x.diagonal(0, 0, 2).permute(2, 0, 1)
-    return ops.sum(x * eye(x.shape[0], x)[:, None, :, None], axis=2)
+        return x.permute(0, 2, 3, 1).diag_embed(0, 1, 3)
+    return x[:, :, :, None] * _diagonal(x)
+
+
+def diagonal_blocks(x):
+    """The blocks on the diagonal, from `(g, n, a, n, b)` to `(g, n, a, b)`."""
+    if BACKEND == "torch":
+        return x.diagonal(0, 1, 3).permute(0, 3, 1, 2)
+    return ops.sum(x * _diagonal(x), axis=3)
+
+
+def _diagonal(x):
+    # Not `ops.eye`: on TensorFlow it is an operation that OpenVINO can't read.
+    eye = ops.cast(np.eye(x.shape[1], dtype="float32"), x.dtype)
+    return eye[:, None, :, None]
 
 
 def tensor(variable, dtype=None):

@@ -205,7 +205,7 @@ def multiply(x, left, right=None, training=False):
     if right is None:
         deviation = ops.einsum("...nw,nwv->...nv", split(x, left), left)
         return x + join(deviation)
-    left, right = arrange(left, ops.cast(right, x.dtype))
+    left, right = arrange(left), arrange(ops.cast(right, x.dtype))
     if training:
         return _update(x, left, right)
     return _update_forward(x, left, right)[0]

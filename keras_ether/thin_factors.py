@@ -1,63 +1,68 @@
 """Products of rows with the thin factors of block-diagonal matrices.
 
 A factor has a few rows of `width` numbers for each block, `(blocks, k, width)`.
-Few in all, they are best written as one block-diagonal matrix; many, most of
-which would be zero, are gone through block by block. `arrange` chooses, and all
-that follows it here takes either.
+Few in all, they are best written as one block-diagonal matrix; many, as one for
+each group of blocks. `arrange` chooses, and products with rows take either.
+Those with a kernel choose for themselves.
 """
 
 from keras import ops
 
+from keras_ether.quick_ops import BACKEND
 from keras_ether.quick_ops import add_product
+from keras_ether.quick_ops import batch_matmul
 from keras_ether.quick_ops import block_diagonal
-from keras_ether.quick_ops import eye
+from keras_ether.quick_ops import diagonal_blocks
 from keras_ether.quick_ops import matmul
 from keras_ether.quick_ops import reshape
+from keras_ether.quick_ops import swap_first
 from keras_ether.quick_ops import transpose
 from keras_ether.quick_ops import transposed_product
 
-# With more thin rows than this, going block by block is cheaper than a dense
-# product with a block-diagonal matrix, most of which is zero.
-MAX_DENSE_ROWS = 16
+# With more rows than this, products with a block-diagonal matrix, most of which
+# is zero, take longer than those with parts of it.
+MAX_ROWS = 16
 
 
-def is_dense(factor):
-    """Whether `arrange` gives a block-diagonal matrix."""
-    blocks, k, _ = factor.shape
-    return blocks * k <= MAX_DENSE_ROWS
-
-
-def arrange(*factors):
-    """The factors of one side in the form in which products are cheapest.
+def arrange(factor):
+    """A factor in the form in which products with rows are cheapest.
 
     Args:
-        *factors: Tensors of shape `(blocks, k, width)`.
+        factor: Tensor of shape `(blocks, k, width)`.
 
     Returns:
-        A list of the same tensors, to be gone through block by block, or, of
-        few rows, of block-diagonal matrices `(blocks * k, blocks * width)`.
+        A block-diagonal matrix, `(blocks * k, blocks * width)`, or, where that
+        has too many rows, those of groups of blocks,
+        `(groups, group * k, group * width)`.
     """
-    blocks, k, width = factors[0].shape
-    if not is_dense(factors[0]):
-        return list(factors)
-    if blocks == 1:
-        return [factor[0] for factor in factors]
-    place = eye(blocks, factors[0])[:, None, :, None]
-    return [
-        reshape(factor[:, :, None] * place, (blocks * k, blocks * width))
-        for factor in factors
-    ]
+    blocks, k, width = factor.shape
+    group = _group(factor)
+    if group > 1:
+        factor = block_diagonal(reshape(factor, (-1, group, k, width)))
+        factor = reshape(factor, (-1, group * k, group * width))
+    return factor[0] if group == blocks else factor
 
 
-def arrange_gradients(blocks, *gradients):
-    """Gradients of factors from those of what `arrange` has made of them."""
-    if len(gradients[0].shape) == 3:
-        return list(gradients)
-    if blocks == 1:
-        return [gradient[None] for gradient in gradients]
-    rows, columns = gradients[0].shape
-    shape = (blocks, rows // blocks, blocks, columns // blocks)
-    return [block_diagonal(reshape(g, shape)) for g in gradients]
+def arrange_gradient(gradient, factor):
+    """The gradient of `factor` from that of what `arrange` has made of it."""
+    blocks, k, width = factor.shape
+    group = _group(factor)
+    if group > 1:
+        gradient = reshape(gradient, (-1, group, k, group, width))
+        gradient = diagonal_blocks(gradient)
+    return reshape(gradient, (blocks, k, width))
+
+
+def _group(factor):
+    """How many blocks make a matrix: a number that divides theirs."""
+    blocks, k, _ = factor.shape
+    if blocks * k <= MAX_ROWS:
+        return blocks
+    if BACKEND != "torch":
+        # Compilers make loops of their own for the products of single blocks.
+        return 1
+    fitting = range(MAX_ROWS // k, 0, -1)
+    return next((n for n in fitting if blocks % n == 0), 1)
 
 
 def project(x, factor):
@@ -67,14 +72,14 @@ def project(x, factor):
     x = split(x, factor)
     if factor.shape[1] == 1:
         return ops.sum(x * factor[:, 0], axis=-1)
-    return join(_each_block(x, ops.swapaxes(factor, 1, 2)))
+    return join(_each_block(x, transpose(factor)))
 
 
 def spread(s, factor):
     """`s factor`: from `(..., blocks * k)` to `(..., blocks * width)`."""
     if len(factor.shape) == 2:
         return matmul(s, factor)
-    s = split(s, ops.swapaxes(factor, 1, 2))
+    s = split(s, transpose(factor))
     if factor.shape[1] == 1:
         return join(s * factor[:, 0])
     return join(_each_block(s, factor))
@@ -97,31 +102,17 @@ def contract(s, x, factor):
     """
     if len(factor.shape) == 2:
         return transposed_product(s, x)
-    s = split(s, ops.swapaxes(factor, 1, 2))
+    s = split(s, transpose(factor))
     x = split(x, factor)
     if factor.shape[1] == 1:
         return ops.sum(s * x, axis=0)[:, None]
-    return ops.transpose(s, (1, 2, 0)) @ ops.swapaxes(x, 0, 1)
-
-
-def inner(a, b):
-    """`a bᵀ` of two factors, block by block where they are."""
-    if len(a.shape) == 2:
-        return a @ transpose(b)
-    return a @ ops.swapaxes(b, 1, 2)
-
-
-def add_rows(factor, s, other):
-    """`factor + s other`, for `s` as `inner` gives it."""
-    if len(factor.shape) == 2:
-        return add_product(factor, s, other)
-    return factor + s @ other
+    return batch_matmul(transpose(swap_first(s)), swap_first(x))
 
 
 def _each_block(x, matrices):
     """Rows `(..., blocks, a)` times `(blocks, a, b)`, block by block."""
-    rows = ops.swapaxes(reshape(x, (-1, *x.shape[-2:])), 0, 1)
-    y = ops.swapaxes(rows @ matrices, 0, 1)
+    rows = swap_first(reshape(x, (-1, *x.shape[-2:])))
+    y = swap_first(batch_matmul(rows, matrices))
     return reshape(y, (*ops.shape(x)[:-1], matrices.shape[-1]))
 
 
@@ -130,23 +121,42 @@ def flatten(x):
     return x if len(x.shape) == 2 else reshape(x, (-1, ops.shape(x)[-1]))
 
 
-def matrix_rows(factor, matrix):
-    """`factor @ matrix`, `(blocks * k, columns)`."""
-    if len(factor.shape) == 2:
-        return factor @ matrix
-    blocks, k, width = factor.shape
-    matrix = reshape(matrix, (blocks, width, -1))
-    return reshape(factor @ matrix, (blocks * k, -1))
+def kernel_rows(factor, kernel):
+    """`factor @ kernel`, `(blocks * k, columns)`.
+
+    Args:
+        factor: Tensor of shape `(blocks, k, width)`, not arranged.
+        kernel: Matrix with `blocks * width` rows.
+    """
+    form = _beside_kernel(factor)
+    if len(form.shape) == 2:
+        return form @ kernel
+    blocks, k, width = form.shape
+    kernel = reshape(kernel, (blocks, width, -1))
+    return reshape(batch_matmul(form, kernel), (blocks * k, -1))
 
 
-def matrix_rows_gradient(upstream, matrix, factor):
-    """The gradient of `factor` in `matrix_rows`, in its form."""
-    if len(factor.shape) == 2:
-        return upstream @ transpose(matrix)
-    blocks, k, width = factor.shape
+def kernel_rows_gradient(upstream, kernel, factor):
+    """The gradient of `factor` in `kernel_rows`, in its shape."""
+    form = _beside_kernel(factor)
+    if len(form.shape) == 2:
+        return arrange_gradient(upstream @ transpose(kernel), factor)
+    blocks, k, width = form.shape
     upstream = reshape(upstream, (blocks, k, -1))
-    matrix = reshape(matrix, (blocks, width, -1))
-    return upstream @ ops.swapaxes(matrix, 1, 2)
+    kernel = reshape(kernel, (blocks, width, -1))
+    return batch_matmul(upstream, transpose(kernel))
+
+
+def _beside_kernel(factor):
+    """The form of a factor in which products with a kernel are cheapest.
+
+    As it is, each block is multiplied with its own rows of the kernel alone,
+    which are there without copying. Compiled, that takes as long as products
+    with block-diagonal matrices.
+    """
+    if BACKEND == "torch" and factor.shape[0] > 1:
+        return factor
+    return arrange(factor)
 
 
 def split(x, factor):

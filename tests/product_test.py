@@ -54,7 +54,15 @@ def draw(method, side, blocks, view, rng):
 
 
 def folded(
-    method, view, names, x, kernel, *vectors, training=True, by_hand=True
+    method,
+    view,
+    names,
+    x,
+    kernel,
+    *vectors,
+    bias=None,
+    training=True,
+    by_hand=True,
 ):
     count = len(dense_oracle.BLOCKS[method][1])
     sides = {"input": None, "output": None}
@@ -72,6 +80,7 @@ def folded(
         view,
         sides["input"],
         sides["output"],
+        bias,
         orthogonal=method == "ether",
         training=training,
     )
@@ -94,7 +103,7 @@ def numpy(x):
     return np.asarray(ops.convert_to_numpy(x))
 
 
-# 20 blocks are gone through one by one, 4 by a block-diagonal matrix.
+# 4 blocks make one matrix, 20 more than one.
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("blocks", [1, 4, 20])
 @pytest.mark.parametrize("side", SIDES)
@@ -182,6 +191,7 @@ def test_gradients_of_any_orthogonal_method_equal_finite_differences(
             WIDE,
             reflections.Blocks.of_factors(left, right),
             None,
+            None,
             orthogonal=True,
             training=True,
         )
@@ -199,6 +209,40 @@ def test_gradients_of_any_orthogonal_method_equal_finite_differences(
     for gradient, reference in zip(found, expected, strict=True):
         scale = np.abs(reference).max()
         np.testing.assert_allclose(gradient, reference, atol=1e-3 * scale)
+
+
+# `HEADS` gives (2, 5, 4, 10).
+@pytest.mark.parametrize("shape", [(4, 10), (10,), (4, 1), (2, 1, 1, 10)])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_bias_is_added_and_trains(training, shape, rng):
+    arrays, names = draw("ether", "input", 2, HEADS, rng)
+    x, kernel, *vectors = arrays
+    bias = rng.standard_normal(shape).astype("float32")
+
+    def outputs(bias):
+        return folded(
+            "ether",
+            HEADS,
+            names,
+            x,
+            kernel,
+            *vectors,
+            bias=ops.convert_to_tensor(bias),
+            training=training,
+        )
+
+    y = oracle("ether", HEADS, names, *arrays)
+    np.testing.assert_allclose(
+        numpy(outputs(bias)), y + bias, rtol=1e-3, atol=1e-4
+    )
+    np.testing.assert_array_equal(numpy(ops.array(x)), arrays[0])
+    (found,) = backends.gradients(
+        lambda bias: ops.mean(ops.square(outputs(bias))), [bias]
+    )
+    (expected,) = backends.finite_differences(
+        lambda bias: ((y + bias) ** 2).mean(), [bias]
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -304,3 +348,14 @@ def test_matrices_and_experts_are_not_folded():
     x, kernel = keras.KerasTensor((99, 2, 4)), keras.KerasTensor((2, 4, 4))
     thin = thin_blocks(2, 4)
     assert not product.pays(x, kernel, experts, [thin, None], True)
+    x, kernel = keras.KerasTensor((99, 1, 4)), keras.KerasTensor((1, 4, 4))
+    assert not product.pays(x, kernel, experts, [thin, None], True)
+
+
+def test_layers_that_reorder_their_rows_are_not_folded():
+    """The rows of their outputs are not those of their inputs in turn."""
+    x, kernel = keras.KerasTensor((9, 9, 4)), keras.KerasTensor((4, 4))
+    thin = thin_blocks(2, 4)
+    for equation, expected in (("abc,cd->bad", False), ("abc,cd->adb", True)):
+        view = MatrixView(equation)
+        assert product.pays(x, kernel, view, [thin, None], True) is expected

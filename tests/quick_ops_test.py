@@ -8,7 +8,11 @@ from keras_ether import quick_ops
 
 def test_what_moves_numbers_equals_numpy():
     x = np.arange(6.0, dtype="float32").reshape(2, 3)
-    blocks = np.arange(36.0, dtype="float32").reshape(3, 2, 3, 2)
+    blocks = np.arange(24.0, dtype="float32").reshape(2, 3, 2, 2)
+    matrices = np.arange(72.0, dtype="float32").reshape(2, 3, 2, 3, 2)
+    diagonal = np.zeros_like(matrices)
+    for i in range(3):
+        diagonal[:, i, :, i] = blocks[:, i]
     for found, expected in (
         (quick_ops.reshape(x, (3, -1)), x.reshape(3, 2)),
         (quick_ops.reshape(ops.array(x), (3, -1)), x.reshape(3, 2)),
@@ -19,11 +23,17 @@ def test_what_moves_numbers_equals_numpy():
             quick_ops.concatenate([ops.array(x), ops.array(-x)], axis=1),
             np.concatenate([x, -x], axis=1),
         ),
+        (quick_ops.block_diagonal(ops.array(blocks)), diagonal),
         (
-            quick_ops.block_diagonal(ops.array(blocks)),
-            np.stack([blocks[i, :, i] for i in range(3)]),
+            quick_ops.diagonal_blocks(ops.array(matrices)),
+            np.stack([matrices[:, i, :, i] for i in range(3)], axis=1),
         ),
-        (quick_ops.eye(3, ops.array(x)), np.eye(3)),
+        (
+            quick_ops.batch_matmul(ops.array(blocks[0]), ops.array(blocks[1])),
+            blocks[0] @ blocks[1],
+        ),
+        (quick_ops.transpose(ops.array(blocks)), blocks.swapaxes(-1, -2)),
+        (quick_ops.swap_first(ops.array(blocks)), blocks.swapaxes(0, 1)),
     ):
         np.testing.assert_array_equal(ops.convert_to_numpy(found), expected)
 
@@ -73,6 +83,12 @@ def test_products_equal_numpy(shape, rng):
         np.testing.assert_allclose(
             ops.convert_to_numpy(found), expected, rtol=1e-5, atol=1e-5
         )
+
+
+def test_what_is_added_to_equals_numpy(rng):
+    x, y = rng.standard_normal((2, 3, 4)).astype("float32")
+    found = quick_ops.add_to(ops.array(x), ops.array(y[0]))
+    np.testing.assert_array_equal(ops.convert_to_numpy(found), x + y[0])
 
 
 def test_adding_nothing_leaves_every_bit(rng):

@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -5,9 +6,11 @@ from keras import ops
 from keras_ether import thin_factors
 from tests import backends
 
-# The first three are written as block-diagonal matrices, the others gone
-# through block by block.
-SHAPES = [(1, 1, 6), (4, 1, 5), (3, 2, 4), (20, 1, 3), (10, 2, 4)]
+# Written as one matrix, as one for each group of blocks, and, where no number
+# of blocks that fits divides theirs, gone through block by block.
+ONE = [(1, 1, 6), (4, 1, 5), (3, 2, 4), (16, 1, 3)]
+GROUPS = [(20, 1, 3), (12, 2, 4), (24, 1, 2)]
+SINGLE = [(17, 1, 3), (11, 2, 4)]
 
 
 def block_diagonal(factor):
@@ -19,19 +22,13 @@ def block_diagonal(factor):
     return matrix
 
 
-@pytest.fixture(params=SHAPES)
+@pytest.fixture(params=ONE + GROUPS + SINGLE)
 def factor(request, rng):
     return rng.standard_normal(request.param).astype("float32")
 
 
 def arranged(factor):
-    return thin_factors.arrange(ops.array(factor))[0]
-
-
-def as_factor(gradient, shape):
-    """A gradient in the form of `arrange` as a factor again."""
-    (found,) = thin_factors.arrange_gradients(shape[0], gradient)
-    return numpy(found)
+    return thin_factors.arrange(ops.array(factor))
 
 
 def numpy(x):
@@ -42,13 +39,23 @@ def close(found, expected):
     np.testing.assert_allclose(numpy(found), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_few_rows_are_arranged_as_a_matrix(factor):
-    rows = factor.shape[0] * factor.shape[1]
+@pytest.mark.parametrize("shape", ONE)
+def test_few_rows_are_one_matrix(shape, rng):
+    factor = rng.standard_normal(shape).astype("float32")
     found = numpy(arranged(factor))
-    if rows <= thin_factors.MAX_DENSE_ROWS:
-        np.testing.assert_array_equal(found, block_diagonal(factor))
-    else:
-        np.testing.assert_array_equal(found, factor)
+    np.testing.assert_array_equal(found, block_diagonal(factor))
+
+
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((20, 1, 3), 2), ((12, 2, 4), 2), ((24, 1, 2), 2), ((17, 1, 3), 17)],
+)
+def test_many_rows_are_a_matrix_for_each_group_of_blocks(shape, groups, rng):
+    factor = rng.standard_normal(shape).astype("float32")
+    if keras.backend.backend() != "torch":
+        groups = len(factor)
+    expected = [block_diagonal(f) for f in np.split(factor, groups)]
+    np.testing.assert_array_equal(numpy(arranged(factor)), np.stack(expected))
 
 
 def test_products_equal_block_diagonal_matrices(factor, rng):
@@ -63,51 +70,39 @@ def test_products_equal_block_diagonal_matrices(factor, rng):
     close(thin_factors.spread(ops.array(s), a), s @ matrix)
     added = thin_factors.add_spread(ops.array(x), ops.array(s), a)
     close(added, x + s @ matrix)
-    close(thin_factors.matrix_rows(a, ops.array(right)), matrix @ right)
+    rows = thin_factors.kernel_rows(ops.array(factor), ops.array(right))
+    close(rows, matrix @ right)
 
 
 def test_gradients_are_the_blocks_of_whole_products(factor, rng):
     k, width = block_diagonal(factor).shape
-    a = arranged(factor)
     x, s, right, upstream = (
         rng.standard_normal(shape).astype("float32")
         for shape in ((7, width), (7, k), (width, 9), (k, 9))
     )
-    for found, whole in (
-        (thin_factors.contract(ops.array(s), ops.array(x), a), s.T @ x),
-        (
-            thin_factors.matrix_rows_gradient(
-                ops.array(upstream), ops.array(right), a
-            ),
-            upstream @ right.T,
-        ),
-    ):
-        blocks, k, width = factor.shape
-        whole = whole.reshape(blocks, k, blocks, width)
-        expected = np.stack([whole[i, :, i] for i in range(blocks)])
-        np.testing.assert_allclose(
-            as_factor(found, factor.shape), expected, rtol=1e-4, atol=1e-4
-        )
+    whole = thin_factors.contract(ops.array(s), ops.array(x), arranged(factor))
+    close(
+        thin_factors.arrange_gradient(whole, ops.array(factor)),
+        blocks_of(s.T @ x, factor),
+    )
+    found = thin_factors.kernel_rows_gradient(
+        ops.array(upstream), ops.array(right), ops.array(factor)
+    )
+    close(found, blocks_of(upstream @ right.T, factor))
 
 
-def test_products_of_two_factors_equal_block_diagonal_matrices(factor, rng):
-    others = rng.standard_normal((2, *factor.shape)).astype("float32")
-    a, b, c = (arranged(f) for f in (factor, *others))
-    found = thin_factors.add_rows(a, thin_factors.inner(a, b), c)
-    a, b, c = (block_diagonal(f) for f in (factor, *others))
-    expected = a + a @ b.T @ c
-    if len(found.shape) == 3:
-        found = block_diagonal(numpy(found))
-    close(found, expected)
+def blocks_of(matrix, factor):
+    blocks, k, width = factor.shape
+    matrix = matrix.reshape(blocks, k, blocks, width)
+    return np.stack([matrix[i, :, i] for i in range(blocks)])
 
 
-def test_arranging_is_differentiated_by_its_gradients(factor, rng):
+def test_arranging_is_differentiated_by_its_gradient(factor, rng):
     weights = rng.standard_normal(arranged(factor).shape).astype("float32")
 
     def loss(factor):
-        (a,) = thin_factors.arrange(factor)
-        return ops.sum(a * ops.array(weights))
+        return ops.sum(thin_factors.arrange(factor) * ops.array(weights))
 
     (expected,) = backends.gradients(loss, [factor])
-    found = as_factor(ops.array(weights), factor.shape)
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    found = thin_factors.arrange_gradient(ops.array(weights), ops.array(factor))
+    np.testing.assert_allclose(numpy(found), expected, rtol=1e-6)
