@@ -245,6 +245,29 @@ def test_a_bias_is_added_and_trains(training, shape, rng):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch",
+    reason="compilers leave out what nobody asks for",
+)
+@pytest.mark.parametrize("method", FACTORS)
+def test_inputs_without_a_gradient_cost_none(method, rng, monkeypatch):
+    """As those of a model's first layers, behind a frozen embedding."""
+    import torch
+
+    def fail(products):
+        raise AssertionError("nobody asks for it")
+
+    monkeypatch.setattr(product._Products, "dx", property(fail))
+    side = "input" if method == "ether" else "both"
+    (x, kernel, *vectors), names = draw(method, side, 4, DENSE, rng)
+    vectors = [torch.tensor(v, requires_grad=True) for v in vectors]
+    folded(method, DENSE, names, x, kernel, *vectors).sum().backward()
+    assert all(v.grad.abs().max() > 0 for v in vectors)
+    with pytest.raises(AssertionError, match="nobody"):
+        x = torch.tensor(x, requires_grad=True)
+        folded(method, DENSE, names, x, kernel, *vectors).sum().backward()
+
+
 @pytest.mark.parametrize("side", SIDES)
 def test_gradient_of_the_kernel_equals_finite_differences(side, rng):
     arrays, names = draw("ether+", side, 2, HEADS, rng)
