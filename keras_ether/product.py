@@ -210,7 +210,7 @@ class _Inputs:
 
 
 class _NarrowInputs(_Inputs):
-    """`H W` for an orthogonal `H = I + leftᵀ right`, of less than `f` rows.
+    """`H W` for an orthogonal `H = I + leftᵀ right` and a `W` wider than high.
 
     Since `dx = dz Hᵀ`, the gradient at `z = x H` is `dz = dx H`, and nothing as
     wide as the outputs has to be gone through again:
@@ -281,9 +281,8 @@ class _Both:
         d_c = project(d_b, p)
         d_p = d_p + contract(c, d_b, p)
         d_a = add_spread(d_a, transpose(d_c), arrange(m))
-        d_m = kernel_rows_gradient(
-            d_b, transpose(matrix), m
-        ) + kernel_rows_gradient(d_c, transpose(a), m)
+        d_m = kernel_rows_gradient(d_b, transpose(matrix), m)
+        d_m = d_m + kernel_rows_gradient(d_c, transpose(a), m)
         d_right = kernel_rows_gradient(d_a, matrix, right)
         d_left, d_t = arrange_gradient(d_p, left), arrange_gradient(d_t, t)
         return (

@@ -216,26 +216,26 @@ def test_gradients_of_any_orthogonal_method_equal_finite_differences(
 @pytest.mark.parametrize("training", [False, True])
 def test_a_bias_is_added_and_trains(training, shape, rng):
     arrays, names = draw("ether", "input", 2, HEADS, rng)
-    x, kernel, *vectors = arrays
     bias = rng.standard_normal(shape).astype("float32")
+    tensors = [ops.array(a) for a in (*arrays, bias)]
 
     def outputs(bias):
         return folded(
             "ether",
             HEADS,
             names,
-            x,
-            kernel,
-            *vectors,
+            *tensors[:-1],
             bias=ops.convert_to_tensor(bias),
             training=training,
         )
 
     y = oracle("ether", HEADS, names, *arrays)
     np.testing.assert_allclose(
-        numpy(outputs(bias)), y + bias, rtol=1e-3, atol=1e-4
+        numpy(outputs(tensors[-1])), y + bias, rtol=1e-3, atol=1e-4
     )
-    np.testing.assert_array_equal(numpy(ops.array(x)), arrays[0])
+    # Nothing of the layer's own is what the bias was added to.
+    for tensor, array in zip(tensors, (*arrays, bias), strict=True):
+        np.testing.assert_array_equal(numpy(tensor), array)
     (found,) = backends.gradients(
         lambda bias: ops.mean(ops.square(outputs(bias))), [bias]
     )

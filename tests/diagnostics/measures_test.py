@@ -104,6 +104,10 @@ def test_energy_is_one_of_directions_and_angles_only(shape, seed):
     assert hyperspherical_energy(kernel[:, order]) == pytest.approx(
         energy, rel=1e-6
     )
+    # Of all rotations, those that round no number of a neuron.
+    signs = rng.choice([-1, 1], (shape[0], 1))
+    turned = kernel[rng.permutation(shape[0])] * signs
+    assert hyperspherical_energy(turned) == pytest.approx(energy, rel=1e-4)
     rotation, _ = np.linalg.qr(rng.normal(size=(shape[0], shape[0])))
     # Rounding to float32 turns each neuron a little, which is no small part of
     # the angle between two that nearly have one direction.
