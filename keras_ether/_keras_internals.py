@@ -89,14 +89,36 @@ def forget_compiled_trainable_state(model):
         }
 
 
-def is_training():
+def is_training(argument=None):
     """Whether the call that is going on is one of training.
 
-    For layers whose `call` takes no `training` and so isn't told.
+    Args:
+        argument: The `training` that the layer's `call` was given, if any.
+            Where it says nothing, the call around it does.
+
+    Returns:
+        Boolean, or a tensor where a call is rematerialized on JAX and hands
+        `training` on as one.
     """
+    if isinstance(argument, bool):
+        return argument
     state = keras.src.backend.common.global_state
     context = state.get_global_attribute("current_call_ctx")
-    return context is not None and bool(context.get_value("training"))
+    if context is not None and context.get_value("training") is not None:
+        argument = context.get_value("training")
+    if argument is None:
+        return False
+    return argument if keras.ops.is_tensor(argument) else bool(argument)
+
+
+def recomputes_activation(layer):
+    """Whether a `RematScope` wants the layer's activation rematerialized."""
+    mode = layer._remat_mode
+    return (
+        mode is not None
+        and mode.mode == "activations"
+        and getattr(layer, "activation", None) is not None
+    )
 
 
 def einsum_kernel_scale(layer, scale):

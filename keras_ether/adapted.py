@@ -1,13 +1,24 @@
-"""The mixins that put an adapter around a layer with one kernel."""
+"""The mixins that put an adapter around a layer with one kernel.
 
-import contextlib
+A call changes nothing on the layer, so that it may run in several threads, be
+traced, and be run again when activations are rematerialized. Where the layer's
+own class is to compute with another kernel, or without its bias, it runs on a
+stand-in: an object of that class with the layer's attributes but for those.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar
 
 import keras
 from keras import ops
 
+from keras_ether import _keras_internals as internals
 from keras_ether import product
 from keras_ether import quantized
 from keras_ether.adapter import quantizing_error
+from keras_ether.custom_gradient import is_gradient_wanted
+from keras_ether.quick_ops import dtype_name
+from keras_ether.quick_ops import is_sparse
 from keras_ether.quick_ops import tensor
 
 SIDES = ("input", "output")
@@ -17,21 +28,35 @@ class Adapted:
     """A layer with an adapter, mixed in before a Keras layer class.
 
     `ether` is the layer's `Adapter`; the variable that the layer owns stays the
-    base kernel, which a subclass answers as `base_kernel`.
+    base kernel, which a subclass answers as `base_kernel`. `plain_class` is the
+    class that it would be without an adapter.
     """
 
-    _runs_base = False
-
     def _effective(self, kernel):
-        """The transformed kernel, or `kernel` where it is wanted as it is.
-
-        Integers are no numbers to transform: they are answered as codes.
-        """
-        if self._runs_base or not self.ether.built or not self.ether.active:
+        """The transformed kernel. Integer codes are returned unchanged."""
+        if not self.ether.built:
             return kernel
         if self.quantization_mode in quantized.INTEGERS + quantized.CALIBRATED:
             return kernel
         return self.ether.fold(ops.convert_to_tensor(kernel))
+
+    def stand_in(self, **replaced):
+        """A plain layer of the same attributes but for those in `replaced`.
+
+        It shares variables and sub-layers with this one, and is used for one
+        call.
+        """
+        other = object.__new__(self.plain_class)
+        other.__dict__.update(self.__dict__)
+        other.__dict__.update(replaced)
+        return other
+
+    def _compute(self, **replaced) -> Callable:
+        """The computation of the layer's plain class, on a stand-in."""
+        other = self.stand_in(**replaced)
+        if self.quantization_mode is not None:
+            return other.quantized_call
+        return other.call
 
     def enable_lora(self, *args, **kwargs):
         raise ValueError(
@@ -54,23 +79,6 @@ class Adapted:
             raise quantizing_error(self.path, mode)
         keras.layers.Layer.dtype_policy.fset(self, value)
 
-    @contextlib.contextmanager
-    def _base(self, *suspended, **replaced):
-        """Lets the layer's class run on the base kernel.
-
-        Attributes named in `suspended`, such as the bias, are `None` meanwhile,
-        those in `replaced` what is given. They are swapped in the instance's
-        dictionary, out of sight of Keras's trackers.
-        """
-        attributes = self.__dict__
-        replaced = {**dict.fromkeys(suspended), **replaced}
-        saved = {name: attributes[name] for name in replaced}
-        attributes.update(replaced, _runs_base=True)
-        try:
-            yield
-        finally:
-            attributes.update(saved, _runs_base=False)
-
 
 class AdaptedKernel(Adapted):
     """A layer whose `kernel` answers the transformed kernel.
@@ -78,6 +86,9 @@ class AdaptedKernel(Adapted):
     On its own this mixin serves layers with a `call` of their own that computes
     with `self.kernel`: they fold the kernel at each call.
     """
+
+    # The attribute that a stand-in computes with.
+    kernel_attribute = "_kernel"
 
     @property
     def base_kernel(self):
@@ -89,35 +100,118 @@ class AdaptedKernel(Adapted):
         return self._effective(super().kernel)
 
 
-class AdaptedCall(AdaptedKernel):
-    """A linear layer that computes `activation((x H) W G + bias)`.
+class AdaptedCall:
+    """A layer whose call transforms activations, or multiplies by a fold.
+
+    Where `keras.RematScope` runs a call again in the backward pass, it does so
+    outside of the call around it, which knows whether this is training, and
+    another dropout could be drawn. Both are settled before the first run, and
+    passed on.
+    """
+
+    def call(self, inputs):
+        return self._settled_call(inputs)
+
+    # Not by way of `call`: calibrating a layer leaves it an attribute of that
+    # name.
+    def quantized_call(self, inputs):
+        return self._settled_call(inputs)
+
+    def _settled_call(self, inputs, training=None, kept=None, activation=None):
+        training = internals.is_training(training)
+        kept = self.ether.draw_kept(training) if kept is None else kept
+        if self._computes_with_fold(inputs):
+            kernel = ops.convert_to_tensor(self.base_kernel)
+            replaced = {self.kernel_attribute: self.ether.fold(kernel, kept)}
+            if activation is not None:
+                replaced["activation"] = activation
+            return self._plain_call(inputs, training, **replaced)
+        # As the plain layer's operations would, integers and booleans too.
+        dtype = keras.backend.result_type(inputs.dtype, self.compute_dtype)
+        if dtype_name(inputs) != dtype:
+            inputs = ops.cast(inputs, dtype)
+        return self._adapted(
+            inputs, training, kept, activation or self.activation
+        )
+
+    def _computes_with_fold(self, inputs) -> bool:
+        """Whether the plain layer is to compute with a folded kernel.
+
+        Sparse inputs are not transformed: they would be sparse no more. A
+        float8 layer rounds inputs and kernel at each call, by scales that
+        follow them. With a folded kernel these are the scales of the merged
+        model, which so computes the same.
+        """
+        mode = self.quantization_mode
+        return mode == "float8" or (mode is None and is_sparse(inputs))
+
+    def _adapted(self, inputs, training, kept, activation):
+        """The layer's outputs by way of its activations."""
+        adapter = self.ether
+        inputs = adapter.transform_inputs(
+            inputs, adapter.factors("input", kept), training
+        )
+        factors = adapter.factors("output", kept)
+        if factors is None:
+            return self._plain_call(inputs, training, activation=activation)
+        # The output side stands before the bias and the activation, and a
+        # quantized call fuses both into the product.
+        outputs = self._plain_call(inputs, training, **self.linear)
+        outputs = adapter.transform_outputs(outputs, factors, training)
+        if self.has_bias:
+            outputs = ops.add(outputs, self._broadcast_bias())
+        return outputs if activation is None else activation(outputs)
+
+    def rematerialized_call(self, layer_call, *args, training=None, **kwargs):
+        training = internals.is_training(training)
+        settled = {"training": training, "kept": self.ether.draw_kept(training)}
+
+        def call(*args):
+            # What is no tensor would become one on JAX, `reverse` say.
+            return self._settled_call(*args, **kwargs, **settled)
+
+        if internals.recomputes_activation(self):
+            settled["activation"] = keras.remat(self.activation)
+            run = call
+        else:
+            run = super().rematerialized_call(call, *args, **kwargs)
+        return lambda *args, **_: run(*args)
+
+
+class AdaptedDense(AdaptedCall, AdaptedKernel):
+    """A `Dense` or `EinsumDense` that computes `activation(x H W G + bias)`.
 
     By one product with a folded kernel where that is cheaper, see
     `keras_ether.product`, else by transforming the activations: that takes any
     kernel, a quantized one included, since it is not touched.
     """
 
+    # What a stand-in leaves out to compute the product alone.
+    linear: ClassVar = {"bias": None, "activation": None}
+
     def call(self, inputs, training=None):
-        return self._adapted(super().call, inputs, training)
+        return self._settled_call(inputs, training)
 
     def quantized_call(self, inputs, training=None):
-        return self._adapted(super().quantized_call, inputs, training)
+        return self._settled_call(inputs, training)
 
-    def _adapted(self, linear, inputs, training):
-        adapter = self.ether
-        if not adapter.active:
-            return linear(inputs, training=training)
-        if self.quantization_mode == "float8":
-            # The kernel is of floats, and inputs and kernel are rounded at each
-            # call, by scales that follow them. With a folded kernel these are
-            # the scales of the merged model, which so computes the same.
-            kernel = ops.convert_to_tensor(self.base_kernel)
-            with self._base(_kernel=adapter.fold(kernel, training)):
-                return linear(inputs, training=training)
-        sides = [adapter.side_blocks(side, training) for side in SIDES]
+    @property
+    def has_bias(self):
+        return self.bias is not None
+
+    def _broadcast_bias(self):
+        return self.bias
+
+    def _plain_call(self, inputs, training, **replaced):
+        return self._compute(**replaced)(inputs, training=training)
+
+    def _adapted(self, inputs, training, kept, activation):
         if self.quantization_mode is None and not self.base_kernel.trainable:
+            adapter = self.ether
+            sides = [adapter.factors(side, kept) for side in SIDES]
             kernel = tensor(self.base_kernel, self.compute_dtype)
-            if product.pays(inputs, kernel, adapter.view, sides, training):
+            gradient = is_gradient_wanted(training)
+            if product.pays(inputs, kernel, adapter.view, sides, gradient):
                 bias = self.bias
                 outputs = product.folded_product(
                     inputs,
@@ -126,24 +220,7 @@ class AdaptedCall(AdaptedKernel):
                     *sides,
                     None if bias is None else tensor(bias, self.compute_dtype),
                     adapter.orthogonal,
-                    training,
+                    gradient,
                 )
-                return self._activate(outputs)
-        input_factors, output_factors = (
-            None if blocks is None else blocks.factors() for blocks in sides
-        )
-        inputs = adapter.transform_inputs(inputs, input_factors, training)
-        if output_factors is None:
-            with self._base():
-                return linear(inputs, training=training)
-        # The output side stands before the bias and the activation, and a
-        # quantized call fuses both into the product.
-        with self._base("bias", "activation"):
-            outputs = linear(inputs, training=training)
-        outputs = adapter.transform_outputs(outputs, output_factors, training)
-        if self.bias is not None:
-            outputs = ops.add(outputs, self.bias)
-        return self._activate(outputs)
-
-    def _activate(self, outputs):
-        return outputs if self.activation is None else self.activation(outputs)
+                return outputs if activation is None else activation(outputs)
+        return super()._adapted(inputs, training, kept, activation)

@@ -1,12 +1,14 @@
 """The mixins that put an adapter around a convolution."""
 
+from typing import ClassVar
+
 from keras import ops
 
-from keras_ether import _keras_internals as internals
+from keras_ether.adapted import AdaptedCall
 from keras_ether.adapted import AdaptedKernel
 
 
-class AdaptedConv(AdaptedKernel):
+class AdaptedConv(AdaptedCall, AdaptedKernel):
     """A convolution that transforms its activations and not its kernel.
 
         y = activation(conv(x H, W) G + bias)
@@ -14,29 +16,19 @@ class AdaptedConv(AdaptedKernel):
     `H` and `G` act on the channels and on the filters, at every place alike.
     """
 
-    def call(self, inputs):
-        adapter = self.ether
-        if not adapter.active:
-            return super().call(inputs)
-        training = internals.is_training()
-        factors = adapter.factors("input", training)
-        inputs = adapter.transform_inputs(inputs, factors, training)
-        factors = adapter.factors("output", training)
-        if factors is None:
-            with self._base():
-                return super().call(inputs)
-        # The output side stands before the bias and the activation.
-        with self._base("use_bias", "activation"):
-            outputs = super().call(inputs)
-        outputs = adapter.transform_outputs(outputs, factors, training)
-        if self.use_bias:
-            bias = self.bias
-            if self.data_format == "channels_first":
-                bias = ops.reshape(bias, (-1,) + (1,) * self.rank)
-            outputs = ops.add(outputs, bias)
-        if self.activation is not None:
-            outputs = self.activation(outputs)
-        return outputs
+    linear: ClassVar = {"use_bias": False, "activation": None}
+
+    @property
+    def has_bias(self):
+        return self.use_bias
+
+    def _broadcast_bias(self):
+        if self.data_format == "channels_first":
+            return ops.reshape(self.bias, (-1,) + (1,) * self.rank)
+        return self.bias
+
+    def _plain_call(self, inputs, training, **replaced):
+        return self._compute(**replaced)(inputs)
 
 
 class HeldKernel:
@@ -57,3 +49,5 @@ class AdaptedHeldKernel(AdaptedKernel, HeldKernel):
 
 class AdaptedConvTranspose(AdaptedConv, HeldKernel):
     """`AdaptedConv` for a class that holds its kernel as an attribute."""
+
+    kernel_attribute = "kernel"

@@ -1,10 +1,15 @@
 """The mixins that put an adapter around an embedding."""
 
+import keras
 from keras import ops
 
 from keras_ether import _keras_internals as internals
 from keras_ether import reflections
 from keras_ether.adapted import Adapted
+from keras_ether.adapted import AdaptedCall
+from keras_ether.custom_gradient import is_gradient_wanted
+from keras_ether.quick_ops import dtype_name
+from keras_ether.quick_ops import is_sparse
 
 
 class AdaptedTable(Adapted):
@@ -23,32 +28,29 @@ class AdaptedTable(Adapted):
     def embeddings(self):
         return self._effective(super().embeddings)
 
-    def _embed(self, table, inputs):
-        if not self.ether.active:
-            return table(inputs)
-        with self._base():
-            outputs = table(inputs)
-        training = internals.is_training()
-        factors = self.ether.factors("output", training)
-        transformed = self.ether.transform_outputs(outputs, factors, training)
-        internals.copy_mask(outputs, transformed)
-        return transformed
 
-
-class AdaptedEmbedding(AdaptedTable):
+class AdaptedEmbedding(AdaptedCall, AdaptedTable):
     """An embedding that transforms the rows it takes and not its table.
 
     y = E[ids] G
     """
 
-    def call(self, inputs):
-        return self._embed(super().call, inputs)
+    def _settled_call(self, inputs, training=None, kept=None):
+        training = internals.is_training(training)
+        kept = self.ether.draw_kept(training) if kept is None else kept
+        if self.quantization_mode is None and is_sparse(inputs):
+            # The rows taken are sparse too, and can't be transformed.
+            table = ops.convert_to_tensor(self.base_kernel)
+            table = self.ether.fold(table, kept)
+            return self._compute(_embeddings=table)(inputs)
+        outputs = self._compute()(inputs)
+        factors = self.ether.factors("output", kept)
+        transformed = self.ether.transform_outputs(outputs, factors, training)
+        internals.copy_mask(outputs, transformed)
+        return transformed
 
-    def quantized_call(self, inputs):
-        return self._embed(super().quantized_call, inputs)
 
-
-class AdaptedReversibleEmbedding(AdaptedTable):
+class AdaptedReversibleEmbedding(AdaptedEmbedding):
     """A reversible embedding, transformed in both directions alike.
 
         y = E[ids] G        logits = h (E G)ᵀ = (h Gᵀ) Eᵀ
@@ -58,22 +60,28 @@ class AdaptedReversibleEmbedding(AdaptedTable):
     """
 
     def call(self, inputs, reverse=False):
-        return self._either_way(super().call, inputs, reverse)
+        return self._settled_call(inputs, reverse)
 
     def quantized_call(self, inputs, reverse=False):
-        return self._either_way(super().quantized_call, inputs, reverse)
+        return self._settled_call(inputs, reverse)
 
-    def _either_way(self, table, inputs, reverse):
+    def _settled_call(self, inputs, reverse=False, training=None, kept=None):
         if not reverse:
-            return self._embed(table, inputs)
-        if not self.ether.active or not self.tie_weights:
-            return table(inputs, reverse=True)
-        training = internals.is_training()
-        factors = self.ether.factors("output", training)
-        if self.reverse_dtype is not None:
-            inputs = ops.cast(inputs, self.reverse_dtype)
-        inputs = reflections.multiply(
-            inputs, *reflections.transpose(*factors), training
+            return super()._settled_call(inputs, training, kept)
+        training = internals.is_training(training)
+        kept = self.ether.draw_kept(training) if kept is None else kept
+        plain = self._compute()
+        if not self.tie_weights:
+            return plain(inputs, reverse=True)
+        factors = self.ether.factors("output", kept)
+        dtype = self.reverse_dtype or keras.backend.result_type(
+            inputs.dtype, self.compute_dtype
         )
-        with self._base():
-            return table(inputs, reverse=True)
+        if dtype_name(inputs) != dtype:
+            inputs = ops.cast(inputs, dtype)
+        inputs = reflections.multiply(
+            inputs,
+            *reflections.transpose(*factors),
+            is_gradient_wanted(training),
+        )
+        return plain(inputs, reverse=True)

@@ -9,7 +9,10 @@ from keras import ops
 from keras_ether import methods
 from keras_ether import plain_file
 from keras_ether import reflections
+from keras_ether.custom_gradient import is_gradient_wanted
+from keras_ether.quick_ops import snapshot
 from keras_ether.quick_ops import tensor
+from keras_ether.switch import Switch
 
 
 class Adapter(keras.layers.Layer):
@@ -54,7 +57,7 @@ class Adapter(keras.layers.Layer):
         self.seed_generator = (
             keras.random.SeedGenerator(self.seed) if dropout else None
         )
-        self.active = True
+        self.switch = Switch()
         # What the outer layer hands over while a file is written or read, see
         # `keras_ether.plain_file`.
         self.base_fingerprint = None
@@ -72,6 +75,17 @@ class Adapter(keras.layers.Layer):
         }
         for name, value in self._start().items():
             setattr(self, name, self._add_vector(name, value))
+        # How far the blocks act, `I + strength (block − I)`: 1, or 0 while
+        # `keras_ether.disabled` has the base compute. A variable, so that
+        # compiled functions read it.
+        self.strength = self.add_weight(
+            name="strength",
+            shape=(),
+            initializer="ones",
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
 
     def _add_vector(self, name, value):
         try:
@@ -128,35 +142,60 @@ class Adapter(keras.layers.Layer):
         """Whether every block is orthogonal."""
         return methods.get(self.method).orthogonal
 
-    def side_blocks(self, side: str, training: bool = False):
-        """One side's `keras_ether.reflections.Blocks`.
+    @property
+    def is_switched_off(self) -> bool:
+        """Whether the base computes now. Compiled functions can't ask this."""
+        return not ops.convert_to_numpy(self.strength)
 
-        `None` for a side that is not transformed.
+    def switched_off(self):
+        """A context in which every call computes with the base kernel."""
+        return self.switch.held_at_zero(self.strength)
+
+    def draw_kept(self, training=False) -> dict:
+        """Draws which blocks dropout keeps in one call, by side.
+
+        Args:
+            training: Whether the call is one of training; it may be a tensor.
+
+        Returns:
+            Dictionary from `"input"` and `"output"` to a boolean tensor of
+            shape `(blocks, 1, 1)`, empty where dropout has nothing to do.
+        """
+        if not self.dropout or training is False:
+            return {}
+        kept = {}
+        for side in self.widths:
+            drawn = keras.random.uniform(
+                (self.blocks, 1, 1), seed=self.seed_generator
+            )
+            kept[side] = drawn >= self.dropout
+            if training is not True:
+                kept[side] = ops.logical_or(
+                    kept[side], ops.logical_not(training)
+                )
+        return kept
+
+    def factors(self, side: str, kept: dict | None = None):
+        """The factors of one side's blocks, see `keras_ether.reflections`.
+
+        Args:
+            side: `"input"` or `"output"`.
+            kept: What `draw_kept` has drawn for this call, or `None` for all
+                blocks. Defaults to `None`.
+
+        Returns:
+            `(left, right)`, or `None` for a side that is not transformed.
         """
         if not self.transforms(side):
             return None
         method = methods.get(self.method)
-        numbers = tuple(
-            tensor(getattr(self, f"{side}_{name}")) for name in method.weights
+        left, right = method.factors(
+            *(tensor(getattr(self, f"{side}_{n}")) for n in method.weights)
         )
-        drops = training and self.dropout
-        if method.derivative is not None and not drops:
-            return reflections.Blocks(numbers, *method.derivative)
-        left, right = method.factors(*numbers)
-        if drops:
-            drawn = keras.random.uniform(
-                (self.blocks, 1, 1), seed=self.seed_generator
-            )
-            left = left * ops.cast(drawn >= self.dropout, left.dtype)
-        return reflections.Blocks.of_factors(left, right)
-
-    def factors(self, side: str, training: bool = False):
-        """The factors of one side's blocks, see `keras_ether.reflections`.
-
-        `None` for a side that is not transformed.
-        """
-        blocks = self.side_blocks(side, training)
-        return None if blocks is None else blocks.factors()
+        left = left * snapshot(self.strength)
+        if kept:
+            left = left * ops.cast(kept[side], left.dtype)
+        return left, right
 
     def transform_inputs(self, x, factors, training=False):
         """`x H`, or `x` where `factors` is `None`."""
@@ -171,20 +210,20 @@ class Adapter(keras.layers.Layer):
             return x
         return map_axis(
             lambda rows: reflections.multiply(
-                rows, *factors, training=training
+                rows, *factors, training=is_gradient_wanted(training)
             ),
             x,
         )
 
-    def fold(self, kernel, training=False):
+    def fold(self, kernel, kept: dict | None = None):
         """`H W G`, computed in float32, in the dtype of the kernel."""
-        return self._fold(kernel, inverse=False, training=training)
+        return self._fold(kernel, inverse=False, kept=kept)
 
     def unfold(self, kernel):
         """`H⁻¹ W G⁻¹`, for methods whose blocks are orthogonal."""
         return self._fold(kernel, inverse=True)
 
-    def _fold(self, kernel, inverse, training=False):
+    def _fold(self, kernel, inverse, kept=None):
         dtype = kernel.dtype
         kernel = ops.cast(kernel, "float32")
         # `multiply` acts on rows: W G is just that, H W is (Wᵀ Hᵀ)ᵀ. Taking out
@@ -193,7 +232,7 @@ class Adapter(keras.layers.Layer):
             ("input", self.view.map_kernel_inputs, not inverse),
             ("output", self.view.map_kernel_outputs, inverse),
         ):
-            factors = self.factors(side, training)
+            factors = self.factors(side, kept)
             if factors is None:
                 continue
             if transposed:

@@ -1,35 +1,48 @@
-"""Functions whose gradient is written by hand, on any backend.
+"""Functions whose derivative is written by hand, on any backend.
 
-`keras.ops.custom_gradient` is enough where a backend traces the function. On
-PyTorch it can keep the function's arguments and nothing else, and what it
-computes a second time there takes longer than all that is saved.
+Each backend wants it in a form of its own. JAX takes a tangent, from which it
+makes gradients, forward mode and every mixture of them. TensorFlow takes a
+gradient. `keras.ops.custom_gradient` on PyTorch keeps the function's arguments
+and nothing else, and what it computes a second time takes longer than all that
+is saved: a `torch.autograd.Function` keeps the intermediate values too.
 """
 
-import functools
+from collections.abc import Callable
 from itertools import chain
 from itertools import islice
 
 import keras
 from keras import ops
 
+BACKEND = keras.backend.backend()
 
-def with_gradient(forward, backward):
-    """A function of arrays with a gradient of its own.
+
+def with_gradient(
+    forward: Callable, backward: Callable, tangent: Callable | None = None
+) -> Callable:
+    """A function of arrays with a derivative of its own.
 
     Args:
-        forward: Function of arrays that returns its output, an array, and what
-            `backward` needs of what it has computed: a tuple of tuples of
-            arrays.
+        forward: Function of arrays that returns its output, an array, and the
+            intermediate values that `backward` and `tangent` use: a tuple of
+            tuples of arrays.
         backward: Function `(arguments, kept, upstream)` that returns a gradient
-            for each of the arguments, or, for one that is dear and seldom
-            asked for, a function without arguments that computes it.
+            for each of the arguments, or, for an expensive, rarely needed
+            gradient, a function without arguments that computes it.
+        tangent: Function `(arguments, kept, output, tangents)` that returns the
+            tangent of the output, or an array that is broadcast to it, linear
+            in `tangents`; a tangent that is zero is `None`. Without this
+            function the derivative on JAX is left to JAX, which suits functions
+            that it differentiates as well by itself. Defaults to `None`.
 
     Returns:
         A function of the same arguments that returns the output. It can be
-        differentiated twice.
+        differentiated any number of times, in forward mode too.
     """
-    if keras.backend.backend() == "torch":
-        return functools.partial(_Function.apply, forward, backward)
+    if BACKEND == "jax":
+        return _for_jax(forward, tangent)
+    if BACKEND == "torch":
+        return _for_torch(forward, backward)
 
     @ops.custom_gradient
     def function(*arguments):
@@ -37,10 +50,73 @@ def with_gradient(forward, backward):
 
         def gradient(upstream):
             found = backward(arguments, kept, upstream)
-            # A compiler leaves out what nobody asks for.
+            # The compiler leaves out what nobody asks for.
             return tuple(g() if callable(g) else g for g in found)
 
         return output, gradient
+
+    return function
+
+
+def is_gradient_wanted(training) -> bool:
+    """Whether a gradient may be asked of what is computed now.
+
+    Args:
+        training: The `training` of the call, a boolean or a tensor. PyTorch
+            knows better by itself: a call that is run again in the backward
+            pass is not told.
+
+    Returns:
+        Boolean.
+    """
+    if BACKEND == "torch":
+        return torch.is_grad_enabled()
+    return training is not False
+
+
+def gradients_by_hand_serve(x) -> bool:
+    """Whether a gradient by hand is what a derivative would use now.
+
+    Not under the transforms of `torch.func`, in forward mode and while PyTorch
+    exports a model, which see plain operations only, and not under
+    `torch.autocast`, whose casts a gradient by hand does not know of.
+
+    Args:
+        x: Tensor, an argument of the function.
+
+    Returns:
+        Boolean.
+    """
+    if BACKEND != "torch" or isinstance(x, keras.KerasTensor):
+        return True
+    return not _torch_wants_plain_operations(x)
+
+
+def _for_jax(forward, tangent):
+    if tangent is None:
+        return lambda *arguments: forward(*arguments)[0]
+
+    @jax.custom_jvp
+    def function(*arguments):
+        return forward(*arguments)[0]
+
+    def rule(arguments, tangents):
+        output, kept = forward(*arguments)
+        tangents = [
+            None if isinstance(t, SymbolicZero) else t for t in tangents
+        ]
+        found = tangent(arguments, kept, output, tangents)
+        return output, ops.broadcast_to(found, output.shape)
+
+    function.defjvp(rule, symbolic_zeros=True)
+    return function
+
+
+def _for_torch(forward, backward):
+    def function(*arguments):
+        if _torch_wants_plain_operations(arguments[0]):
+            return forward(*arguments)[0]
+        return _Function.apply(forward, backward, *arguments)
 
     return function
 
@@ -51,8 +127,23 @@ def _where_needed(gradient, needed):
     return gradient() if needed else None
 
 
-if keras.backend.backend() == "torch":
+if BACKEND == "jax":
+    import jax
+    from jax.custom_derivatives import SymbolicZero
+
+if BACKEND == "torch":
     import torch
+    from torch.autograd import forward_ad
+
+    def _torch_wants_plain_operations(x):
+        # PyTorch has no public names for the first two.
+        return (
+            torch._C._are_functorch_transforms_active()
+            or forward_ad._current_level >= 0
+            or torch.is_autocast_enabled(x.device.type)
+            or torch.compiler.is_exporting()
+            or torch.jit.is_tracing()
+        )
 
     class _Function(torch.autograd.Function):
         @staticmethod

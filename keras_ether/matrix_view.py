@@ -81,17 +81,16 @@ class MatrixView:
         return _matrix(x, self.inputs, self.rows)
 
     def from_inputs_matrix(self, rows, like):
-        """The inverse of `inputs_matrix`, in the shape of the tensor `like`."""
-        if self.inputs.endswith(self.rows):
-            return reshape(rows, ops.shape(like))
-        axes = _axes_to_last(like, self.inputs, self.rows)
-        shape = ops.shape(like)
-        rows = reshape(rows, [shape[axis] for axis in axes])
-        return _transpose(rows, [axes.index(a) for a in range(len(axes))])
+        """The inverse of `inputs_matrix`, in the shape of `like`."""
+        return _from_matrix(rows, self.inputs, self.rows, like)
 
     def outputs_matrix(self, y):
         """The outputs as rows of `f`, for a kernel without experts."""
         return _matrix(y, self.outputs, self.columns)
+
+    def from_outputs_matrix(self, rows, like):
+        """The inverse of `outputs_matrix`, in the shape of `like`."""
+        return _from_matrix(rows, self.outputs, self.columns, like)
 
     def kernel_matrix(self, kernel):
         """A kernel without experts as a `(d, f)` matrix."""
@@ -174,6 +173,16 @@ def _matrix(x, labels, merged):
     if len(x.shape) == 2 and len(merged) == 1:
         return x
     return reshape(x, (-1, math.prod(x.shape[-len(merged) :])))
+
+
+def _from_matrix(rows, labels, merged, like):
+    """The inverse of `_matrix`, in the shape of `like`."""
+    shape = ops.shape(like)
+    if labels.endswith(merged):
+        return reshape(rows, shape)
+    axes = _axes_to_last(like, labels, merged)
+    rows = reshape(rows, [shape[axis] for axis in axes])
+    return _transpose(rows, [axes.index(axis) for axis in range(len(axes))])
 
 
 def _axes_to_last(x, labels, wanted):

@@ -35,9 +35,6 @@ class Method:
         learning_rate: A rate for Adam that is a good first try.
         min_width: Integer, the width of the smallest block that can train. A
             unit vector of one number is a constant. Defaults to 2.
-        derivative: The same as `factors` with a gradient by hand, the functions
-            `(forward, backward)` of `keras_ether.reflections.Blocks`, or `None`
-            to leave it to automatic differentiation. Defaults to `None`.
     """
 
     name: str
@@ -48,7 +45,6 @@ class Method:
     orthogonal: bool
     learning_rate: float
     min_width: int = 2
-    derivative: tuple[Callable, Callable] | None = None
 
 
 METHODS: dict[str, Method] = {}
@@ -117,7 +113,6 @@ register(
         side="input",
         orthogonal=True,
         learning_rate=1e-2,
-        derivative=reflections.ETHER_DERIVATIVE,
     )
 )
 register(
@@ -129,7 +124,6 @@ register(
         side="both",
         orthogonal=False,
         learning_rate=2e-3,
-        derivative=reflections.ETHER_PLUS_DERIVATIVE,
     )
 )
 register(

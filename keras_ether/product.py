@@ -2,10 +2,11 @@
 
 `x H W G` can be had by transforming the activations on either side of `x W`
 (`reflections.multiply`), or by one product with the folded kernel `H W G`. The
-second touches `W` where the first touches all of `x` and `y`, and is the
-cheaper one wherever activations have more rows than the kernel. What is dear in
-it is the gradient of the folded kernel, a whole `xᵀ g`. It is not needed: the
-gradients of the factors follow from products of a few rows.
+second touches `W` where the first touches all of `x` and `y`, and is cheaper
+wherever activations have more rows than the kernel. The expensive part of it is
+the gradient of the folded kernel, a whole `xᵀ g`. It is not needed: whatever
+the method and the side, a folded kernel is `W + Σ pᵀ q` with pairs of a few
+rows, whose gradients are products of a few rows too.
 """
 
 import functools
@@ -13,36 +14,37 @@ import math
 
 from keras import ops
 
+from keras_ether.custom_gradient import gradients_by_hand_serve
 from keras_ether.custom_gradient import with_gradient
+from keras_ether.matrix_view import MatrixView
 from keras_ether.quick_ops import add_to
 from keras_ether.quick_ops import batch_matmul
 from keras_ether.quick_ops import concatenate
 from keras_ether.quick_ops import is_float32
 from keras_ether.quick_ops import reshape
 from keras_ether.quick_ops import transpose
-from keras_ether.reflections import multiply
 from keras_ether.thin_factors import add_spread
 from keras_ether.thin_factors import arrange
-from keras_ether.thin_factors import arrange_gradient
 from keras_ether.thin_factors import contract
 from keras_ether.thin_factors import kernel_rows
-from keras_ether.thin_factors import kernel_rows_gradient
 from keras_ether.thin_factors import project
+from keras_ether.thin_factors import spread
 
 
-def pays(x, kernel, view, sides, training):
+def pays(x, kernel, view: MatrixView, sides, training: bool) -> bool:
     """Whether a folded kernel is the cheaper form, from static shapes.
 
     Not in 16 bits, where the sum of a kernel and a small deviation rounds the
     deviation away; not for blocks without thin factors, nor for kernels that
     are no matrix, such as a bank of experts; and only where the folded kernel
-    takes no more memory than the activations beside it.
+    takes no more memory than the activations beside it. Where its gradient by
+    hand can't be used, transformed activations need no weight gradient either.
 
     Args:
         x: Inputs of the layer.
         kernel: Kernel of the layer.
         view: `MatrixView` of the kernel.
-        sides: `Blocks` of either side, `None` for one that is not transformed.
+        sides: Factors of either side, `None` for one that is not transformed.
         training: Whether a gradient will be asked for.
 
     Returns:
@@ -50,9 +52,11 @@ def pays(x, kernel, view, sides, training):
     """
     if not (is_float32(x) and is_float32(kernel)):
         return False
-    if not all(blocks is None or blocks.are_thin for blocks in sides):
+    if not all(factors is None or factors[1] is not None for factors in sides):
         return False
     if not view.is_one_matrix or x.shape[-1] is None:
+        return False
+    if training and not gradients_by_hand_serve(x):
         return False
     _, d, f = view.sizes(kernel.shape)
     if not all(isinstance(size, int) for size in x.shape):
@@ -63,7 +67,14 @@ def pays(x, kernel, view, sides, training):
 
 
 def folded_product(
-    x, kernel, view, inputs, outputs, bias, orthogonal, training
+    x,
+    kernel,
+    view: MatrixView,
+    inputs,
+    outputs,
+    bias,
+    orthogonal: bool,
+    training: bool,
 ):
     """`x H W G + bias` by a folded kernel.
 
@@ -71,8 +82,8 @@ def folded_product(
         x: Inputs of the layer.
         kernel: Kernel of the layer, without experts.
         view: `MatrixView` of the kernel.
-        inputs: `Blocks` of `H`, or `None`.
-        outputs: `Blocks` of `G`, or `None`.
+        inputs: Factors `(left, right)` of `H`, or `None`.
+        outputs: Factors `(left, right)` of `G`, or `None`.
         bias: Bias of the layer, or `None`.
         orthogonal: Whether every block is orthogonal.
         training: Whether a gradient will be asked for. Values and gradients are
@@ -82,234 +93,199 @@ def folded_product(
     Returns:
         The layer's outputs, before the activation.
     """
-    form = _form(view.sizes(kernel.shape), inputs, outputs, orthogonal)
-    numbers = [n for side in (inputs, outputs) if side for n in side.numbers]
-    count = len(numbers)
-
-    def fold(kernel, numbers):
-        matrix = view.kernel_matrix(kernel)
-        pairs, kept = form.pairs(matrix, *numbers)
-        for p, q in pairs:
-            matrix = add_outer(matrix, p, q)
-        return view.from_kernel_matrix(matrix, kernel.shape), pairs, kept
-
-    def layer(x, folded, *biases):
-        y = view.product(x, folded)
-        for bias in biases:
-            y = add_to(y, bias)
-        return y
-
-    def forward(x, kernel, *rest):
-        folded, pairs, kept = fold(kernel, rest[:count])
-        rows = view.inputs_matrix(x)
-        projections = tuple(project(rows, p) for p, _ in pairs)
-        y = layer(x, folded, *rest[count:])
-        return y, ((folded,), projections, *pairs, *kept)
-
-    def backward(arguments, kept, upstream):
-        x, kernel, *rest = arguments
-        (folded,), projections, *kept = kept
-        pairs, kept = kept[: len(projections)], kept[len(projections) :]
-        products = _Products(
-            view.inputs_matrix(x),
-            view.outputs_matrix(upstream),
-            view.kernel_matrix(folded),
-            projections,
-        )
-        matrix = view.kernel_matrix(kernel)
-        d_numbers = form.gradients(products, matrix, pairs, kept)
-
-        def dx():
-            return view.from_inputs_matrix(products.dx, x)
-
-        def d_kernel():
-            d_matrix = _kernel_gradient(
-                products.d_folded, inputs, outputs, rest[:count]
-            )
-            return view.from_kernel_matrix(d_matrix, kernel.shape)
-
-        d_biases = [
-            functools.partial(_bias_gradient, upstream, bias)
-            for bias in rest[count:]
-        ]
-        return dx, d_kernel, *d_numbers, *d_biases
-
     biases = () if bias is None else (bias,)
+    _, d, f = view.sizes(kernel.shape)
+    if training and orthogonal and outputs is None and d < f:
+        functions = _turn, _turn_gradients, _turn_tangent
+        term = tuple(map(arrange, inputs))
+    else:
+        functions = _fold, _fold_gradients, _fold_tangent
+        term = low_rank_term(view.kernel_matrix(kernel), inputs, outputs)
     if training:
-        function = with_gradient(forward, backward)
-        return function(x, kernel, *numbers, *biases)
-    folded, *_ = fold(kernel, numbers)
-    return layer(x, folded, *biases)
+        functions = (functools.partial(f, view) for f in functions)
+        return with_gradient(*functions)(x, kernel, *term, *biases)
+    folded = _add_pairs(view.kernel_matrix(kernel), _pairs(term))
+    return _layer(view, x, folded, kernel, biases)
 
 
-def _form(sizes, inputs, outputs, orthogonal):
-    _, d, f = sizes
-    if inputs is None:
-        return _Outputs(outputs)
-    if outputs is not None:
-        return _Both(inputs, outputs)
-    if orthogonal and d < f:
-        return _NarrowInputs(inputs)
-    return _Inputs(inputs)
+def low_rank_term(kernel, inputs, outputs):
+    """`p` and `q`, once or twice, such that `H W G = W + Σ pᵀ q`.
 
-
-class _Products:
-    """What the gradients of the factors are made of.
+    `H = I + Lᵀ R` adds the pair `(L, R W)`, `G = I + Mᵀ T` adds the pair
+    `((H W Mᵀ)ᵀ, T)`. Its derivative is left to automatic differentiation: all
+    arrays but the kernel have a few rows.
 
     Args:
-        rows: The inputs, `(rows, d)`.
-        upstream: The gradient of the outputs, `(rows, f)`.
-        folded: The folded kernel, `(d, f)`.
-        projections: `rows pᵀ` for each pair `(p, q)` that is folded.
+        kernel: Matrix of shape `(d, f)`.
+        inputs: Factors `(left, right)` of `H`, or `None`.
+        outputs: Factors `(left, right)` of `G`, or `None`.
+
+    Returns:
+        `(p, q)` or `(p, q, p, q)`, each of as many rows as the blocks have
+        factors, in the form that `thin_factors.arrange` gives.
     """
-
-    def __init__(self, rows, upstream, folded, projections):
-        self.rows = rows
-        self.upstream = upstream
-        self.folded = folded
-        self.projections = projections
-
-    @functools.cached_property
-    def dx(self):
-        """The gradient of the inputs, `(rows, d)`."""
-        return self.upstream @ transpose(self.folded)
-
-    @property
-    def d_folded(self):
-        """The gradient of the folded kernel, `(d, f)`."""
-        return transpose(self.rows) @ self.upstream
-
-    def pair_gradients(self, pairs):
-        """Gradients of the pairs in `rows (W + Σ pᵀ q)`."""
-        return [
-            (
-                contract(project(self.upstream, q), self.rows, p),
-                contract(s, self.upstream, q),
-            )
-            for (p, q), s in zip(pairs, self.projections, strict=True)
-        ]
-
-
-class _Inputs:
-    """`H W = W + leftᵀ (right W)`."""
-
-    def __init__(self, blocks):
-        self.blocks = blocks
-
-    def pairs(self, matrix, *numbers):
-        (left, right), kept = self.blocks.forward(*numbers)
-        pairs = ((arrange(left), kernel_rows(right, matrix)),)
-        return pairs, ((left, right), kept)
-
-    def gradients(self, products, matrix, pairs, kept):
-        (left, right), kept = kept
-        ((d_left, d_rows),) = products.pair_gradients(pairs)
-        d_left = arrange_gradient(d_left, left)
-        d_right = kernel_rows_gradient(d_rows, matrix, right)
-        return self.blocks.backward(kept, d_left, d_right)
-
-
-class _NarrowInputs(_Inputs):
-    """`H W` for an orthogonal `H = I + leftᵀ right` and a `W` wider than high.
-
-    Since `dx = dz Hᵀ`, the gradient at `z = x H` is `dz = dx H`, and nothing as
-    wide as the outputs has to be gone through again:
-
-        d left = (dz rightᵀ)ᵀ x = (dx (right Hᵀ)ᵀ)ᵀ x
-        d right = (x leftᵀ)ᵀ dz = (x leftᵀ)ᵀ dx H
-    """
-
-    def gradients(self, products, matrix, pairs, kept):
-        ((left, right), kept), ((p, _),) = kept, pairs
-        (s,) = products.projections
-        turned = right + right @ transpose(right) @ left
-        t = project(products.dx, arrange(turned))
-        d_left = arrange_gradient(contract(t, products.rows, p), left)
-        d_right = arrange_gradient(contract(s, products.dx, p), right)
-        d_right = d_right + d_right @ transpose(left) @ right
-        return self.blocks.backward(kept, d_left, d_right)
-
-
-class _Outputs:
-    """`W G = W + (W leftᵀ) right`."""
-
-    def __init__(self, blocks):
-        self.blocks = blocks
-
-    def pairs(self, matrix, *numbers):
-        (left, right), kept = self.blocks.forward(*numbers)
-        rows = kernel_rows(left, transpose(matrix))
-        return ((rows, arrange(right)),), ((left, right), kept)
-
-    def gradients(self, products, matrix, pairs, kept):
-        (left, right), kept = kept
-        ((d_rows, d_right),) = products.pair_gradients(pairs)
-        d_left = kernel_rows_gradient(d_rows, transpose(matrix), left)
-        d_right = arrange_gradient(d_right, right)
-        return self.blocks.backward(kept, d_left, d_right)
-
-
-class _Both:
-    """`H W G = W + leftᵀ (right W) + (H W mᵀ) t`, for `G = I + mᵀ t`."""
-
-    def __init__(self, inputs, outputs):
-        self.inputs = inputs
-        self.outputs = outputs
-
-    def pairs(self, matrix, *numbers):
-        count = len(self.inputs.numbers)
-        (left, right), kept_inputs = self.inputs.forward(*numbers[:count])
-        (m, t), kept_outputs = self.outputs.forward(*numbers[count:])
-        p = arrange(left)
-        a = kernel_rows(right, matrix)
-        c = kernel_rows(m, transpose(a))
-        b = kernel_rows(m, transpose(matrix))
-        pairs = (p, a), (add_spread(b, c, p), arrange(t))
-        if _is_one_product(*pairs):
-            pairs = (tuple(map(concatenate, zip(*pairs, strict=True))),)
-        kept = (left, right, m, t, p, a, c)
-        return pairs, (kept, kept_inputs, kept_outputs)
-
-    def gradients(self, products, matrix, pairs, kept):
-        (left, right, m, t, p, a, c), kept_inputs, kept_outputs = kept
-        found = products.pair_gradients(pairs)
-        if len(found) == 1:
-            ((d_first, d_second),) = found
-            k = p.shape[0]
-            found = (d_first[:k], d_second[:k]), (d_first[k:], d_second[k:])
-        (d_p, d_a), (d_b, d_t) = found
-        d_c = project(d_b, p)
-        d_p = d_p + contract(c, d_b, p)
-        d_a = add_spread(d_a, transpose(d_c), arrange(m))
-        d_m = kernel_rows_gradient(d_b, transpose(matrix), m)
-        d_m = d_m + kernel_rows_gradient(d_c, transpose(a), m)
-        d_right = kernel_rows_gradient(d_a, matrix, right)
-        d_left, d_t = arrange_gradient(d_p, left), arrange_gradient(d_t, t)
-        return (
-            *self.inputs.backward(kept_inputs, d_left, d_right),
-            *self.outputs.backward(kept_outputs, d_m, d_t),
-        )
-
-
-def _is_one_product(*pairs):
-    """Whether products with two pairs are one with twice the rows.
-
-    That takes little more time than one of them.
-    """
-    return all(len(factor.shape) == 2 for pair in pairs for factor in pair)
-
-
-def _kernel_gradient(d_folded, inputs, outputs, numbers):
-    """`Hᵀ d_folded Gᵀ`."""
-    count = 0 if inputs is None else len(inputs.numbers)
-    gradient = d_folded
-    if outputs is not None:
-        (left, right), _ = outputs.forward(*numbers[count:])
-        gradient = multiply(gradient, right, left)
+    term = ()
     if inputs is not None:
-        factors, _ = inputs.forward(*numbers[:count])
-        gradient = transpose(multiply(transpose(gradient), *factors))
-    return gradient
+        left, right = inputs
+        term = arrange(left), kernel_rows(right, kernel)
+    if outputs is not None:
+        m, t = outputs
+        rows = kernel_rows(m, transpose(kernel))
+        for p, q in _pairs(term):
+            rows = add_spread(rows, kernel_rows(m, transpose(q)), p)
+        term += rows, arrange(t)
+    if len(term) == 4 and all(len(factor.shape) == 2 for factor in term):
+        # Products with two pairs take little more time than with one.
+        term = concatenate(term[::2]), concatenate(term[1::2])
+    return term
+
+
+def _pairs(term):
+    """`(p, q)` pairs of a term, a bias behind them left out."""
+    return list(zip(term[::2], term[1::2], strict=False))
+
+
+def _biases(rest):
+    return rest[-1:] if len(rest) % 2 else ()
+
+
+def _add_pairs(matrix, pairs):
+    for p, q in pairs:
+        matrix = add_outer(matrix, p, q)
+    return matrix
+
+
+def _layer(view, x, folded, kernel, biases):
+    y = view.product(x, view.from_kernel_matrix(folded, kernel.shape))
+    for bias in biases:
+        y = add_to(y, bias)
+    return y
+
+
+# A kernel plus pairs of factors: `y = x (W + Σ pᵀ q) + bias`.
+
+
+def _fold(view, x, kernel, *rest):
+    pairs = _pairs(rest)
+    folded = _add_pairs(view.kernel_matrix(kernel), pairs)
+    rows = view.inputs_matrix(x)
+    projections = tuple(project(rows, p) for p, _ in pairs)
+    y = _layer(view, x, folded, kernel, _biases(rest))
+    return y, ((folded,), projections)
+
+
+def _fold_gradients(view, arguments, kept, upstream):
+    (x, kernel, *rest), ((folded,), projections) = arguments, kept
+    rows, dy = view.inputs_matrix(x), view.outputs_matrix(upstream)
+    gradients = []
+    for (p, q), s in zip(_pairs(rest), projections, strict=True):
+        # Of `s = x pᵀ` and `s q`, neither of which the product computes.
+        gradients += [contract(project(dy, q), rows, p), contract(s, dy, q)]
+
+    def dx():
+        return view.from_inputs_matrix(dy @ transpose(folded), x)
+
+    def d_kernel():
+        return view.from_kernel_matrix(transpose(rows) @ dy, kernel.shape)
+
+    return dx, d_kernel, *gradients, *_bias_gradients(upstream, rest)
+
+
+def _fold_tangent(view, arguments, kept, y, tangents):
+    (x, kernel, *rest), ((folded,), projections) = arguments, kept
+    dx, d_kernel, *d_rest = tangents
+    rows = view.inputs_matrix(x)
+    found = []
+    if dx is not None:
+        folded = view.from_kernel_matrix(folded, kernel.shape)
+        found.append(view.product(dx, folded))
+    if d_kernel is not None:
+        found.append(view.product(x, d_kernel))
+    for (_, q), (dp, dq), s in zip(
+        _pairs(rest), _pairs(d_rest), projections, strict=True
+    ):
+        thin = []
+        if dp is not None:
+            thin.append(spread(project(rows, dp), q))
+        if dq is not None:
+            thin.append(spread(s, dq))
+        found += [view.from_outputs_matrix(dy, y) for dy in thin]
+    return _sum(found, *_biases(d_rest))
+
+
+# An orthogonal `H = I + pᵀ r` on the narrow side of a kernel that is wider than
+# high: `y = x H W + bias`. Since `dx = dz Hᵀ`, the gradient at `z = x H` is
+# `dz = dx H`, and nothing as wide as the outputs is read a second time:
+#
+#     dp = (dz rᵀ)ᵀ x = (dx (r Hᵀ)ᵀ)ᵀ x        dr = (x pᵀ)ᵀ dz = (x pᵀ)ᵀ dx H
+
+
+def _turn(view, x, kernel, p, r, *biases):
+    matrix = view.kernel_matrix(kernel)
+    folded = add_outer(matrix, p, kernel_rows(r, matrix))
+    s = project(view.inputs_matrix(x), p)
+    return _layer(view, x, folded, kernel, biases), ((folded, s),)
+
+
+def _turn_gradients(view, arguments, kept, upstream):
+    (x, kernel, p, r, *biases), ((folded, s),) = arguments, kept
+    rows, dy = view.inputs_matrix(x), view.outputs_matrix(upstream)
+    dx = dy @ transpose(folded)
+    dp = contract(project(dx, _times_transposed(r, p, r)), rows, p)
+    dr = contract(s, dx, r)
+    dr = dr + dr @ transpose(p) @ r
+
+    def d_kernel():
+        gradient = transpose(rows) @ dy
+        thin = kernel_rows(p, gradient)
+        gradient = add_outer(gradient, r, thin)
+        return view.from_kernel_matrix(gradient, kernel.shape)
+
+    d_biases = _bias_gradients(upstream, biases)
+    return view.from_inputs_matrix(dx, x), d_kernel, dp, dr, *d_biases
+
+
+def _turn_tangent(view, arguments, kept, y, tangents):
+    (x, kernel, p, r, *_), ((folded, s),) = arguments, kept
+    dx, d_kernel, dp, dr, *d_biases = tangents
+    rows = view.inputs_matrix(x)
+    # The tangent of `x H` times `Hᵀ`, which the folded kernel takes out again.
+    thin = [] if dx is None else [dx]
+    for dz in (
+        None
+        if dp is None
+        else spread(project(rows, dp), _times_transposed(r, p, r)),
+        None if dr is None else spread(s, _times_transposed(dr, p, r)),
+    ):
+        if dz is not None:
+            thin.append(view.from_inputs_matrix(dz, x))
+    found = []
+    if thin:
+        folded = view.from_kernel_matrix(folded, kernel.shape)
+        found.append(view.product(sum(thin[1:], thin[0]), folded))
+    if d_kernel is not None:
+        z = view.from_inputs_matrix(rows + spread(s, r), x)
+        found.append(view.product(z, d_kernel))
+    return _sum(found, *d_biases)
+
+
+def _times_transposed(factor, p, r):
+    """`factor Hᵀ` for `H = I + pᵀ r`."""
+    return factor + factor @ transpose(r) @ p
+
+
+def _sum(found, *d_biases):
+    for d_bias in d_biases:
+        if d_bias is not None:
+            found = [*found, d_bias]
+    return sum(found[1:], found[0])
+
+
+def _bias_gradients(upstream, rest):
+    return [
+        functools.partial(_bias_gradient, upstream, bias)
+        for bias in _biases(rest)
+    ]
 
 
 def _bias_gradient(upstream, bias):

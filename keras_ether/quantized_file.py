@@ -35,7 +35,7 @@ class IntegerFile:
         entries = {}
         super().save_own_variables(entries)
         values = {}
-        if self.ether.active:
+        if not self.ether.is_switched_off:
             rounded = quantized.round_effective(self)
             values = rounded.values
             _warn_of_error(self, "The file holds", rounded.error)
@@ -54,7 +54,7 @@ class CalibratedFile:
     """Mixin for an adapted GPTQ or AWQ layer: its file is for its like only."""
 
     def save_own_variables(self, store):
-        if not self.ether.active:
+        if self.ether.is_switched_off:
             super().save_own_variables(store)
             return
         for variable in freezing.own_variables(self):

@@ -17,6 +17,8 @@ BACKEND = keras.backend.backend()
 if BACKEND == "torch":
     import torch
 
+    _is_transformed = torch._C._are_functorch_transforms_active
+
 
 def reshape(x, shape):
     """`keras.ops.reshape(x, shape)`."""
@@ -68,10 +70,15 @@ def add_product(x, rows, matrix):
 def add_to(x, y):
     """`x + y`, in the memory of `x` where the backend's arrays can be changed.
 
-    For an `x` that nothing else has: what PyTorch writes to new memory comes
-    back from beyond its caches.
+    For an `x` that nothing else has: what PyTorch writes to new memory leaves
+    the cache. Not where automatic differentiation or `torch.vmap` looks on, nor
+    where the sum has another dtype.
     """
-    return x.add_(y) if BACKEND == "torch" else x + y
+    if BACKEND != "torch":
+        return x + y
+    if torch.is_grad_enabled() or x.dtype != y.dtype or _is_transformed():
+        return x + y
+    return x.add_(y)
 
 
 def transposed_product(s, x):
@@ -118,17 +125,18 @@ def block_diagonal(x):
     return x[:, :, :, None] * _diagonal(x)
 
 
-def diagonal_blocks(x):
-    """The blocks on the diagonal, from `(g, n, a, n, b)` to `(g, n, a, b)`."""
-    if BACKEND == "torch":
-        return x.diagonal(0, 1, 3).permute(0, 3, 1, 2)
-    return ops.sum(x * _diagonal(x), axis=3)
-
-
 def _diagonal(x):
     # Not `ops.eye`: on TensorFlow it is an operation that OpenVINO can't read.
     eye = ops.cast(np.eye(x.shape[1], dtype="float32"), x.dtype)
     return eye[:, None, :, None]
+
+
+def snapshot(variable):
+    """The value of a variable now, which later assignments don't change.
+
+    PyTorch assigns in place, and a gradient refuses what changed since.
+    """
+    return variable.value.clone() if BACKEND == "torch" else tensor(variable)
 
 
 def tensor(variable, dtype=None):
@@ -147,6 +155,21 @@ def float32(x):
     if ops.is_tensor(x) and is_float32(x):
         return x
     return ops.cast(x, "float32")
+
+
+def is_eager_torch() -> bool:
+    """Whether operations run one by one, on PyTorch."""
+    return BACKEND == "torch" and not torch.compiler.is_compiling()
+
+
+def is_sparse(x) -> bool:
+    """Whether a tensor, symbolic or not, is a sparse one."""
+    if isinstance(x, keras.KerasTensor):
+        return x.sparse
+    if BACKEND == "torch":
+        return x.is_sparse
+    # TensorFlow's `SparseTensor`, JAX's `BCOO`; their dense tensors have none.
+    return hasattr(x, "indices")
 
 
 def is_float32(x):

@@ -13,15 +13,13 @@ Nothing here knows of layers. Norms are computed in float32 whatever the dtype
 of the activations, products in the dtype of the activations.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 from keras import ops
 
 from keras_ether.custom_gradient import with_gradient
 from keras_ether.quick_ops import concatenate
 from keras_ether.quick_ops import flip
 from keras_ether.quick_ops import float32
+from keras_ether.quick_ops import is_eager_torch
 from keras_ether.quick_ops import reciprocal_norm
 from keras_ether.quick_ops import sum_last
 from keras_ether.thin_factors import add_spread
@@ -49,8 +47,7 @@ def unit(u):
     >>> ops.convert_to_numpy(unit(np.array([[3.0, 4.0], [0.0, 0.0]]))).tolist()
     [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
     """
-    u = float32(u)
-    return u * reciprocal_norm(u)
+    return _unit(float32(u))
 
 
 def ether_factors(u):
@@ -62,19 +59,8 @@ def ether_factors(u):
     Returns:
         `(left, right)`, float32 tensors of shape `(blocks, 1, width)`.
     """
-    return _ether_forward(u)[0]
-
-
-def _ether_forward(u):
-    u = float32(u)
-    r = reciprocal_norm(u)
-    u = u * r
-    left = u[:, None]
-    return (left, -2.0 * left), (u, r)
-
-
-def _ether_backward(kept, d_left, d_right):
-    return (_unit_gradient(*kept, (d_left - 2.0 * d_right)[:, 0]),)
+    left = unit(u)[:, None]
+    return left, -2.0 * left
 
 
 def ether_plus_factors(u, v):
@@ -90,68 +76,66 @@ def ether_plus_factors(u, v):
     Returns:
         `(left, right)`, float32 tensors of shape `(blocks, 2, width)`.
     """
-    return _ether_plus_forward(u, v)[0]
+    left = _difference_and_sum(float32(u), float32(v))
+    return left, 0.5 * flip(left)
 
 
-def _ether_plus_forward(u, v):
+def _unit_forward(u):
+    r = reciprocal_norm(u)
+    u = u * r
+    return u, ((u, r),)
+
+
+def _unit_backward(arguments, kept, upstream):
+    ((unit, r),) = kept
+    return (_unit_gradient(unit, r, upstream),)
+
+
+def _difference_and_sum_forward(u, v):
+    """`v̂ − û` and `v̂ + û`, `(blocks, 2, width)`."""
     # Side by side, so that the norms of both take the operations of one.
-    pair = concatenate([float32(a)[:, None] for a in (u, v)], axis=1)
+    pair = concatenate([u[:, None], v[:, None]], axis=1)
     r = reciprocal_norm(pair)
     u, v, r_u, r_v = pair[:, :1], pair[:, 1:], r[:, :1], r[:, 1:]
     # Not `v * r_v - u * r_u`: compilers contract that into a fused operation
     # that rounds one of the products only, and is not zero for `u = v`.
     u = u * (r_u / r_v)
-    left = concatenate([v - u, v + u], axis=1) * r_v
-    return (left, 0.5 * flip(left)), (pair, r)
+    return concatenate([v - u, v + u], axis=1) * r_v, ((pair, r),)
 
 
-def _ether_plus_backward(kept, d_left, d_right):
-    pair, r = kept
-    gradient = d_left + 0.5 * flip(d_right)
-    d_p, d_q = gradient[:, :1], gradient[:, 1:]
+def _difference_and_sum_backward(arguments, kept, upstream):
+    ((pair, r),) = kept
+    d_p, d_q = upstream[:, :1], upstream[:, 1:]
     upstream = concatenate([d_q - d_p, d_q + d_p], axis=1)
     gradient = _unit_gradient(pair * r, r, upstream)
     return gradient[:, 0], gradient[:, 1]
 
 
-# By hand for what is differentiated at every step: autograd's way through these
-# formulas takes many more operations, which eager PyTorch feels.
-ETHER_DERIVATIVE = (_ether_forward, _ether_backward)
-ETHER_PLUS_DERIVATIVE = (_ether_plus_forward, _ether_plus_backward)
+def _unit_gradient(unit, r, upstream):
+    """The gradient of `u` from that of `û = u r`, `r = 1 / ‖u‖`."""
+    return (upstream - unit * sum_last(unit * upstream)) * r
 
 
-class Blocks(NamedTuple):
-    """The blocks of one side, as a function of the numbers that train.
+def _in_few_operations(forward, backward):
+    """The function, with its gradient by hand on eager PyTorch.
 
-    Args:
-        numbers: Tensors whose first axis is `blocks`.
-        forward: Function from `numbers` to the factors `(left, right)` and to
-            what `backward` needs of what it has computed, a tuple of tensors.
-        backward: Function `(kept, d_left, d_right)` from gradients of the
-            factors to those of `numbers`.
+    Automatic differentiation takes many more operations there, each of which
+    is started at every step. Compilers fuse them.
     """
+    by_hand = with_gradient(forward, backward)
 
-    numbers: tuple
-    forward: Callable
-    backward: Callable
+    def function(*arguments):
+        if is_eager_torch():
+            return by_hand(*arguments)
+        return forward(*arguments)[0]
 
-    @classmethod
-    def of_factors(cls, left, right):
-        """Blocks whose factors are the numbers, left to autograd from there."""
-        return cls(
-            (left, right),
-            lambda left, right: ((left, right), ()),
-            lambda kept, d_left, d_right: (d_left, d_right),
-        )
+    return function
 
-    @property
-    def are_thin(self):
-        """Whether they have thin factors."""
-        return all(number is not None for number in self.numbers)
 
-    def factors(self):
-        """The factors `(left, right)`."""
-        return self.forward(*self.numbers)[0]
+_unit = _in_few_operations(_unit_forward, _unit_backward)
+_difference_and_sum = _in_few_operations(
+    _difference_and_sum_forward, _difference_and_sum_backward
+)
 
 
 def transpose(left, right=None):
@@ -209,11 +193,6 @@ def multiply(x, left, right=None, training=False):
     if training:
         return _update(x, left, right)
     return _update_forward(x, left, right)[0]
-
-
-def _unit_gradient(unit, r, upstream):
-    """The gradient of `u` from that of `û = u r`, `r = 1 / ‖u‖`."""
-    return (upstream - unit * sum_last(unit * upstream)) * r
 
 
 def _gram(a):

@@ -188,6 +188,14 @@ def remove(model):
 def disabled(model):
     """Lets a model compute as its base model within a `with` block.
 
+    The switch is a variable of each adapter, so nothing is compiled again, and
+    the block may stand in a loss, in a callback of `fit`, or in a `tf.function`
+    of your own: a reference model for distillation or preference tuning costs
+    no second copy. It is the model's switch: what other threads ask of the same
+    model meanwhile is answered by the base too. A `jax.jit` of your own that
+    calls the model directly holds all its variables as constants, this one
+    too: pass them by `model.stateless_call`, or open the block inside.
+
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
 
@@ -199,17 +207,11 @@ def disabled(model):
     >>> with keras_ether.disabled(model):
     ...     before = model.predict(x, verbose=0)
     """
-    adapters = [layer.ether for layer in adapted_layers(model).values()]
-    active = [adapter.active for adapter in adapters]
-    try:
-        for adapter in adapters:
-            adapter.active = False
-        compiled.drop_functions(model)
+    layers = adapted_layers(model)
+    with contextlib.ExitStack() as stack:
+        for layer in layers.values():
+            stack.enter_context(layer.ether.switched_off())
         yield model
-    finally:
-        for adapter, was_active in zip(adapters, active, strict=True):
-            adapter.active = was_active
-        compiled.drop_functions(model)
 
 
 def adapted_layers(model) -> dict:

@@ -12,7 +12,6 @@ from keras_ether.quick_ops import BACKEND
 from keras_ether.quick_ops import add_product
 from keras_ether.quick_ops import batch_matmul
 from keras_ether.quick_ops import block_diagonal
-from keras_ether.quick_ops import diagonal_blocks
 from keras_ether.quick_ops import matmul
 from keras_ether.quick_ops import reshape
 from keras_ether.quick_ops import swap_first
@@ -41,16 +40,6 @@ def arrange(factor):
         factor = block_diagonal(reshape(factor, (-1, group, k, width)))
         factor = reshape(factor, (-1, group * k, group * width))
     return factor[0] if group == blocks else factor
-
-
-def arrange_gradient(gradient, factor):
-    """The gradient of `factor` from that of what `arrange` has made of it."""
-    blocks, k, width = factor.shape
-    group = _group(factor)
-    if group > 1:
-        gradient = reshape(gradient, (-1, group, k, group, width))
-        gradient = diagonal_blocks(gradient)
-    return reshape(gradient, (blocks, k, width))
 
 
 def _group(factor):
@@ -125,38 +114,19 @@ def kernel_rows(factor, kernel):
     """`factor @ kernel`, `(blocks * k, columns)`.
 
     Args:
-        factor: Tensor of shape `(blocks, k, width)`, not arranged.
+        factor: Tensor of shape `(blocks, k, width)`, or one as `arrange` gives
+            it.
         kernel: Matrix with `blocks * width` rows.
     """
-    form = _beside_kernel(factor)
-    if len(form.shape) == 2:
-        return form @ kernel
-    blocks, k, width = form.shape
+    if len(factor.shape) == 3 and (BACKEND != "torch" or factor.shape[0] == 1):
+        # PyTorch multiplies each block with its own rows of the kernel, which
+        # are there without copying. Compiled, one product takes no longer.
+        factor = arrange(factor)
+    if len(factor.shape) == 2:
+        return factor @ kernel
+    blocks, k, width = factor.shape
     kernel = reshape(kernel, (blocks, width, -1))
-    return reshape(batch_matmul(form, kernel), (blocks * k, -1))
-
-
-def kernel_rows_gradient(upstream, kernel, factor):
-    """The gradient of `factor` in `kernel_rows`, in its shape."""
-    form = _beside_kernel(factor)
-    if len(form.shape) == 2:
-        return arrange_gradient(upstream @ transpose(kernel), factor)
-    blocks, k, width = form.shape
-    upstream = reshape(upstream, (blocks, k, -1))
-    kernel = reshape(kernel, (blocks, width, -1))
-    return batch_matmul(upstream, transpose(kernel))
-
-
-def _beside_kernel(factor):
-    """The form of a factor in which products with a kernel are cheapest.
-
-    As it is, each block is multiplied with its own rows of the kernel alone,
-    which are there without copying. Compiled, that takes as long as products
-    with block-diagonal matrices.
-    """
-    if BACKEND == "torch" and factor.shape[0] > 1:
-        return factor
-    return arrange(factor)
+    return reshape(batch_matmul(factor, kernel), (blocks * k, -1))
 
 
 def split(x, factor):

@@ -1,6 +1,7 @@
 """Derivatives and compilation, by whichever backend runs."""
 
 import contextlib
+import warnings
 
 import keras
 import numpy as np
@@ -59,6 +60,34 @@ def squared_gradient_derivative(function, arrays):
             function(tensor), tensor, create_graph=True
         )
         (found,) = torch.autograd.grad((first**2).sum(), tensor)
+    return np.asarray(keras.ops.convert_to_numpy(found))
+
+
+def directional_derivative(function, arrays, directions):
+    """The derivative of an array along a direction, by forward mode."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        _, found = jax.jvp(function, tuple(arrays), tuple(directions))
+    elif backend == "tensorflow":
+        import tensorflow as tf
+
+        tensors = [tf.constant(array) for array in arrays]
+        tangents = [tf.constant(array) for array in directions]
+        with tf.autodiff.ForwardAccumulator(tensors, tangents) as accumulator:
+            value = function(*tensors)
+        found = accumulator.jvp(value)
+    else:
+        import torch
+
+        arguments = (
+            tuple(map(torch.tensor, group)) for group in (arrays, directions)
+        )
+        with warnings.catch_warnings():
+            # PyTorch's own, when it first loads its rules.
+            warnings.filterwarnings("ignore", ".*torch.jit.script")
+            _, found = torch.func.jvp(function, *arguments)
     return np.asarray(keras.ops.convert_to_numpy(found))
 
 

@@ -25,10 +25,6 @@ def test_what_moves_numbers_equals_numpy():
         ),
         (quick_ops.block_diagonal(ops.array(blocks)), diagonal),
         (
-            quick_ops.diagonal_blocks(ops.array(matrices)),
-            np.stack([matrices[:, i, :, i] for i in range(3)], axis=1),
-        ),
-        (
             quick_ops.batch_matmul(ops.array(blocks[0]), ops.array(blocks[1])),
             blocks[0] @ blocks[1],
         ),

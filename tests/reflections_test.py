@@ -18,10 +18,6 @@ FACTORS = {
     "oft": baselines.oft_factors,
     "naive": baselines.naive_factors,
 }
-DERIVATIVES = {
-    "ether": reflections.ETHER_DERIVATIVE,
-    "ether+": reflections.ETHER_PLUS_DERIVATIVE,
-}
 WEIGHTS = {"ether": 1, "ether+": 2, "oft": 1, "naive": 1}
 MATRIX_METHODS = ("oft", "naive")
 
@@ -94,20 +90,17 @@ def test_gradients_equal_finite_differences(method, blocks, training, rng):
         np.testing.assert_allclose(gradient, reference, rtol=2e-3, atol=2e-3)
 
 
-@pytest.mark.parametrize("with_zero", [False, True])
 @pytest.mark.parametrize("blocks", [1, 3])
-@pytest.mark.parametrize("method", DERIVATIVES)
-def test_derivative_by_hand_is_that_of_the_factors(
-    method, blocks, with_zero, rng
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_gradients_of_the_factors_are_finite_where_a_vector_is_zero(
+    method, blocks, rng
 ):
+    """By hand on PyTorch; zero along the zero vector, and else as without."""
     weights = draw_weights(method, blocks, 4, rng)
-    if with_zero:
-        weights[-1][0] = 0
-    forward, backward = DERIVATIVES[method]
-    factors, kept = forward(*map(ops.array, weights))
-    for found, expected in zip(factors, FACTORS[method](*weights), strict=True):
-        np.testing.assert_array_equal(numpy(found), numpy(expected))
-    upstream = [rng.standard_normal(f.shape).astype("float32") for f in factors]
+    upstream = [
+        rng.standard_normal(f.shape).astype("float32")
+        for f in FACTORS[method](*weights)
+    ]
 
     def loss(*weights):
         factors = FACTORS[method](*weights)
@@ -116,12 +109,16 @@ def test_derivative_by_hand_is_that_of_the_factors(
             for f, g in zip(factors, upstream, strict=True)
         )
 
-    found = backward(kept, *map(ops.array, upstream))
-    expected = backends.gradients(loss, weights)
-    for gradient, reference in zip(found, expected, strict=True):
-        np.testing.assert_allclose(
-            numpy(gradient), reference, rtol=1e-4, atol=1e-5
-        )
+    def gradients_of(weights):
+        return backends.gradients(loss, weights)
+
+    without = gradients_of(weights)
+    weights[-1] = weights[-1].copy()
+    weights[-1][0] = 0
+    found = gradients_of(weights)
+    assert np.isfinite(found[-1]).all()
+    for gradient, reference in zip(found, without, strict=True):
+        np.testing.assert_allclose(gradient[1:], reference[1:], rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["ether", "ether+"])

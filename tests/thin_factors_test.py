@@ -74,35 +74,28 @@ def test_products_equal_block_diagonal_matrices(factor, rng):
     close(rows, matrix @ right)
 
 
-def test_gradients_are_the_blocks_of_whole_products(factor, rng):
-    k, width = block_diagonal(factor).shape
-    x, s, right, upstream = (
-        rng.standard_normal(shape).astype("float32")
-        for shape in ((7, width), (7, k), (width, 9), (k, 9))
-    )
-    whole = thin_factors.contract(ops.array(s), ops.array(x), arranged(factor))
-    close(
-        thin_factors.arrange_gradient(whole, ops.array(factor)),
-        blocks_of(s.T @ x, factor),
-    )
-    found = thin_factors.kernel_rows_gradient(
-        ops.array(upstream), ops.array(right), ops.array(factor)
-    )
-    close(found, blocks_of(upstream @ right.T, factor))
-
-
 def blocks_of(matrix, factor):
     blocks, k, width = factor.shape
     matrix = matrix.reshape(blocks, k, blocks, width)
     return np.stack([matrix[i, :, i] for i in range(blocks)])
 
 
-def test_arranging_is_differentiated_by_its_gradient(factor, rng):
-    weights = rng.standard_normal(arranged(factor).shape).astype("float32")
+def test_arranging_takes_gradients_from_the_diagonal_blocks(factor, rng):
+    whole = rng.standard_normal(block_diagonal(factor).shape)
+    whole = whole.astype("float32")
 
     def loss(factor):
-        return ops.sum(thin_factors.arrange(factor) * ops.array(weights))
+        product = thin_factors.kernel_rows(factor, ops.eye(whole.shape[1]))
+        return ops.sum(product * ops.array(whole))
 
-    (expected,) = backends.gradients(loss, [factor])
-    found = thin_factors.arrange_gradient(ops.array(weights), ops.array(factor))
-    np.testing.assert_allclose(numpy(found), expected, rtol=1e-6)
+    (found,) = backends.gradients(loss, [factor])
+    np.testing.assert_allclose(found, blocks_of(whole, factor), rtol=1e-6)
+
+
+def test_arranged_rows_of_a_kernel_are_the_same(factor, rng):
+    kernel = rng.standard_normal((block_diagonal(factor).shape[1], 9))
+    kernel = ops.array(kernel.astype("float32"))
+    close(
+        thin_factors.kernel_rows(arranged(factor), kernel),
+        numpy(thin_factors.kernel_rows(ops.array(factor), kernel)),
+    )

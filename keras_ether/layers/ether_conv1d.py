@@ -42,3 +42,5 @@ class EtherConv1D(StandaloneLayer, AdaptedConv, keras.layers.Conv1D):
     >>> sum(int(np.prod(w.shape)) for w in layer.trainable_weights)
     8
     """
+
+    plain_class = keras.layers.Conv1D

@@ -42,3 +42,5 @@ class EtherConv3D(StandaloneLayer, AdaptedConv, keras.layers.Conv3D):
     >>> sum(int(np.prod(w.shape)) for w in layer.trainable_weights)
     8
     """
+
+    plain_class = keras.layers.Conv3D

@@ -2,12 +2,12 @@
 
 import keras
 
-from keras_ether.adapted import AdaptedCall
+from keras_ether.adapted import AdaptedDense
 from keras_ether.layers.standalone import StandaloneLayer
 
 
 @keras.saving.register_keras_serializable(package="keras_ether")
-class EtherDense(StandaloneLayer, AdaptedCall, keras.layers.Dense):
+class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
     """A `Dense` layer with a frozen kernel, transformed by trained reflections.
 
     `output = activation((inputs H) kernel G + bias)`, where the block-diagonal
@@ -47,3 +47,5 @@ class EtherDense(StandaloneLayer, AdaptedCall, keras.layers.Dense):
     >>> sum(int(np.prod(w.shape)) for w in layer.trainable_weights)
     32
     """
+
+    plain_class = keras.layers.Dense

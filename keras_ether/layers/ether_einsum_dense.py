@@ -2,12 +2,12 @@
 
 import keras
 
-from keras_ether.adapted import AdaptedCall
+from keras_ether.adapted import AdaptedDense
 from keras_ether.layers.standalone import StandaloneLayer
 
 
 @keras.saving.register_keras_serializable(package="keras_ether")
-class EtherEinsumDense(StandaloneLayer, AdaptedCall, keras.layers.EinsumDense):
+class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
     """An `EinsumDense` layer whose frozen kernel is transformed by reflections.
 
     The kernel is seen as a `(d, f)` matrix: `d` is the product of the axes that
@@ -43,3 +43,5 @@ class EtherEinsumDense(StandaloneLayer, AdaptedCall, keras.layers.EinsumDense):
     >>> sum(int(np.prod(w.shape)) for w in layer.trainable_weights)
     32
     """
+
+    plain_class = keras.layers.EinsumDense

@@ -42,6 +42,8 @@ class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
     16
     """
 
+    plain_class = keras.layers.Embedding
+
     def __init__(self, *args, weights=None, **kwargs):
         # `Embedding` would build itself around them before it has an adapter.
         super().__init__(*args, **kwargs)

@@ -11,7 +11,7 @@ from keras_ether import freezing
 from keras_ether import methods
 from keras_ether import quantized
 from keras_ether.adapted import Adapted
-from keras_ether.adapted import AdaptedCall
+from keras_ether.adapted import AdaptedDense
 from keras_ether.adapted import AdaptedKernel
 from keras_ether.adapted_conv import AdaptedConv
 from keras_ether.adapted_conv import AdaptedConvTranspose
@@ -57,7 +57,7 @@ class Kind:
 
 
 def _dense(layer_class, view):
-    return Kind(layer_class, view, AdaptedCall, AdaptedKernel, linear=True)
+    return Kind(layer_class, view, AdaptedDense, AdaptedKernel, linear=True)
 
 
 def _conv(layer_class):
@@ -239,7 +239,7 @@ def adapted_class(layer) -> type:
 
 def plain_class(layer) -> type:
     """The class that an adapted layer had, or that it stands for."""
-    return getattr(layer, "plain_class", kind_of(layer).layer_class)
+    return layer.plain_class
 
 
 @functools.cache

@@ -52,8 +52,7 @@ class StandaloneLayer:
         self.ether.build(view, kernel_shape)
 
     def save_own_variables(self, store):
-        with self._base():
-            super().save_own_variables(store)
+        self.stand_in().save_own_variables(store)
 
     def get_config(self):
         return {
