@@ -3,6 +3,7 @@
 import keras
 import keras_hub
 import numpy as np
+import pytest
 
 L = keras.layers
 
@@ -51,6 +52,20 @@ CONVOLUTIONS = [name for name in LAYERS if "conv" in name] + [
 EMBEDDINGS = ["embedding", "reversible"]
 
 
+def sweep(*values, kinds=None):
+    """Every kind with every value: each once, the other pairs nightly."""
+    kinds = list(kinds or LAYERS)
+    return [
+        pytest.param(
+            kind,
+            value,
+            marks=[] if i % len(values) == j else [pytest.mark.nightly],
+        )
+        for i, kind in enumerate(kinds)
+        for j, value in enumerate(values)
+    ]
+
+
 def layer_of(kind):
     """The layer that is adapted, named "target"."""
     make, _ = LAYERS[kind]
@@ -62,13 +77,13 @@ def layer_of(kind):
     return make(name="target", activation="tanh", bias_initializer="ones")
 
 
-def model_of(kind):
+def model_of(kind, layer=None, dtype=None):
     """A model around one such layer, with a layer "head" behind it."""
     _, shape = LAYERS[kind]
-    inputs = keras.Input(
-        shape, dtype="int32" if kind in EMBEDDINGS else "float32"
-    )
-    layer = layer_of(kind)
+    if dtype is None:
+        dtype = "int32" if kind in EMBEDDINGS else "float32"
+    inputs = keras.Input(shape, dtype=dtype)
+    layer = layer or layer_of(kind)
     x = layer(inputs)
     if kind == "reversible":
         # With nothing between, an orthogonal G would cancel itself.

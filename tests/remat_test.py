@@ -1,0 +1,173 @@
+"""Adapted layers whose activations are computed again in the backward pass."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_ether
+from tests import kinds
+from tests import models
+
+BACKEND = keras.backend.backend()
+MODES = {
+    "full": {"mode": "full"},
+    "activations": {"mode": "activations"},
+    "larger than": {"mode": "larger_than", "output_size_threshold": 1},
+    "list of layers": {"mode": "list_of_layers", "layer_names": ["target"]},
+}
+
+
+def losses(kind, rng, method, dropout, scope=None, adapted=True, epochs=2):
+    keras.utils.set_random_seed(1)
+    if scope is None:
+        model = kinds.model_of(kind)
+    else:
+        with keras.RematScope(**MODES[scope]):
+            layer = kinds.layer_of(kind)
+        model = kinds.model_of(kind, layer)
+    if adapted:
+        keras_ether.apply(
+            model,
+            targets=["target"],
+            method=method,
+            side="both",
+            rank_blocks=2,
+            dropout=dropout,
+            trainable=["head"],
+            seed=0,
+        )
+    model.compile(keras.optimizers.SGD(0.05), "mse")
+    x = kinds.inputs_of(kind, rng)
+    y = np.ones((len(x), 2), "float32")
+    history = model.fit(
+        x, y, batch_size=2, epochs=epochs, shuffle=False, verbose=0
+    )
+    return history.history["loss"]
+
+
+@pytest.mark.filterwarnings("ignore:.*must be floating")
+@pytest.mark.parametrize(
+    ("kind", "scope"),
+    [
+        *((kind, "full") for kind in kinds.LAYERS),
+        *kinds.sweep("activations", "larger than", "list of layers"),
+    ],
+)
+def test_losses_are_those_without(kind, scope):
+    method = "ether+" if scope == "full" else "ether"
+    dropout = 0.5 if scope in ("full", "list of layers") else 0.0
+    expected, found = (
+        losses(kind, np.random.default_rng(0), method, dropout, s)
+        for s in (None, scope)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scope", ["full", "activations"])
+def test_attention(scope):
+    """Its inner layers are called by it, with an outer `training`."""
+
+    def run(scope):
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((4, 8))
+        if scope is None:
+            layer = keras.layers.MultiHeadAttention(2, 4)
+        else:
+            with keras.RematScope(**MODES[scope]):
+                layer = keras.layers.MultiHeadAttention(2, 4)
+        outputs = keras.layers.Dense(2, name="head")(layer(inputs, inputs))
+        model = keras.Model(inputs, outputs)
+        keras_ether.apply(
+            model, method="ether+", rank_blocks=2, trainable=["head"], seed=0
+        )
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        x = np.random.default_rng(0).standard_normal((4, 4, 8))
+        x = x.astype("float32")
+        history = model.fit(x, x[..., :2], epochs=2, shuffle=False, verbose=0)
+        return history.history["loss"]
+
+    np.testing.assert_allclose(run(scope), run(None), rtol=1e-4)
+
+
+@pytest.mark.skipif(
+    BACKEND != "torch", reason="counts what PyTorch keeps for the backward pass"
+)
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_less_is_kept_in_memory(method):
+    """A deep stack of layers whose outputs need not be kept."""
+    import torch
+
+    def kept(scope):
+        keras.utils.set_random_seed(1)
+        layers = [keras.Input((64,))]
+        for i in range(6):
+            with keras.RematScope(mode=scope):
+                layers.append(keras.layers.Dense(64, "gelu", name=f"d{i}"))
+        model = keras.Sequential([*layers, keras.layers.Dense(2, name="head")])
+        keras_ether.apply(
+            model, method=method, rank_blocks=4, trainable=["head"]
+        )
+        x = torch.randn(512, 64)
+        storages = {}
+
+        def pack(tensor):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            y = model(x, training=True)
+        y.sum().backward()
+        return sum(storages.values())
+
+    assert kept("full") < 0.5 * kept(None)
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of what JAX keeps")
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_fewer_values_are_kept_on_jax(method):
+    import jax
+
+    def kept(scope):
+        layers = [keras.Input((64,))]
+        for i in range(6):
+            with keras.RematScope(mode=scope):
+                layers.append(keras.layers.Dense(64, "gelu", name=f"d{i}"))
+        model = keras.Sequential([*layers, keras.layers.Dense(2, name="head")])
+        keras_ether.apply(
+            model, method=method, rank_blocks=4, trainable=["head"]
+        )
+        fixed = [v.value for v in model.non_trainable_variables]
+
+        def outputs(trained):
+            x = np.ones((512, 64), "float32")
+            return model.stateless_call(trained, fixed, x, training=True)[0]
+
+        trained = [v.value for v in model.trainable_variables]
+        _, backward = jax.vjp(outputs, trained)
+        arrays = {id(a): a.size for a in jax.tree.leaves(backward)}
+        return sum(arrays.values())
+
+    assert kept("full") < 0.5 * kept(None)
+
+
+def test_scope_of_a_mixed_policy(rng):
+    if BACKEND == "torch":
+        pytest.skip("the plain layer fails: it is run again without autocast")
+
+    def run(scope):
+        keras.utils.set_random_seed(1)
+        inputs = keras.Input((8,))
+        with keras.RematScope(mode=scope):
+            layer = keras.layers.Dense(8, name="a", dtype="mixed_bfloat16")
+        model = keras.Model(
+            inputs, keras.layers.Dense(2, name="head")(layer(inputs))
+        )
+        keras_ether.apply(
+            model, method="ether+", rank_blocks=2, trainable=["head"], seed=0
+        )
+        model.compile(keras.optimizers.SGD(0.05), "mse")
+        x = models.inputs_of("mlp", np.random.default_rng(0))[:, :8]
+        history = model.fit(x, x[:, :2], epochs=2, shuffle=False, verbose=0)
+        return history.history["loss"]
+
+    np.testing.assert_allclose(run("full"), run(None), rtol=1e-3)
