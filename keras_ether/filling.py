@@ -1,4 +1,4 @@
-"""Putting the values of an adapter file into a model: checks, then assigns."""
+"""Putting the values of an adapter file into a model: what fits where."""
 
 import dataclasses
 

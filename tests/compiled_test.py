@@ -217,6 +217,9 @@ def test_optimizer_stays_and_trains_as_a_fresh_one_would(name, path):
         ),
         "remove": keras_ether.remove,
     }
+    if name in plain_classes():
+        # The others are the odd ones.
+        verbs = {verb: verbs[verb] for verb in ("apply", "merge")}
     for verb, act in verbs.items():
         before = parts(optimizer)
         for each in (model, twin):
