@@ -53,6 +53,88 @@ def set_trainable(layer, value):
     layer._trainable = value
 
 
+def tracker_attributes(owner):
+    """The attributes of what tracks the parts of a layer or an optimizer."""
+    tracker = getattr(owner, "_tracker", None)
+    return {} if tracker is None else vars(tracker)
+
+
+def unwrapped(value):
+    """What holds the parts of a list or dictionary that TensorFlow has wrapped.
+
+    It wraps those that are attributes of a layer or an optimizer. Of a list it
+    keeps records beside, which have to agree with it: all of them are answered.
+    """
+    if isinstance(value, list) and hasattr(value, "_storage"):
+        return vars(value)
+    if isinstance(value, dict):
+        return getattr(value, "__wrapped__", value)
+    return value
+
+
+def own_attributes(optimizer):
+    """An optimizer's attributes, without the lists of all its variables."""
+    lists = ("_variables", "_trainable_variables")
+    return {
+        name: value
+        for name, value in vars(optimizer).items()
+        # TensorFlow's records of what belongs to a checkpoint.
+        if name not in lists and not name.startswith("_self_")
+    }
+
+
+def tracked_variables(optimizer):
+    """An optimizer's own variables, in the order in which they were made."""
+    return optimizer._variables
+
+
+def trained_variables(optimizer):
+    """The variables that a built optimizer was built for."""
+    return optimizer._trainable_variables
+
+
+def update_count(optimizer):
+    """The variable that counts an optimizer's updates.
+
+    `iterations` counts accumulated ones, and is that of a wrapped optimizer.
+    """
+    return optimizer._iterations
+
+
+def rate_set(optimizer):
+    """What an optimizer's learning rate was set to: a variable or schedule."""
+    return optimizer._learning_rate
+
+
+def set_unbuilt(optimizer, slots):
+    """Has an optimizer forget what it was built for.
+
+    Keras offers no way back from `build`: an optimizer that trains something
+    else has to be made again, from its configuration, which not all have and
+    which leaves out what was set since.
+
+    Args:
+        optimizer: A Keras optimizer.
+        slots: Ids of variables of its own that are in its attributes no more.
+    """
+    optimizer._tracker.stored_ids["variables"] -= slots
+    vars(optimizer)["_trainable_variables"] = []
+    # By id or name of a variable.
+    dict.clear(optimizer._trainable_variables_indices)
+    dict.clear(getattr(optimizer, "_exclude_from_weight_decay_cache", {}))
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        # `build` asks a function for others.
+        chosen = optimizer._optimizer_map
+        known = [*getattr(chosen, "values", list)()]
+        known.append(getattr(chosen, "default_optimizer", None))
+        optimizer._inner_optimizers[:] = [
+            inner
+            for inner in optimizer._inner_optimizers
+            if any(inner is other for other in known)
+        ]
+    optimizer.built = False
+
+
 def renew_torch_parameters(layer):
     """Lets PyTorch see a layer's variables of now; elsewhere does nothing."""
     if hasattr(layer, "_torch_params"):

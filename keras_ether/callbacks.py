@@ -6,11 +6,11 @@ import warnings
 import keras
 
 from keras_ether import adapter_file
-from keras_ether import compiled
 from keras_ether import insertion
 from keras_ether import saving
 from keras_ether import surgery
 from keras_ether import training_state
+from keras_ether import undo
 from keras_ether.adapter_file import AdapterFile
 from keras_ether.training_state import Position
 
@@ -206,22 +206,21 @@ def resume(model, filepath, check_base: bool = True) -> Position:
             f"Model '{model.name}' is not compiled, so it has no optimizer to "
             "go on with. Call `model.compile(...)` first."
         )
+    position = training_state.position_of(content.header)
     fill = saving.prepare(model, content, filepath, check_base)
-    back = compiled.Snapshot(model)
     if fill.is_new:
-        insertion.put_in(model, fill.plan, fill.adapters)
-    try:
-        state = training_state.fitting_state(model, content)
-        training_state.set_global_generators(model, content)
-    except ValueError as error:
+        insertion.warn_of_outer_model(model)
+    with undo.on_error(model) as back:
         if fill.is_new:
-            surgery.remove(model)
-        back.restore()
-        raise ValueError(
-            f"Training of model '{model.name}' can't go on from "
-            f"'{filepath}': {error}"
-        ) from error
-    fill()
-    for variable, value in state:
-        variable.assign(value)
-    return training_state.position_of(content.header)
+            insertion.put_in(model, fill.plan, fill.adapters)
+        try:
+            state = training_state.fitting_state(model, content)
+            training_state.set_global_generators(model, content, back)
+        except ValueError as error:
+            raise ValueError(
+                f"Training of model '{model.name}' can't go on from "
+                f"'{filepath}': {error}"
+            ) from error
+        for variable, value in [*fill.assignments, *state]:
+            undo.assign(back, variable, value)
+    return position

@@ -1,8 +1,10 @@
 """The compiled state of models whose layers change under them."""
 
 import keras
+from keras import ops
 
 from keras_ether import _keras_internals as internals
+from keras_ether import slots
 from keras_ether.targets import walk
 
 FUNCTIONS = (
@@ -13,53 +15,22 @@ FUNCTIONS = (
 )
 
 
-class Reset:
-    """Starts the compiled state of a model and of the models in it anew.
+def reset(model):
+    """Has a model, and the models in it, go on from the layers of now.
 
-    What can fail, making the optimizers again, is done when this object is
-    made; calling it puts them in.
-
-    Args:
-        model: A Keras model or layer.
-    """
-
-    def __init__(self, model):
-        self.model = model
-        self.optimizers = [
-            (part, _made_again(part.optimizer))
-            for part in _models(model)
-            if part.compiled and getattr(part.optimizer, "built", False)
-        ]
-
-    def __call__(self):
-        drop_functions(self.model)
-        _set_optimizers(self.optimizers)
-        for layer in [self.model, *walk(self.model).values()]:
-            internals.renew_torch_parameters(layer)
-        for model in _models(self.model):
-            internals.forget_compiled_trainable_state(model)
-
-
-class Snapshot:
-    """The optimizers of a model and of the models in it, to be put back.
+    Their functions are traced anew. Their optimizers stay, with all that was
+    set on them, and only their slots start anew.
 
     Args:
         model: A Keras model or layer.
     """
-
-    def __init__(self, model):
-        self.optimizers = [
-            (part, part.optimizer, part.optimizer.built)
-            for part in _models(model)
-            if part.compiled and part.optimizer is not None
-        ]
-
-    def restore(self):
-        """Puts them back; one that was not built then is made again."""
-        _set_optimizers(
-            (part, optimizer if built else _made_again(optimizer))
-            for part, optimizer, built in self.optimizers
-        )
+    drop_functions(model)
+    for optimizer in slots.optimizers_of(model):
+        slots.drop(optimizer)
+    for layer in [model, *walk(model).values()]:
+        internals.renew_torch_parameters(layer)
+    for part in _models(model):
+        internals.forget_compiled_trainable_state(part)
 
 
 def drop_functions(model):
@@ -73,22 +44,18 @@ def drop_functions(model):
 def constant_learning_rate(model) -> float | None:
     """The rate that a model is compiled with, unless it follows a schedule."""
     optimizer = getattr(model, "optimizer", None)
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         return None
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    rate = inner.get_config().get("learning_rate")
-    return rate if isinstance(rate, float) else None
-
-
-def _set_optimizers(pairs):
-    for model, optimizer in pairs:
-        # As `compile` does, out of sight of the trackers.
-        object.__setattr__(model, "optimizer", optimizer)
-
-
-def _made_again(optimizer):
-    with internals.strategy_scope(optimizer):
-        return type(optimizer).from_config(optimizer.get_config())
+    rate = internals.rate_set(optimizer)
+    # A schedule is a user's function, for `fit` to call; and an optimizer that
+    # chooses among others has none.
+    if not isinstance(rate, keras.Variable):
+        return None
+    if getattr(optimizer, "learning_rate", None) is not rate:
+        return None
+    return float(ops.convert_to_numpy(rate))
 
 
 def _models(model):

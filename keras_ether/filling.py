@@ -1,4 +1,4 @@
-"""Putting the values of an adapter file into a model: checks, then assigns."""
+"""Putting the values of an adapter file into a model: what fits where."""
 
 import dataclasses
 
@@ -16,8 +16,8 @@ from keras_ether.layers import kinds
 class Fill:
     """The content of an adapter file, checked against one model.
 
-    Making it changes nothing; calling it assigns the values. In between, the
-    adapters have to be put in, if `is_new`.
+    Making it changes nothing. If it `is_new`, the adapters have to be put in;
+    then come the assignments.
 
     Args:
         model: A built Keras model or layer.
@@ -30,6 +30,7 @@ class Fill:
         is_new: Whether the model has no adapters yet.
         plan: What `insertion.put_in` has to do then.
         adapters: Built adapters for it.
+        assignments: Pairs of variable and value.
 
     Raises:
         ValueError: if the content does not fit the model.
@@ -67,10 +68,6 @@ class Fill:
             for name, variable in own.items()
         }
         self.assignments = fitting(variables, content.tensors)
-
-    def __call__(self):
-        for variable, value in self.assignments:
-            variable.assign(value)
 
     def _weights(self, model, header):
         """The model's variables for the file's weights."""

@@ -41,12 +41,7 @@ def _build_adapter(target, seed):
 
 
 def put_in(model, plan, adapters):
-    """Puts built adapters into a model, and freezes what doesn't train.
-
-    What can fail, for want of memory say, is done before the first layer is
-    touched.
-    """
-    reset = compiled.Reset(model)
+    """Puts built adapters into a model, and freezes what doesn't train."""
     _freeze_all_but(model, plan)
     for target, adapter in zip(plan.targets, adapters, strict=True):
         layer = target.layer
@@ -55,8 +50,7 @@ def put_in(model, plan, adapters):
     guard.put_up(model)
     for part in [model, *walk(model).values()]:
         transformers_export.suspend(part)
-    reset()
-    _warn_of_outer_model(model)
+    compiled.reset(model)
 
 
 def take_out(layer):
@@ -97,7 +91,7 @@ def thaw(model):
         transformers_export.resume(layer)
 
 
-def _warn_of_outer_model(model):
+def warn_of_outer_model(model):
     """Says what to do about a compiled model that can't be found from here."""
     if isinstance(model, keras.Model) and internals.is_called_in_another_model(
         model
@@ -107,5 +101,5 @@ def _warn_of_outer_model(model):
             "compiled, call `compile(...)` on it again before it is used: its "
             "compiled functions and its optimizer know nothing of the change. "
             "Or pass it, the outermost model, instead.",
-            stacklevel=4,
+            stacklevel=3,
         )

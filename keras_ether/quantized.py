@@ -34,10 +34,14 @@ class Rounded:
     values: dict
     error: float
 
+    def assignments(self, layer) -> list:
+        """Pairs of a variable of the layer and its value."""
+        return [(v, self.values[v.name]) for v in code_variables(layer)]
+
     def assign_to(self, layer):
         """Sets the layer's variables."""
-        for variable in code_variables(layer):
-            variable.assign(self.values[variable.name])
+        for variable, value in self.assignments(layer):
+            variable.assign(value)
 
 
 def code_variables(layer) -> list:
@@ -107,13 +111,6 @@ def requantize(layer, kernel) -> Rounded:
 def round_effective(layer) -> Rounded:
     """The codes of an adapted int8 or int4 layer's transformed kernel."""
     return requantize(layer, layer.ether.fold(dequantize(layer)))
-
-
-def merge(layer) -> float:
-    """Folds an adapted layer's kernel into its codes; returns the error."""
-    rounded = round_effective(layer)
-    rounded.assign_to(layer)
-    return rounded.error
 
 
 def check_mergeable(layers: dict, requantize: bool):

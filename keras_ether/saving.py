@@ -8,6 +8,7 @@ from keras_ether import filling
 from keras_ether import insertion
 from keras_ether import model_state
 from keras_ether import surgery
+from keras_ether import undo
 from keras_ether import versions
 from keras_ether.adapter_file import AdapterFile
 
@@ -74,8 +75,12 @@ def load_adapter(model, filepath, check_base: bool = True):
     """
     fill = prepare(model, adapter_file.read(filepath), filepath, check_base)
     if fill.is_new:
-        insertion.put_in(model, fill.plan, fill.adapters)
-    fill()
+        insertion.warn_of_outer_model(model)
+    with undo.on_error(model) as back:
+        if fill.is_new:
+            insertion.put_in(model, fill.plan, fill.adapters)
+        for variable, value in fill.assignments:
+            undo.assign(back, variable, value)
     return model
 
 

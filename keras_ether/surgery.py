@@ -13,6 +13,7 @@ from keras_ether import insertion
 from keras_ether import methods
 from keras_ether import planning
 from keras_ether import quantized
+from keras_ether import undo
 from keras_ether.layers import kinds
 from keras_ether.targets import walk
 
@@ -108,9 +109,12 @@ def apply(
     )
     seeds = rng.integers(2**31, size=len(plan.targets))
     adapters = insertion.build_adapters(model, plan, seeds.tolist())
-    insertion.put_in(model, plan, adapters)
-    _warn_of_frozen_head(model)
+    # Warnings may be errors: they come before anything is touched.
+    insertion.warn_of_outer_model(model)
+    _warn_of_frozen_head(model, plan)
     _warn_of_low_rate(model, methods.get(method))
+    with undo.on_error(model):
+        insertion.put_in(model, plan, adapters)
     return model
 
 
@@ -144,19 +148,21 @@ def merge(model, requantize: bool = False):
     """
     layers = adapted_layers(model)
     quantized.check_mergeable(layers, requantize)
-    reset = compiled.Reset(model)
-    errors = {}
-    for path, layer in layers.items():
-        if layer.quantization_mode in quantized.INTEGERS:
-            errors[path] = quantized.merge(layer)
-        else:
-            kernel = layer.base_kernel
-            kernel.assign(layer.ether.fold(ops.convert_to_tensor(kernel)))
-        insertion.take_out(layer)
-    insertion.thaw(model)
-    reset()
-    if errors:
+    rounded = {
+        path: quantized.round_effective(layer)
+        for path, layer in layers.items()
+        if layer.quantization_mode in quantized.INTEGERS
+    }
+    if rounded:
+        errors = {path: codes.error for path, codes in rounded.items()}
         warnings.warn(quantized.describe_merge(errors), stacklevel=2)
+    with undo.on_error(model) as back:
+        for path, layer in layers.items():
+            for variable, value in _merged(layer, rounded.get(path)):
+                undo.assign(back, variable, value)
+            insertion.take_out(layer)
+        insertion.thaw(model)
+        compiled.reset(model)
     return model
 
 
@@ -176,11 +182,11 @@ def remove(model):
         ValueError: if there is no adapter.
     """
     layers = adapted_layers(model)
-    reset = compiled.Reset(model)
-    for layer in layers.values():
-        insertion.take_out(layer)
-    insertion.thaw(model)
-    reset()
+    with undo.on_error(model):
+        for layer in layers.values():
+            insertion.take_out(layer)
+        insertion.thaw(model)
+        compiled.reset(model)
     return model
 
 
@@ -234,8 +240,16 @@ def adapted_layers(model) -> dict:
     return layers
 
 
-def _warn_of_frozen_head(model):
-    """Says so where the last linear layer of a plain model does not train."""
+def _merged(layer, codes):
+    """Pairs of variable and value that fold a layer's adapter in."""
+    if codes is not None:
+        return codes.assignments(layer)
+    kernel = layer.base_kernel
+    return [(kernel, layer.ether.fold(ops.convert_to_tensor(kernel)))]
+
+
+def _warn_of_frozen_head(model, plan):
+    """Says so where the last linear layer of a plain model won't train."""
     if hasattr(model, "backbone") or hasattr(model, "default_lora_layer_names"):
         return
     linear = [
@@ -244,7 +258,9 @@ def _warn_of_frozen_head(model):
         if kinds.kind_of(layer) and kinds.kind_of(layer).linear
     ]
     path, last = linear[-1] if linear else (None, None)
-    if last is None or last is model or freezing.is_kept(last):
+    if last is None or last is model:
+        return
+    if id(last) in plan.kept or freezing.is_kept(last):
         return
     warnings.warn(
         f"The kernel of '{path}', the last linear layer of model "

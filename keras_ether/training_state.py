@@ -120,8 +120,13 @@ def fitting_state(model, content) -> list:
     )
 
 
-def set_global_generators(model, content):
+def set_global_generators(model, content, undo):
     """Sets the global generators, if they are of the file's sort.
+
+    Args:
+        model: The model that will go on from there.
+        content: An `AdapterFile` with a state of training.
+        undo: A `contextlib.ExitStack`, told to set them back.
 
     Raises:
         ValueError: if the file has no state of a generator for one of them.
@@ -135,6 +140,12 @@ def set_global_generators(model, content):
         content.tensors[f"global_generators/{i}"]
         for i in range(len(generators))
     ]
+    for generator in generators:
+        undo.callback(
+            internals.set_generator_state,
+            generator,
+            internals.generator_state(generator),
+        )
     _set_generators(states)
     model.__dict__[PENDING] = (entry["step"], states)
 

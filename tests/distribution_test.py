@@ -230,9 +230,14 @@ with tf.distribute.MirroredStrategy(devices).scope():
     model.compile(keras.optimizers.Adam(1e-2), "mse")
 x, y = np.ones((8, 16), "float32"), np.ones((8, 24))
 model.fit(x, y, verbose=0)
+optimizer = model.optimizer
 keras_ether.apply(model)
 vector = model.layers[0].ether.input_u
 model.fit(x, y, verbose=0)
+with np.testing.assert_raises(KeyError), keras_ether.undo.on_error(model):
+    keras_ether.compiled.reset(model)
+    raise KeyError
+assert optimizer.built and optimizer.iterations.numpy() == 1
 active = model.predict(x, verbose=0)
 keras_ether.merge(model)
 np.testing.assert_allclose(model.predict(x, verbose=0), active, atol=1e-5)
@@ -240,6 +245,7 @@ for variable in (vector, model.layers[0].kernel):
     first, second = [copy.numpy() for copy in variable.value.values]
     np.testing.assert_array_equal(first, second)
 model.fit(x, y, verbose=0)
+assert model.optimizer is optimizer and optimizer.iterations.numpy() == 1
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True

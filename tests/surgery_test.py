@@ -167,8 +167,7 @@ def test_fit_goes_on_without_a_new_compile(model, x):
     ):
         if "seed" not in variable.path:
             np.testing.assert_array_equal(models.values([variable])[0], value)
-    assert model.optimizer is not optimizer
-    assert model.optimizer.get_config() == optimizer.get_config()
+    assert model.optimizer is optimizer
     np.testing.assert_allclose(
         model.predict(x, verbose=0), models.call(model, x), atol=1e-5
     )

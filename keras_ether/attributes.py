@@ -1,0 +1,94 @@
+"""The attributes of an object, to be put back as they were."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from keras_ether import _keras_internals as internals
+
+CONTAINERS = (OrderedDict, dict, list, set)
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """What an object was made of at one moment.
+
+    Attributes:
+        owner: The object.
+        kind: Its class.
+        contents: Pairs of a container and of what was in it: the object's
+            dictionary, and the lists, dictionaries and sets among its
+            attributes, which others may hold too.
+    """
+
+    owner: object
+    kind: type
+    contents: tuple
+
+
+def taken(owner: object) -> Attributes:
+    """The attributes of a Keras layer or optimizer as they are now."""
+    tracked = internals.tracker_attributes(owner)
+    containers = containers_in((vars(owner), tracked))
+    return Attributes(
+        owner, type(owner), tuple((c, items(c)) for c in containers)
+    )
+
+
+def put_back(before: Attributes):
+    """Gives an object back the class and the attributes that it had."""
+    if type(before.owner) is not before.kind:
+        before.owner.__class__ = before.kind
+    for container, parts in before.contents:
+        if not _same(items(container), parts):
+            refill(container, parts)
+
+
+def containers_in(value: object) -> list:
+    """Every list, dictionary and set in a value, itself included."""
+    return _parts(value)[0]
+
+
+def leaves(value: object) -> list:
+    """What a value holds that is no container; of another value, itself."""
+    return _parts(value)[1]
+
+
+def items(container) -> list:
+    """What is in a container, keys with values if it is a dictionary."""
+    is_dict = isinstance(container, dict)
+    return list(container.items() if is_dict else container)
+
+
+def refill(container, parts: list):
+    """Gives a container other `items`."""
+    # Past the methods of Keras's own containers, which track what is put in.
+    base = next(base for base in CONTAINERS if isinstance(container, base))
+    base.clear(container)
+    if base is list:
+        list.extend(container, parts)
+    else:
+        base.update(container, parts)
+
+
+def _parts(value):
+    containers, others, todo = {}, [], [value]
+    while todo:
+        value = internals.unwrapped(todo.pop())
+        if isinstance(value, tuple):
+            todo.extend(value)
+        elif not isinstance(value, CONTAINERS):
+            others.append(value)
+        elif id(value) not in containers:
+            containers[id(value)] = value
+            is_dict = isinstance(value, dict)
+            todo.extend(value.values() if is_dict else value)
+    return list(containers.values()), others
+
+
+def _same(parts, others):
+    """Whether these are the very objects, without asking whether they equal."""
+    return len(parts) == len(others) and all(
+        one is other
+        or (type(one) is type(other) is tuple and _same(one, other))
+        for one, other in zip(parts, others, strict=True)
+    )
