@@ -69,7 +69,9 @@ def make_plan(
     Raises:
         ValueError: if the model or an argument is not as it must be.
     """
-    check_arguments(method, rank_blocks, side, dropout, seed)
+    rank_blocks, dropout, seed = check_arguments(
+        method, rank_blocks, side, dropout, seed
+    )
     check_built(model)
     layers = targets_lib.walk(model)
     head = targets_lib.head_of(model)

@@ -13,6 +13,7 @@ from keras_ether import insertion
 from keras_ether import methods
 from keras_ether import planning
 from keras_ether import quantized
+from keras_ether import values
 from keras_ether.layers import kinds
 from keras_ether.targets import walk
 
@@ -104,7 +105,7 @@ def apply(
     # `keras.utils.set_random_seed` seeds Python's generator, and Keras's own
     # seeds are signed integers of 32 bits.
     rng = np.random.default_rng(
-        random.getrandbits(64) if seed is None else seed
+        random.getrandbits(64) if seed is None else values.integer(seed)
     )
     seeds = rng.integers(2**31, size=len(plan.targets))
     adapters = insertion.build_adapters(model, plan, seeds.tolist())
