@@ -60,13 +60,16 @@ def apply(
             all linear layers. `"all-linear"`: every `Dense` and `EinsumDense`.
             `"all"`: every layer that can be adapted, convolutions and
             embeddings too. Another string: a regular expression for whole layer
-            paths, as `keras_ether.plan` prints them. A list: layer names. A
-            callable: `(layer_path, layer) -> bool`.
-        exclude: Which of these not, in the same forms. Defaults to `None`.
+            paths, as `keras_ether.plan` prints them. A list: layer names, or
+            where no layer has that name, paths. A callable:
+            `(layer_path, layer) -> bool`.
+        exclude: Which of these not, in the same forms; a layer that holds
+            others stands for all inside it. Defaults to `None`.
         side: `"input"`, `"output"`, `"both"`, or `None` for the method's own:
             both for `"ether+"`, else the input; the output of an embedding.
-        trainable: List of layer names or patterns, layers that stay trainable
-            and get no adapter: a new head in a model without a `backbone`, say.
+        trainable: List of layer names, paths or regular expressions for whole
+            paths: layers that stay trainable with all inside them and get no
+            adapter, a new head in a model without a `backbone`, say.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the vectors' start and for dropout.
@@ -75,9 +78,10 @@ def apply(
         The model passed.
 
     Raises:
-        ValueError: if an argument is out of its range, if no layer matches, or
-            if one that does can't be adapted: it is not built, has an adapter
-            or LoRA already, shares its kernel, or has a dimension that
+        ValueError: if an argument is out of its range, if no layer matches, if
+            an entry of a list names no layer or one that can't be a target, or
+            if a layer that matches can't be adapted: it is not built, has an
+            adapter or LoRA already, shares its kernel, or has a dimension that
             `rank_blocks` does not fit. The model is then as it was.
 
     Example:
