@@ -9,6 +9,7 @@ from keras import ops
 from keras_ether import methods
 from keras_ether import plain_file
 from keras_ether import reflections
+from keras_ether import values
 from keras_ether.custom_gradient import is_gradient_wanted
 from keras_ether.quick_ops import snapshot
 from keras_ether.quick_ops import tensor
@@ -45,7 +46,9 @@ class Adapter(keras.layers.Layer):
         seed: int | None = None,
         name: str = "ether",
     ):
-        check_arguments(method, rank_blocks, side, dropout, seed)
+        rank_blocks, dropout, seed = check_arguments(
+            method, rank_blocks, side, dropout, seed
+        )
         # Float32 under any dtype policy: in 16 bits a vector's small steps are
         # lost.
         super().__init__(name=name, dtype="float32")
@@ -265,13 +268,18 @@ def quantizing_error(layer_path, mode) -> ValueError:
 
 
 def check_arguments(method, rank_blocks, side, dropout, seed):
-    """Raises a `ValueError` for the first argument out of its range."""
+    """Checks what `Adapter` takes.
+
+    Returns:
+        `(rank_blocks, dropout, seed)` as numbers of plain Python, which files
+        and configurations can hold.
+
+    Raises:
+        ValueError: for the first argument out of its range.
+    """
     methods.get(method)
-    if isinstance(rank_blocks, bool) or not isinstance(rank_blocks, int):
-        rank_blocks_ok = False
-    else:
-        rank_blocks_ok = rank_blocks > 0
-    if not rank_blocks_ok:
+    blocks = values.integer(rank_blocks)
+    if blocks is None or blocks <= 0:
         raise ValueError(
             "`rank_blocks` must be a positive integer. Received: "
             f"rank_blocks={rank_blocks!r}"
@@ -281,16 +289,19 @@ def check_arguments(method, rank_blocks, side, dropout, seed):
             f"`side` must be one of {methods.SIDES}, or None for the method's "
             f"own. Received: side={side!r}"
         )
-    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+    probability = values.real(dropout)
+    if probability is None or not 0 <= probability < 1:
         raise ValueError(
             "`dropout` must be a number of at least 0 and less than 1. "
             f"Received: dropout={dropout!r}"
         )
-    if seed is not None and (not isinstance(seed, int) or seed < 0):
+    number = values.integer(seed)
+    if seed is not None and (number is None or number < 0):
         raise ValueError(
             "`seed` must be a non-negative integer or None. Received: "
             f"seed={seed!r}"
         )
+    return blocks, probability, number
 
 
 def check_blocks(layer_path, sizes, method, rank_blocks, side):

@@ -70,6 +70,7 @@ def write(filepath, content: AdapterFile):
 
     Raises:
         ValueError: if the content is not what `read` would accept.
+        OSError: if the folder is missing or can't be written to.
     """
     from safetensors.numpy import save
 

@@ -1,6 +1,7 @@
 """Files that are there as a whole or not at all."""
 
 import contextlib
+import errno
 import os
 import uuid
 
@@ -17,10 +18,45 @@ def write(path, data: bytes):
         data: The bytes of the file.
 
     Raises:
-        OSError: if the folder can't be written to. `path` is then as it was.
+        OSError: if the folder is missing or can't be written to, or if `path`
+            is a folder. It names `path`, which is then as it was.
     """
-    # A link goes on pointing at the file.
-    path = os.path.realpath(path)
+    check_place(path)
+    try:
+        # A link goes on pointing at the file.
+        _write(os.path.realpath(path), data)
+    except OSError as error:
+        # Of the file beside it nobody knows.
+        raise OSError(
+            error.errno, error.strerror or str(error), os.fspath(path)
+        ) from error
+
+
+def check_place(path):
+    """Checks that a file can be at `path`, as far as that is seen beforehand.
+
+    Raises:
+        OSError: if `path` is a folder, or its folder is missing.
+    """
+    real = os.path.realpath(path)
+    folder = os.path.dirname(real)
+    if os.path.isdir(real):
+        raise IsADirectoryError(
+            errno.EISDIR, "It is a folder: name a file in it", os.fspath(path)
+        )
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise NotADirectoryError(
+            errno.ENOTDIR, f"'{folder}' is no folder", os.fspath(path)
+        )
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(
+            errno.ENOENT,
+            f"There is no folder '{folder}', make it first",
+            os.fspath(path),
+        )
+
+
+def _write(path, data):
     folder, name = os.path.split(path)
     beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.tmp")
     try:

@@ -32,7 +32,8 @@ class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
     Args:
         filepath: String or `PathLike`, ending in `".safetensors"`. It may hold
             `{epoch}`, `{batch}` and names of logged values, such as
-            `"{epoch:02d}-{val_loss:.2f}.safetensors"`.
+            `"{epoch:02d}-{val_loss:.2f}.safetensors"`. A missing folder is
+            made.
         monitor: String, the logged value that says what is best. Defaults to
             `"val_loss"`.
         verbose: 0 or 1, whether to print what is done. Defaults to 0.

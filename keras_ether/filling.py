@@ -3,7 +3,6 @@
 import dataclasses
 
 import numpy as np
-from keras import ops
 
 from keras_ether import adapter_header
 from keras_ether import insertion
@@ -97,11 +96,6 @@ class Fill:
                     "one that trains beside the adapters."
                 )
         return found
-
-
-def to_numpy(variable) -> np.ndarray:
-    """The value of a variable."""
-    return np.asarray(ops.convert_to_numpy(variable))
 
 
 def fitting(variables: dict, tensors: dict) -> list:

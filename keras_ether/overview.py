@@ -31,9 +31,9 @@ def plan(
         rank_blocks: See `keras_ether.apply`, as for the arguments below.
         method: Name of the method.
         targets: Which layers.
-        exclude: Which of these not.
+        exclude: Which of these not, with all inside them.
         side: Side that is transformed.
-        trainable: Layers that stay trainable.
+        trainable: Layers that stay trainable, with all inside them.
         dropout: Probability that a block is the identity in training.
         seed: Seed of the start.
         print_fn: Function that takes the table, a string. Defaults to `print`.

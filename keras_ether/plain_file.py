@@ -27,6 +27,8 @@ from keras import ops
 
 from keras_ether import methods
 from keras_ether.fingerprint import fingerprint
+from keras_ether.values import settled
+from keras_ether.values import to_numpy
 
 FINGERPRINT = "base_fingerprint"
 METHOD = "method"
@@ -47,11 +49,12 @@ class PlainFile:
         for key, value in entries.items():
             # Most classes write what their property answers, the effective
             # kernel; some write the variable itself.
-            store[key] = self._effective(base) if value is base else value
+            value = self._effective(base) if value is base else value
+            store[key] = settled(value)
         self.ether.base_fingerprint = fingerprint(base)
 
     def load_own_variables(self, store):
-        base = np.array(ops.convert_to_numpy(self.base_kernel))
+        base = to_numpy(self.base_kernel)
         super().load_own_variables(store)
         self.ether.loading = Loading(self.base_kernel, base)
 
@@ -88,10 +91,10 @@ class Loading:
 def save_vectors(adapter, store):
     """Writes an adapter's vectors and method, and its base's fingerprint."""
     for name, vector in adapter.vectors.items():
-        store[name] = vector
+        store[name] = to_numpy(vector)
     store[METHOD] = np.frombuffer(adapter.method.encode(), "uint8")
     if adapter.dropout:
-        state = ops.convert_to_numpy(adapter.seed_generator.state)
+        state = to_numpy(adapter.seed_generator.state)
         # Every backend has an integer type of its own for it.
         store[DROPOUT] = np.asarray(state, "int64")
     if adapter.base_fingerprint is not None:

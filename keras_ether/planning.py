@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_ether import _keras_internals as internals
+from keras_ether import freezing
 from keras_ether import methods
 from keras_ether import targets as targets_lib
 from keras_ether.adapter import check_arguments
@@ -69,12 +70,26 @@ def make_plan(
     Raises:
         ValueError: if the model or an argument is not as it must be.
     """
-    check_arguments(method, rank_blocks, side, dropout, seed)
+    rank_blocks, dropout, seed = check_arguments(
+        method, rank_blocks, side, dropout, seed
+    )
+    targets = targets_lib.checked(targets, "targets")
+    exclude = targets_lib.checked(exclude, "exclude")
+    trainable = targets_lib.checked(trainable, "trainable")
     check_built(model)
-    layers = targets_lib.walk(model)
+    # Adapters from before are no layers that a user knows of.
+    layers = {
+        path: layer
+        for path, layer in targets_lib.walk(model).items()
+        if not kinds.is_adapter(layer)
+    }
     head = targets_lib.head_of(model)
-    named = targets_lib.match_kept(layers, trainable) if trainable else set()
-    reasons = {p: "kept trainable" for p in named}
+    named = targets_lib.match_kept(layers, trainable)
+    reasons = {
+        path: "kept trainable"
+        for path, layer in layers.items()
+        if path in named or freezing.is_kept(layer)
+    }
     reasons |= {
         p: "in the head" for p, layer in layers.items() if id(layer) in head
     }
@@ -83,24 +98,27 @@ def make_plan(
         for path, layer in layers.items()
         if kinds.kind_of(layer) and path not in reasons
     }
-    _check_named({p: y for p, y in layers.items() if p not in reasons}, targets)
     if targets is None:
-        matched = targets_lib.default_match(model, candidates)
+        matched = targets_lib.default_match(model, layers, candidates)
     else:
-        matched = targets_lib.match(candidates, targets, "targets")
-    if exclude is not None:
-        excluded = targets_lib.match(candidates, exclude, "exclude")
-        reasons |= dict.fromkeys(matched & excluded, "excluded")
-        matched -= excluded
+        matched = targets_lib.match(layers, candidates, targets)
+    excluded = targets_lib.match_excluded(layers, candidates, exclude)
+    if isinstance(targets, list):
+        _check_named(layers, candidates, reasons, targets, excluded)
+    reasons |= dict.fromkeys(matched & excluded, "excluded")
+    matched -= excluded
     chosen = {p: layer for p, layer in candidates.items() if p in matched}
     by_name = targets not in (None, "all-linear", "all")
     refused = _refused(chosen, method, dropout, side, by_name)
     reasons |= refused
     chosen = {p: layer for p, layer in chosen.items() if p not in refused}
     if not chosen:
+        hint = ""
+        if by_name and isinstance(targets, str) and not matched | excluded:
+            hint = targets_lib.pattern_hint("targets", targets)
         raise ValueError(
             f"No layer of model '{model.name}' matches targets={targets!r}, "
-            f"exclude={exclude!r}. Layers that could have matched: "
+            f"exclude={exclude!r}. {hint}Layers that could have matched: "
             f"{targets_lib.shorten(candidates) or 'none'}."
         )
     _check_unshared(model, layers, chosen)
@@ -137,17 +155,32 @@ def check_built(model):
         )
 
 
-def _check_named(layers, targets):
-    """Raises a `ValueError` if a list names a layer of no known kind."""
-    if targets is None or isinstance(targets, str) or callable(targets):
-        return
-    unknown = {p: kinds.why_unknown(layer) for p, layer in layers.items()}
-    others = {p: layer for p, layer in layers.items() if unknown[p]}
-    for path in targets_lib.match(others, targets, "targets"):
-        raise ValueError(
-            f"Layer '{path}' of class {layers[path].__class__.__name__} can't "
-            f"be adapted: {unknown[path]}."
-        )
+def _check_named(layers, candidates, reasons, targets, excluded):
+    """Raises a `ValueError` if a list names what can't be a target.
+
+    Where several layers have the name, one target among them is enough, unless
+    another one has kernels that are then left out unnoticed.
+    """
+    for entry in targets:
+        paths = targets_lib.named(layers, entry) - excluded
+        meant = paths & candidates.keys()
+        for path in (p for p in layers if p in paths - meant):
+            below = targets_lib.with_below(layers, {path}) & candidates.keys()
+            inside = [p for p in layers if p in below - excluded]
+            unknown = path not in reasons and kinds.why_unknown(layers[path])
+            if meant and not unknown and (not inside or below & meant):
+                continue
+            reason = unknown or "it has no kernel of its own"
+            if path in reasons:
+                reason = f"it is {reasons[path]}, so it trains as it is"
+            elif inside:
+                shown = targets_lib.shorten(inside, most=4)
+                reason += f". Name the layers inside it: {shown}"
+            raise ValueError(
+                f"Layer '{path}' of class {layers[path].__class__.__name__}, "
+                f"which `targets` names, can't be adapted: {reason}. Received: "
+                f"targets={targets!r}"
+            )
 
 
 def _refused(chosen, method, dropout, side, by_name):

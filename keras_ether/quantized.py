@@ -13,6 +13,7 @@ import numpy as np
 from keras import ops
 
 from keras_ether import _keras_internals as internals
+from keras_ether.values import to_numpy
 
 # Codes and scales, which can be rounded anew from the numbers they stand for.
 INTEGERS = ("int8", "int4")
@@ -98,8 +99,7 @@ def requantize(layer, kernel) -> Rounded:
         layer.quantization_mode, type_check=False, config=_config(layer)
     )
     values = {
-        variable.name: ops.convert_to_numpy(variable)
-        for variable in code_variables(plain)
+        variable.name: to_numpy(variable) for variable in code_variables(plain)
     }
     norm, distance = (
         float(np.linalg.norm(ops.convert_to_numpy(tensor)))

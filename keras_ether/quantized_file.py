@@ -14,12 +14,13 @@ kernel in place of the fine-tuned one.
 import warnings
 
 import numpy as np
-from keras import ops
 
 from keras_ether import freezing
 from keras_ether import methods
 from keras_ether import quantized
 from keras_ether.fingerprint import fingerprint
+from keras_ether.values import settled
+from keras_ether.values import to_numpy
 
 # One entry more than a plain layer expects, which is why it refuses the file.
 ADAPTED = "adapted_by_keras_ether"
@@ -40,7 +41,8 @@ class IntegerFile:
             values = rounded.values
             _warn_of_error(self, "The file holds", rounded.error)
         for key, value in entries.items():
-            store[key] = values.get(getattr(value, "name", None), value)
+            value = values.get(getattr(value, "name", None), value)
+            store[key] = settled(value)
         variables = quantized.code_variables(self)
         self.ether.base_fingerprint = _fingerprint(_values(variables))
 
@@ -58,7 +60,7 @@ class CalibratedFile:
             super().save_own_variables(store)
             return
         for variable in freezing.own_variables(self):
-            store[variable.name] = variable
+            store[variable.name] = to_numpy(variable)
         store[ADAPTED] = np.ones((), "uint8")
 
     def load_own_variables(self, store):
@@ -133,7 +135,7 @@ def _read(layer, variables, store):
 
 
 def _values(variables):
-    return {v.name: np.array(ops.convert_to_numpy(v)) for v in variables}
+    return {v.name: to_numpy(v) for v in variables}
 
 
 def _fingerprint(values):

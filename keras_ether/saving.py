@@ -4,6 +4,7 @@ import warnings
 
 from keras_ether import adapter_file
 from keras_ether import adapter_header
+from keras_ether import atomic_file
 from keras_ether import filling
 from keras_ether import insertion
 from keras_ether import model_state
@@ -11,6 +12,7 @@ from keras_ether import surgery
 from keras_ether import undo
 from keras_ether import versions
 from keras_ether.adapter_file import AdapterFile
+from keras_ether.values import to_numpy
 
 
 def save_adapter(model, filepath, metadata: dict | None = None):
@@ -31,6 +33,7 @@ def save_adapter(model, filepath, metadata: dict | None = None):
     Raises:
         ValueError: if there is no adapter, if `metadata` is no such dictionary,
             or if a vector or weight is not finite. No file is written then.
+        OSError: if the folder of `filepath` is missing or can't be written to.
 
     Example:
 
@@ -39,6 +42,8 @@ def save_adapter(model, filepath, metadata: dict | None = None):
     ... )
     """
     filepath = adapter_file.check_name(filepath)
+    # Before the base is read for its fingerprint.
+    atomic_file.check_place(filepath)
     adapter_file.write(filepath, content_of(model, metadata))
 
 
@@ -141,9 +146,7 @@ def content_of(model, metadata: dict | None = None) -> AdapterFile:
         for path, own in weights.items()
         for name, variable in own.items()
     }
-    return AdapterFile(
-        header, {n: filling.to_numpy(v) for n, v in variables.items()}
-    )
+    return AdapterFile(header, {n: to_numpy(v) for n, v in variables.items()})
 
 
 def prepare(model, content, filepath, check_base=True) -> filling.Fill:

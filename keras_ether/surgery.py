@@ -14,6 +14,7 @@ from keras_ether import methods
 from keras_ether import planning
 from keras_ether import quantized
 from keras_ether import undo
+from keras_ether import values
 from keras_ether.layers import kinds
 from keras_ether.targets import walk
 
@@ -60,13 +61,16 @@ def apply(
             all linear layers. `"all-linear"`: every `Dense` and `EinsumDense`.
             `"all"`: every layer that can be adapted, convolutions and
             embeddings too. Another string: a regular expression for whole layer
-            paths, as `keras_ether.plan` prints them. A list: layer names. A
-            callable: `(layer_path, layer) -> bool`.
-        exclude: Which of these not, in the same forms. Defaults to `None`.
+            paths, as `keras_ether.plan` prints them. A list: layer names, or
+            where no layer has that name, paths. A callable:
+            `(layer_path, layer) -> bool`.
+        exclude: Which of these not, in the same forms; a layer that holds
+            others stands for all inside it. Defaults to `None`.
         side: `"input"`, `"output"`, `"both"`, or `None` for the method's own:
             both for `"ether+"`, else the input; the output of an embedding.
-        trainable: List of layer names or patterns, layers that stay trainable
-            and get no adapter: a new head in a model without a `backbone`, say.
+        trainable: List of layer names, paths or regular expressions for whole
+            paths: layers that stay trainable with all inside them and get no
+            adapter, a new head in a model without a `backbone`, say.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the vectors' start and for dropout.
@@ -75,9 +79,10 @@ def apply(
         The model passed.
 
     Raises:
-        ValueError: if an argument is out of its range, if no layer matches, or
-            if one that does can't be adapted: it is not built, has an adapter
-            or LoRA already, shares its kernel, or has a dimension that
+        ValueError: if an argument is out of its range, if no layer matches, if
+            an entry of a list names no layer or one that can't be a target, or
+            if a layer that matches can't be adapted: it is not built, has an
+            adapter or LoRA already, shares its kernel, or has a dimension that
             `rank_blocks` does not fit. The model is then as it was.
 
     Example:
@@ -105,7 +110,7 @@ def apply(
     # `keras.utils.set_random_seed` seeds Python's generator, and Keras's own
     # seeds are signed integers of 32 bits.
     rng = np.random.default_rng(
-        random.getrandbits(64) if seed is None else seed
+        random.getrandbits(64) if seed is None else values.integer(seed)
     )
     seeds = rng.integers(2**31, size=len(plan.targets))
     adapters = insertion.build_adapters(model, plan, seeds.tolist())

@@ -1,13 +1,17 @@
 """Which layers: structural paths, names, patterns, predicates, the head."""
 
+import difflib
 import re
 from collections.abc import Callable
-from collections.abc import Iterable
+from collections.abc import Mapping
+
+import keras
 
 from keras_ether import _keras_internals as internals
 from keras_ether.layers import kinds
 
-Targets = str | Iterable[str] | Callable | None
+# An argument that `checked` has seen.
+Targets = str | list[str] | Callable | None
 
 
 def walk(model):
@@ -75,72 +79,192 @@ def _is_backbone(model):
     return any(base.__name__ == "Backbone" for base in type(model).__mro__)
 
 
-def match(layers: dict, targets: Targets, argument: str) -> set[str]:
-    """The paths among `layers` that an argument of `apply` means.
+def checked(value, argument: str) -> Targets:
+    """An argument of `apply` that says which layers, if its form is accepted.
 
     Args:
-        layers: Dictionary from path to layer, those that may be meant.
-        targets: `"all-linear"`, `"all"`, a regular expression for whole paths,
-            a list of layer names or paths, or a predicate `(path, layer)`.
-        argument: Name of the argument, for messages.
+        value: What was passed.
+        argument: `"targets"`, `"exclude"` or `"trainable"`.
+
+    Returns:
+        A string, a list of strings, a predicate or `None`.
 
     Raises:
-        ValueError: if `targets` is of no such form.
+        ValueError: if it is of no such form.
     """
-    if targets == "all":
-        return set(layers)
-    if targets == "all-linear":
-        return {p for p, layer in layers.items() if kinds.kind_of(layer).linear}
-    if isinstance(targets, str):
-        try:
-            pattern = re.compile(targets)
-        except re.error as error:
-            raise ValueError(
-                f"`{argument}` is not a valid regular expression ({error}). "
-                f"Received: {argument}={targets!r}"
-            ) from error
-        return {path for path in layers if pattern.fullmatch(path)}
-    if callable(targets):
-        return {path for path, layer in layers.items() if targets(path, layer)}
-    if isinstance(targets, (list, tuple, set, frozenset)) and all(
-        isinstance(name, str) for name in targets
+    if value is None or isinstance(value, str):
+        return value
+    # Layers and classes can be called too, but answer no question.
+    is_keras = isinstance(value, (type, keras.layers.Layer))
+    if callable(value) and not is_keras and argument != "trainable":
+        return value
+    try:
+        entries = list(value)
+    except TypeError:
+        entries = [None]
+    if not isinstance(value, (Mapping, bytes)) and all(
+        isinstance(entry, str) for entry in entries
     ):
-        return {
-            path
-            for path, layer in layers.items()
-            if layer.name in targets or path in targets
-        }
+        return entries
+    if argument == "trainable":
+        accepted = (
+            "a layer's name or path, a regular expression for whole paths, a "
+            "list of these"
+        )
+    else:
+        accepted = (
+            "'all-linear', 'all', a regular expression for whole paths, a list "
+            "of layer names or paths, a callable `(layer_path, layer) -> bool`"
+        )
     raise ValueError(
-        f"`{argument}` must be 'all-linear', 'all', a regular expression, a "
-        "list of layer names, a callable `(layer_path, layer) -> bool` or "
-        f"None. Received: {argument}={targets!r}"
+        f"`{argument}` must be {accepted}, or None. Received: "
+        f"{argument}={value!r}"
     )
 
 
-def match_kept(layers: dict, trainable) -> set[str]:
-    """The paths of the layers that `trainable` names, with all below them.
+def named(layers: dict, entry: str) -> set[str]:
+    """The paths of the layers that an entry of a list means.
+
+    The layers of that name, or where there is none, the layer of that path: a
+    name that Keras made up can be the path of another layer.
 
     Args:
-        layers: Dictionary from path to layer, as `walk` gives it.
+        layers: Dictionary from path to layer, all those of a model.
+        entry: Name or path.
+    """
+    paths = {path for path, layer in layers.items() if layer.name == entry}
+    return paths or layers.keys() & {entry}
+
+
+def match(layers: dict, candidates: dict, targets: Targets) -> set[str]:
+    """The paths among `candidates` that `targets` means.
+
+    Args:
+        layers: Dictionary from path to layer, all those of a model.
+        candidates: Those of them that may be meant.
+        targets: `"all-linear"`, `"all"`, a regular expression for whole paths,
+            a list of layer names or paths, or a predicate `(path, layer)`.
+
+    Raises:
+        ValueError: if an entry of a list names no layer of the model.
+    """
+    if isinstance(targets, list):
+        paths = {entry: named(layers, entry) for entry in targets}
+        # What can be a target is of more help than all that there is.
+        _check_found(paths, candidates, "targets")
+        return set().union(*paths.values()) & candidates.keys()
+    return _match_form(candidates, targets, "targets")
+
+
+def match_excluded(layers: dict, candidates: dict, exclude: Targets):
+    """The paths that `exclude` means, with all layers below them.
+
+    Args:
+        layers: Dictionary from path to layer, all those of a model.
+        candidates: Those of them that a predicate is asked about.
+        exclude: As `targets` of `match`.
+
+    Raises:
+        ValueError: if an entry or a regular expression matches no layer.
+    """
+    if exclude is None:
+        return set()
+    if isinstance(exclude, list):
+        paths = {entry: named(layers, entry) for entry in exclude}
+    elif callable(exclude) or exclude in ("all", "all-linear"):
+        return _match_form(candidates, exclude, "exclude")
+    else:
+        paths = {exclude: _fullmatch(layers, exclude, "exclude")}
+    hint = "" if isinstance(exclude, list) else pattern_hint("exclude", exclude)
+    _check_found(paths, layers, "exclude", hint)
+    return with_below(layers, set().union(*paths.values()))
+
+
+def match_kept(layers: dict, trainable: Targets) -> set[str]:
+    """The paths that `trainable` means, with all layers below them.
+
+    Args:
+        layers: Dictionary from path to layer, all those of a model.
         trainable: List of layer names, paths or regular expressions for whole
             paths, or one of them.
 
     Raises:
-        ValueError: if an entry is no string or matches nothing.
+        ValueError: if an entry matches nothing.
     """
-    entries = [trainable] if isinstance(trainable, str) else list(trainable)
-    kept = set()
-    for entry in entries:
-        named = match(layers, [entry], "trainable")
-        matched = named or match(layers, entry, "trainable")
-        if not matched:
-            raise ValueError(
-                f"`trainable` names no layer of the model: {entry!r}. Layers: "
-                f"{shorten(layers)}."
-            )
-        kept |= matched
-    roots = tuple(f"{path}/" for path in kept)
-    return kept | {path for path in layers if path.startswith(roots)}
+    if trainable is None:
+        return set()
+    entries = [trainable] if isinstance(trainable, str) else trainable
+    paths = {
+        entry: named(layers, entry) or _fullmatch(layers, entry, "trainable")
+        for entry in entries
+    }
+    _check_found(paths, layers, "trainable")
+    return with_below(layers, set().union(*paths.values()))
+
+
+def with_below(layers: dict, paths: set[str]) -> set[str]:
+    """Some paths of layers, and those of all layers inside them.
+
+    A layer that stands in two places has the path of the first.
+    """
+    inside = set()
+    for path in paths:
+        if id(layers[path]) not in inside:
+            parts = walk(layers[path]).values()
+            inside |= {id(layers[path]), *(id(part) for part in parts)}
+    return {path for path, layer in layers.items() if id(layer) in inside}
+
+
+def _match_form(layers, targets, argument):
+    """The paths that anything but a list means."""
+    if callable(targets):
+        return {path for path, layer in layers.items() if targets(path, layer)}
+    if targets == "all":
+        return set(layers)
+    if targets == "all-linear":
+        return {p for p, layer in layers.items() if kinds.kind_of(layer).linear}
+    return _fullmatch(layers, targets, argument)
+
+
+def _fullmatch(layers, pattern, argument):
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"`{argument}` is not a valid regular expression ({error}). "
+            f"Received: {argument}={pattern!r}"
+        ) from error
+    return {path for path in layers if compiled.fullmatch(path)}
+
+
+def _check_found(found, layers, argument, hint=""):
+    """Raises a `ValueError` for an entry without paths, with what is near it.
+
+    Args:
+        found: Dictionary from entry to paths.
+        layers: Dictionary from path to layer, those worth naming.
+        argument: Name of the argument.
+        hint: What else to say, ending in a blank.
+    """
+    for entry in (entry for entry, paths in found.items() if not paths):
+        names = [layer.name for layer in layers.values()]
+        near = difflib.get_close_matches(entry, {*names, *layers}, n=4)
+        shown = f"Near it: {shorten(near)}"
+        if not near:
+            owners = [p for p, layer in layers.items() if layer.weights]
+            shown = f"Layers: {shorten(owners) or 'none'}"
+        raise ValueError(
+            f"`{argument}` names no layer of the model: {entry!r}. {hint}"
+            f"{shown}."
+        )
+
+
+def pattern_hint(argument: str, pattern: str) -> str:
+    """What to say of a string that matches nothing."""
+    return (
+        "A string is a regular expression for whole paths; for a name pass a "
+        f"list, {argument}=[{pattern!r}]. "
+    )
 
 
 def shorten(paths, most=12) -> str:
@@ -150,12 +274,13 @@ def shorten(paths, most=12) -> str:
     return ", ".join(repr(path) for path in paths[:most]) + more
 
 
-def default_match(model, layers: dict) -> set[str]:
+def default_match(model, layers: dict, candidates: dict) -> set[str]:
     """The layers that KerasHub would give LoRA, or else all linear ones."""
     for owner in (model, getattr(model, "backbone", None)):
         names = getattr(owner, "default_lora_layer_names", None)
         if names is not None:
-            matched = match(layers, names(), "targets")
-            if matched:
-                return matched
-    return match(layers, "all-linear", "targets") or set(layers)
+            # A model may have none of some name.
+            paths = set().union(*(named(layers, name) for name in names()))
+            if paths & candidates.keys():
+                return paths & candidates.keys()
+    return _match_form(candidates, "all-linear", "targets") or set(candidates)

@@ -8,13 +8,12 @@ within a process.
 from dataclasses import dataclass
 
 import keras
-from keras import ops
 
 from keras_ether import _keras_internals as internals
 from keras_ether import adapter_header
 from keras_ether import model_state
 from keras_ether.filling import fitting
-from keras_ether.filling import to_numpy
+from keras_ether.values import to_numpy
 
 # `fit` draws a batch of its own, from PyTorch's global generator, to build the
 # metrics of a model just compiled.
@@ -164,7 +163,7 @@ def _set_generators(states):
 
 
 def _step(optimizer):
-    return int(ops.convert_to_numpy(optimizer.iterations))
+    return int(to_numpy(optimizer.iterations))
 
 
 def position_of(header) -> Position:

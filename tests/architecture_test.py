@@ -23,6 +23,7 @@ ORDER = [
     "product",
     "conv_view",
     "methods",
+    "values",
     "fingerprint",
     "quantized",
     "plain_file",

@@ -1,5 +1,8 @@
+import errno
 import os
+import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -59,9 +62,58 @@ def test_failure_leaves_the_old_file(step, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
-def test_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere"):
-        atomic_file.write(tmp_path / "nowhere" / "a.safetensors", b"data")
+def refused(path, error, message):
+    """The error of writing there; what it says is about the path given."""
+    with pytest.raises(error, match=message) as caught:
+        atomic_file.write(path, b"data")
+    assert caught.value.filename == os.fspath(path)
+    assert ".tmp" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_missing_folder_is_named(relative, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = pathlib.Path("no", "where") if relative else tmp_path / "no/where"
+    message = f"no folder .*{re.escape(os.path.join('no', 'where'))}.*make it"
+    refused(folder / "a.safetensors", FileNotFoundError, message)
+    refused(str(folder / "a.safetensors"), FileNotFoundError, message)
+    assert os.listdir(tmp_path) == []
+
+
+def test_folder_is_no_file(tmp_path):
+    (tmp_path / "a.safetensors").mkdir()
+    refused(tmp_path / "a.safetensors", IsADirectoryError, "It is a folder")
+    assert os.listdir(tmp_path / "a.safetensors") == []
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    path = tmp_path / "file" / "a.safetensors"
+    refused(path, NotADirectoryError, "is no folder")
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (errno.EACCES, PermissionError),
+        (errno.EROFS, OSError),
+        (errno.ENAMETOOLONG, OSError),
+    ],
+)
+def test_file_that_cannot_be_opened_is_named(
+    code, error, tmp_path, monkeypatch
+):
+    """As in a folder without the right to write, which root has anyway."""
+
+    def fail(path, mode):
+        raise OSError(code, os.strerror(code), path)
+
+    monkeypatch.setattr(atomic_file, "open", fail, raising=False)
+    found = refused(tmp_path / "a.safetensors", error, os.strerror(code))
+    assert found.errno == code
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL on Windows")

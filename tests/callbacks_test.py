@@ -207,6 +207,18 @@ def test_checkpoint_is_an_adapter_file(data, tmp_path):
     assert keras_ether.read_adapter_header(path)["training"]["epoch"] == 1
 
 
+def test_folder_is_made_as_keras_does(data, tmp_path):
+    path = tmp_path / "new" / "{epoch}" / "m.safetensors"
+    model = adapted()
+    model.compile("sgd", "mse")
+    model.fit(*data, verbose=0, callbacks=[AdapterCheckpoint(path)])
+    assert os.listdir(tmp_path / "new" / "1") == ["m.safetensors"]
+    (tmp_path / "dir.safetensors").mkdir()
+    saver = AdapterCheckpoint(tmp_path / "dir.safetensors")
+    with pytest.raises(OSError, match=r"directory: .*dir\.safetensors"):
+        model.fit(*data, verbose=0, callbacks=[saver])
+
+
 def test_what_is_not_finite_does_not_replace_a_file(data, tmp_path):
     path = tmp_path / "latest.safetensors"
     model = compile_model(adapted())

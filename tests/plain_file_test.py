@@ -111,6 +111,30 @@ def test_file_without_vectors_is_a_base_checkpoint(x, tmp_path):
         np.testing.assert_array_equal(now, before)
 
 
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+@pytest.mark.filterwarnings("ignore:The file holds the kernel")
+@pytest.mark.parametrize("mode", [None, "bfloat16", "int8", "int4", "float8"])
+def test_files_get_values_and_no_variables(mode):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.Input((16,)),
+            keras.layers.Dense(
+                16, dtype="bfloat16" if mode == "bfloat16" else None
+            ),
+        ]
+    )
+    if mode not in (None, "bfloat16"):
+        model.quantize(mode)
+    keras_ether.apply(model, rank_blocks=2, dropout=0.1)
+    for layer in (model.layers[0], model.layers[0].ether):
+        store = {}
+        layer.save_own_variables(store)
+        assert store
+        for value in store.values():
+            assert type(value) is np.ndarray
+
+
 @pytest.mark.parametrize("other", [{"method": "ether+"}, {"rank_blocks": 4}])
 def test_file_of_another_adapter_is_an_error(other, rng, tmp_path):
     x = models.inputs_of("mlp", rng)

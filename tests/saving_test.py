@@ -3,6 +3,7 @@ import os
 import random
 import subprocess
 import sys
+import warnings
 
 import keras
 import keras_hub
@@ -162,6 +163,44 @@ def test_bad_metadata(metadata, path):
     with pytest.raises(ValueError, match="`metadata` must be a dictionary"):
         keras_ether.save_adapter(adapted(), path, metadata=metadata)
     assert not path.exists()
+
+
+def test_place_that_is_no_place_is_named(tmp_path):
+    model = adapted()
+    path = tmp_path / "nowhere" / "m.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"no folder.*make it") as error:
+        keras_ether.save_adapter(model, path)
+    assert error.value.filename == str(path)
+    (tmp_path / "m.safetensors").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"is a folder.*m\.safetensors"):
+        keras_ether.save_adapter(model, tmp_path / "m.safetensors")
+
+
+def test_numbers_of_numpy_are_plain_in_the_file(path):
+    model = adapted(
+        rank_blocks=np.int64(2), dropout=np.float32(0.25), seed=np.uint32(1)
+    )
+    keras_ether.save_adapter(model, path)
+    (group,) = keras_ether.read_adapter_header(path)["adapters"]
+    assert (group["rank_blocks"], group["dropout"]) == (2, 0.25)
+    fresh = keras_ether.load_adapter(make("mlp"), path)
+    assert fresh.layers[0].ether.dropout == 0.25
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="Keras copies tensors itself"
+)
+def test_no_variable_is_handed_to_numpy(rng, path):
+    model = adapted(dropout=0.25)
+    model.compile("sgd", "mse")
+    x = models.inputs_of("mlp", rng)
+    saver = keras_ether.callbacks.AdapterCheckpoint(path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "__array__ implementation")
+        keras_ether.save_adapter(model, path)
+        keras_ether.load_adapter(model, path)
+        model.fit(x, x[:, :4], verbose=0, callbacks=[saver])
+        keras_ether.callbacks.resume(model, path)
 
 
 def test_model_without_an_adapter(path):

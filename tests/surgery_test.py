@@ -300,6 +300,35 @@ def test_seed_fixes_the_start():
     assert 0.2 < lengths.mean() < 0.9
 
 
+@pytest.mark.parametrize(
+    "integer", [np.int8, np.int64, np.uint32, np.array], ids=repr
+)
+def test_numbers_of_numpy_are_those_of_python(integer):
+    options = {"method": "ether+", "trainable": ["head"]}
+    one, other = models.mlp(), models.mlp()
+    keras_ether.apply(
+        one,
+        rank_blocks=integer(2),
+        seed=integer(3),
+        dropout=np.float32(0.25),
+        **options,
+    )
+    keras_ether.apply(other, rank_blocks=2, seed=3, dropout=0.25, **options)
+    adapters = [model.layers[0].ether for model in (one, other)]
+    for name in ("rank_blocks", "seed", "dropout"):
+        now, expected = (getattr(adapter, name) for adapter in adapters)
+        assert type(now) is type(expected)
+        assert now == expected
+    for pair in zip(*(a.vectors.values() for a in adapters), strict=True):
+        np.testing.assert_array_equal(*models.values(pair))
+    for report in (
+        keras_ether.summary(one, print_fn=str),
+        keras_ether.plan(models.mlp(), rank_blocks=integer(2), print_fn=str),
+    ):
+        assert type(report.rows[0].rank_blocks) is int
+        assert type(report.trainable) is int
+
+
 def test_keras_seed_fixes_the_start_where_none_is_given():
     starts = []
     for seed in (1, 1, 2):
@@ -360,9 +389,18 @@ def bad_arguments():
         "blocks": ({"rank_blocks": 0}, "positive integer.*rank_blocks=0"),
         "blocks type": ({"rank_blocks": 2.0}, "rank_blocks=2.0"),
         "blocks bool": ({"rank_blocks": True}, "rank_blocks=True"),
+        "blocks text": ({"rank_blocks": "2"}, "rank_blocks='2'"),
+        "blocks NumPy bool": ({"rank_blocks": np.True_}, "rank_blocks="),
+        "blocks NumPy float": ({"rank_blocks": np.float32(2)}, "rank_blocks="),
         "side": ({"side": "left"}, "'input', 'output', 'both'.*side='left'"),
         "dropout": ({"dropout": 1.0}, "less than 1.*dropout=1.0"),
+        "dropout bool": ({"dropout": False}, "number of.*dropout=False"),
+        "dropout text": ({"dropout": "0.1"}, "number of.*dropout='0.1'"),
+        "dropout NaN": ({"dropout": np.float32("nan")}, "number of.*dropout="),
         "seed": ({"seed": -1}, "non-negative.*seed=-1"),
+        "seed NumPy": ({"seed": np.int64(-1)}, "non-negative.*seed="),
+        "seed bool": ({"seed": True}, "non-negative.*seed=True"),
+        "seed float": ({"seed": 1.0}, "non-negative.*seed=1.0"),
         "targets": ({"targets": 3}, "regular expression.*targets=3"),
         "regex": ({"targets": "("}, "not a valid regular expression"),
         "no match": ({"targets": ["nothing"]}, "'first', 'second'"),

@@ -1,3 +1,5 @@
+import re
+
 import keras
 import keras_hub
 import numpy as np
@@ -62,6 +64,277 @@ def test_list_matches_names_and_paths():
     assert paths(model, targets=[f"{BERT_LAYER}/query"]) == [
         f"{BERT_LAYER}/query"
     ]
+
+
+ARGUMENTS = ("targets", "exclude", "trainable")
+
+
+class Table(keras.layers.Layer):
+    """A layer with a matrix, of no kind that can be adapted."""
+
+    def build(self, shape):
+        self.table = self.add_weight(shape=(8, 8))
+
+    def call(self, x):
+        return ops.matmul(x, self.table)
+
+
+def blocks():
+    """Two blocks with equal names inside, and what can't be a target."""
+
+    def block(name):
+        return keras.Sequential(
+            [
+                keras.Input((8,)),
+                keras.layers.Dense(8, name="query"),
+                keras.layers.Dense(8, name="value"),
+                keras.layers.LayerNormalization(name="norm"),
+            ],
+            name=name,
+        )
+
+    return keras.Sequential(
+        [
+            keras.Input((8,)),
+            block("block_0"),
+            block("block_1"),
+            keras.layers.Dropout(0.1, name="drop"),
+            Table(name="table"),
+            keras.layers.Dense(8, name="out"),
+        ]
+    )
+
+
+BLOCKS = [f"block_{i}/{name}" for i in (0, 1) for name in ("query", "value")]
+
+
+def counted_on():
+    """Three layers named as in a process that made another one before."""
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            *(keras.layers.Dense(8, name=f"dense_{i}") for i in (1, 2, 3)),
+        ]
+    )
+    every = [path for path in targets.walk(model) if "dense" in path]
+    return model, ["dense_1", "dense_2", "dense_3"], every
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_entry_is_a_name_before_it_is_a_path(argument):
+    model, names, every = counted_on()
+    # Also the path of the second layer.
+    assert names[0] == every[1]
+    meant = paths(model, **{argument: [names[0]]})
+    assert meant == (every[:1] if argument == "targets" else every[1:])
+    # A path that no layer has as its name.
+    meant = paths(model, **{argument: [every[0]]})
+    assert meant == (every[:1] if argument == "targets" else every[1:])
+
+
+def test_name_of_a_layer_that_cannot_be_a_target_is_no_path():
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(8),
+            keras.layers.Dropout(0.1, name="dense"),
+        ]
+    )
+    assert "dense" in targets.walk(model)
+    with pytest.raises(ValueError, match=r"of class Dropout.*no kernel"):
+        paths(model, targets=["dense"])
+    assert paths(model, exclude=["dense"]) == paths(model)
+    assert paths(model, trainable=["dense"]) == paths(model)
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+@pytest.mark.parametrize("form", [list, tuple, set, iter, np.array])
+def test_forms_of_a_list(form, argument):
+    entries = form(["query", "block_1/value"])
+    meant = ["block_0/query", "block_1/query", "block_1/value"]
+    if argument == "targets":
+        assert paths(blocks(), targets=entries) == meant
+    else:
+        others = {"targets": "block.*", argument: entries}
+        assert paths(blocks(), **others) == ["block_0/value"]
+
+
+def check_refused(model, message, **kwargs):
+    """The same error from both verbs, and the model as it was."""
+    before = [(type(y), y.trainable) for y in targets.walk(model).values()]
+    for verb in (keras_ether.plan, keras_ether.apply):
+        with pytest.raises(ValueError, match=message):
+            verb(model, rank_blocks=1, **kwargs)
+    after = [(type(y), y.trainable) for y in targets.walk(model).values()]
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("entry", "near"),
+    [
+        ("qeury", "Near it: 'query'"),
+        ("block_0/quary", "Near it: .*'block_0/query'"),
+        ("zzz", "Layers: 'block_0"),
+    ],
+)
+@pytest.mark.parametrize("others", [[], ["query"]], ids=["alone", "among"])
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_entry_that_means_no_layer_is_an_error(argument, others, entry, near):
+    message = f"`{argument}` names no layer of the model: '{entry}'. {near}"
+    check_refused(blocks(), message, **{argument: [*others, entry]})
+
+
+@pytest.mark.parametrize(
+    "pattern", ["query", "block_2/.*", "", "all_linear", "value|norm"]
+)
+def test_pattern_that_excludes_nothing_is_an_error(pattern):
+    message = r"`exclude` names no layer.*exclude=\['" + re.escape(pattern)
+    check_refused(blocks(), message, exclude=pattern)
+
+
+def test_pattern_that_means_no_target_says_how_to_give_a_name():
+    message = r"No layer.*targets=\['query'\].*'block_0/query'"
+    check_refused(blocks(), message, targets="query")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *((name, value) for name in ARGUMENTS for value in (True, False, 5)),
+        *((name, value) for name in ARGUMENTS for value in ([1], ["out", 2])),
+        *((name, {"out": True}) for name in ARGUMENTS),
+        *((name, b"out") for name in ARGUMENTS),
+        *((name, keras.layers.Dense) for name in ARGUMENTS),
+        *((name, keras.layers.Dense(2)) for name in ARGUMENTS),
+        *((name, [keras.layers.Dense(2)]) for name in ARGUMENTS),
+        ("trainable", lambda path, layer: True),
+    ],
+    ids=str,
+)
+def test_other_forms_are_errors(argument, value):
+    message = f"`{argument}` must be .*list.*Received: {argument}="
+    check_refused(blocks(), message, **{argument: value})
+
+
+@pytest.mark.parametrize("others", [[], ["query"]], ids=["alone", "among"])
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("drop", "'drop' of class Dropout.*no kernel"),
+        ("norm", "'block_0/norm' of class LayerNormalization.*no kernel"),
+        ("block_1/norm", "'block_1/norm' of class LayerN.*no kernel"),
+        ("table", "'table' of class Table.*no adapter for its kind"),
+        ("block_1", "no kernel of its own.*'block_1/query', 'block_1/value'"),
+        ("out", "'out' of class Dense.*it is kept trainable"),
+    ],
+)
+def test_target_that_cannot_be_one_is_an_error(entry, message, others):
+    check_refused(
+        blocks(), message, targets=[*others, entry], trainable=["out"]
+    )
+
+
+def test_layer_of_the_head_is_no_target():
+    message = "'logits' of class Dense.*it is in the head"
+    check_refused(models.bert(), message, targets=["query", "logits"])
+
+
+def test_layer_kept_by_the_last_apply_is_no_target():
+    model = blocks()
+    keras_ether.apply(model, rank_blocks=1, targets=["query"], trainable="out")
+    assert paths(model, exclude=["query"]) == [BLOCKS[1], BLOCKS[3]]
+    check_refused(model, "it is kept trainable", targets=["value", "out"])
+
+
+def test_one_of_equal_names_is_target_enough():
+    model = blocks()
+    assert paths(model, targets=["query"], trainable=["block_1"]) == [BLOCKS[0]]
+    assert paths(model, targets=["query"], exclude=["block_1"]) == [BLOCKS[0]]
+    wrapped = keras.Sequential(
+        [
+            keras.Input((3, 8)),
+            keras.layers.TimeDistributed(
+                keras.layers.Dense(8, name="same"), name="same"
+            ),
+        ]
+    )
+    assert paths(wrapped, targets=["same"]) == ["same/same"]
+
+
+def test_container_of_the_name_of_a_target_is_not_passed_over():
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.Sequential(
+                [keras.Input((8,)), keras.layers.Dense(8, name="inside")],
+                name="same",
+            ),
+            keras.Sequential(
+                [keras.Input((8,)), keras.layers.Dense(8, name="same")],
+                name="other",
+            ),
+        ]
+    )
+    check_refused(model, "'same' of class Sequential", targets=["same"])
+    assert paths(model, targets=["other/same"]) == ["other/same"]
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [
+        (["block_0"], [*BLOCKS[2:], "out"]),
+        ("block_0", [*BLOCKS[2:], "out"]),
+        (r"block_\d", ["out"]),
+        (["block_0", "block_1/query"], [BLOCKS[3], "out"]),
+        # What would not be adapted anyway.
+        (["drop", "table", "norm"], [*BLOCKS, "out"]),
+        ("drop|table", [*BLOCKS, "out"]),
+        ([], [*BLOCKS, "out"]),
+        ("all-linear", []),
+    ],
+    ids=str,
+)
+def test_exclude_takes_all_below(exclude, left):
+    targeted = "all"
+    if not left:
+        with pytest.raises(ValueError, match="No layer of model"):
+            paths(blocks(), targets=targeted, exclude=exclude)
+        return
+    assert paths(blocks(), targets=targeted, exclude=exclude) == left
+
+
+@pytest.mark.parametrize("argument", ["exclude", "trainable"])
+def test_layer_in_two_containers_is_below_both(argument):
+    shared = keras.layers.Dense(8, name="shared")
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            *(
+                keras.Sequential([keras.Input((8,)), shared], name=name)
+                for name in ("first", "second")
+            ),
+            keras.layers.Dense(8, name="out"),
+        ]
+    )
+    assert paths(model) == ["first/shared", "out"]
+    assert paths(model, **{argument: ["second"]}) == ["out"]
+
+
+def test_names_that_a_model_gives_lora_may_be_missing():
+    class Named(keras.Sequential):
+        def default_lora_layer_names(self):
+            return ["query", "missing", "norm", "block_1/value"]
+
+    model = Named([keras.Input((8,)), *blocks().layers])
+    assert paths(model) == [BLOCKS[0], BLOCKS[2], BLOCKS[3]]
+
+
+def test_adapters_are_no_layers_to_name():
+    model = blocks()
+    keras_ether.apply(model, rank_blocks=1, targets=["query"])
+    for argument in ARGUMENTS:
+        message = f"`{argument}` names no layer"
+        check_refused(model, message, **{argument: ["ether"]})
 
 
 def test_pattern_matches_whole_paths():

@@ -24,11 +24,8 @@ class StandaloneLayer:
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
-        self.rank_blocks = rank_blocks
         self.method = method
         self.side = side
-        self.dropout = dropout
-        self.seed = seed
         self.ether = Adapter(
             method=method,
             rank_blocks=rank_blocks,
@@ -36,6 +33,10 @@ class StandaloneLayer:
             dropout=dropout,
             seed=seed,
         )
+        # Numbers of plain Python there.
+        self.rank_blocks = self.ether.rank_blocks
+        self.dropout = self.ether.dropout
+        self.seed = None if seed is None else self.ether.seed
 
     def build(self, input_shape=None):
         super().build(input_shape)

@@ -1,3 +1,5 @@
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -85,6 +87,22 @@ def test_config_names_attributes(kind):
         assert config[name] == getattr(layer, name)
     assert config["activation"] == "tanh"
     assert layer.name.startswith("ether_")
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_config_of_numbers_of_numpy_is_for_json(kind, tmp_path):
+    layer = LAYERS[kind](
+        rank_blocks=np.int64(2), dropout=np.float32(0.25), seed=np.uint32(3)
+    )
+    config = layer.get_config()
+    found = {name: config[name] for name in ("rank_blocks", "dropout", "seed")}
+    assert found == {"rank_blocks": 2, "dropout": 0.25, "seed": 3}
+    assert list(map(type, found.values())) == [int, float, int]
+    assert json.loads(json.dumps(found)) == found
+    model = model_of(layer)
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.layers[0].get_config() == config
 
 
 OTHERS = {
@@ -186,3 +204,6 @@ def test_blocks_that_do_not_divide_are_an_error():
 def test_bad_argument_is_an_error():
     with pytest.raises(ValueError, match="rank_blocks=0"):
         EtherDense(6, rank_blocks=0)
+    for name in ("rank_blocks", "seed", "dropout"):
+        with pytest.raises(ValueError, match=f"{name}=True"):
+            EtherDense(6, **{name: True})

@@ -1,0 +1,57 @@
+"""Numbers and values as plain Python and NumPy have them, for any file."""
+
+import numbers
+import operator
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def integer(value) -> int | None:
+    """The integer that a value is, or `None` if it is none.
+
+    NumPy's integers are, and whatever else Python takes as an index; a boolean
+    is not.
+    """
+    if _is_boolean(value):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def real(value) -> float | None:
+    """The real number that a value is, or `None` if it is none.
+
+    NumPy's are; a boolean is not.
+    """
+    if _is_boolean(value) or not isinstance(value, numbers.Real):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return None
+
+
+def to_numpy(variable) -> np.ndarray:
+    """The value of a variable or tensor, an array of its own."""
+    value = ops.convert_to_tensor(variable)
+    if keras.config.backend() == "torch":
+        return ops.convert_to_numpy(value)
+    # NumPy 2 warns of Keras's variables and of TensorFlow's tensors if it is
+    # asked for a copy of them, and `ops.convert_to_numpy` does.
+    return np.array(np.asarray(value))
+
+
+def settled(value):
+    """A value to be written to a file: never a variable or tensor."""
+    is_tensor = isinstance(value, keras.Variable) or ops.is_tensor(value)
+    return to_numpy(value) if is_tensor else value
+
+
+def _is_boolean(value):
+    # Some frameworks take their boolean scalars as an index.
+    dtype = getattr(value, "dtype", "")
+    return isinstance(value, bool) or "bool" in str(dtype)
