@@ -209,7 +209,7 @@ def test_pattern_that_means_no_target_says_how_to_give_a_name():
         *((name, [keras.layers.Dense(2)]) for name in ARGUMENTS),
         ("trainable", lambda path, layer: True),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_other_forms_are_errors(argument, value):
     message = f"`{argument}` must be .*list.*Received: {argument}="

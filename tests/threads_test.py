@@ -1,5 +1,6 @@
 """One adapted model, asked by many threads at once."""
 
+import contextlib
 import sys
 import threading
 import time
@@ -18,17 +19,19 @@ from tests import models
 METHODS = ["ether+", "ether", "oft"]
 
 
-@pytest.fixture(autouse=True)
+@contextlib.contextmanager
 def short_switch_interval():
     """Has threads take turns in the middle of everything."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def ask(function, inputs, threads=8):
-    with ThreadPoolExecutor(threads) as pool:
+    with short_switch_interval(), ThreadPoolExecutor(threads) as pool:
         return list(pool.map(function, inputs))
 
 
@@ -191,9 +194,10 @@ def load(seconds, rng):
     threads = [threading.Thread(target=switch)] + [
         threading.Thread(target=client, args=(number,)) for number in range(16)
     ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with short_switch_interval():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert len(answers) >= 16
     assert not wrong
