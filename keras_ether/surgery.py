@@ -144,6 +144,7 @@ def merge(model, requantize: bool = False):
     """
     layers = adapted_layers(model)
     quantized.check_mergeable(layers, requantize)
+    insertion.warn_of_outer_model(model, stacklevel=3)
     reset = compiled.Reset(model)
     errors = {}
     for path, layer in layers.items():
@@ -176,6 +177,7 @@ def remove(model):
         ValueError: if there is no adapter.
     """
     layers = adapted_layers(model)
+    insertion.warn_of_outer_model(model, stacklevel=3)
     reset = compiled.Reset(model)
     for layer in layers.values():
         insertion.take_out(layer)
