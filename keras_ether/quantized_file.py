@@ -18,6 +18,7 @@ from keras import ops
 
 from keras_ether import freezing
 from keras_ether import methods
+from keras_ether import plain_file
 from keras_ether import quantized
 from keras_ether.fingerprint import fingerprint
 
@@ -35,7 +36,7 @@ class IntegerFile:
         entries = {}
         super().save_own_variables(entries)
         values = {}
-        if self.ether.active:
+        if self.ether.active and not plain_file.is_of_base():
             rounded = quantized.round_effective(self)
             values = rounded.values
             _warn_of_error(self, "The file holds", rounded.error)
@@ -54,7 +55,7 @@ class CalibratedFile:
     """Mixin for an adapted GPTQ or AWQ layer: its file is for its like only."""
 
     def save_own_variables(self, store):
-        if not self.ether.active:
+        if not self.ether.active or plain_file.is_of_base():
             super().save_own_variables(store)
             return
         for variable in freezing.own_variables(self):

@@ -237,6 +237,11 @@ def adapted_class(layer) -> type:
     return _adapted_class(type(layer), mixin, file)
 
 
+def is_twin(layer) -> bool:
+    """Whether `adapted_class` made the layer's class."""
+    return hasattr(type(layer), "plain_class")
+
+
 def plain_class(layer) -> type:
     """The class that an adapted layer had, or that it stands for."""
     return getattr(layer, "plain_class", kind_of(layer).layer_class)
