@@ -1,6 +1,7 @@
 """Fine-tuning of Keras models with ETHER and ETHER+."""
 
 from keras_ether import callbacks
+from keras_ether import copies
 from keras_ether import diagnostics
 from keras_ether import layers
 from keras_ether.overview import plan
@@ -13,6 +14,8 @@ from keras_ether.surgery import disabled
 from keras_ether.surgery import merge
 from keras_ether.surgery import remove
 from keras_ether.version import __version__
+
+copies.install()
 
 __all__ = [
     "__version__",

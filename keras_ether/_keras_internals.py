@@ -5,6 +5,8 @@ PyTorch.
 """
 
 import contextlib
+import functools
+import io
 
 import keras
 
@@ -139,6 +141,71 @@ def renew_torch_parameters(layer):
     """Lets PyTorch see a layer's variables of now; elsewhere does nothing."""
     if hasattr(layer, "_torch_params"):
         layer._track_variables()
+
+
+def torch_layer_class() -> type:
+    """The PyTorch module that every Keras layer is on that backend."""
+    return keras.src.backend.torch.layer.TorchLayer
+
+
+def everything_in(layer) -> list:
+    """A layer and all layers below it."""
+    return layer._flatten_layers()
+
+
+def hook_layer_reduction(reduce):
+    """Asks a function how a layer is copied and pickled, before Keras.
+
+    Args:
+        reduce: Function from a layer to what `__reduce__` returns, or to `None`
+            for what Keras does.
+    """
+    original = keras.layers.Layer.__reduce__
+
+    @functools.wraps(original)
+    def method(layer):
+        return reduce(layer) or original(layer)
+
+    keras.layers.Layer.__reduce__ = method
+
+
+def to_archive(layer) -> bytes:
+    """A layer in the `.keras` format, in which Keras pickles it."""
+    file = io.BytesIO()
+    keras.src.saving.saving_lib._save_model_to_fileobj(layer, file, "h5")
+    return file.getvalue()
+
+
+def from_archive(archive: bytes):
+    """A layer from the `.keras` format, a model of it not compiled."""
+    return keras.src.saving.saving_lib._load_model_from_fileobj(
+        io.BytesIO(archive),
+        custom_objects=None,
+        compile=False,
+        # As Keras unpickles: a pickle runs code anyway.
+        safe_mode=False,
+    )
+
+
+def set_variable_path(variable, path):
+    """Renames a variable, which a count within the process may have named."""
+    variable._path = path
+
+
+def order_variables(layer, ordered: list):
+    """Has a layer list the variables that it owns in this order."""
+    places = {id(variable): place for place, variable in enumerate(ordered)}
+    for variables in (
+        layer._trainable_variables,
+        layer._non_trainable_variables,
+    ):
+        variables.sort(key=lambda v: places[id(v)])
+
+
+def optimized_variables(optimizer) -> list:
+    """The variables that an optimizer was built for, in order."""
+    inner = getattr(optimizer, "inner_optimizer", None) or optimizer
+    return inner._trainable_variables
 
 
 def is_called_in_another_model(model):

@@ -5,9 +5,10 @@ put back from any model, or part of one, that the layer has become part of. Its
 configuration, and with it a file of the model, has the flag from before too.
 """
 
-import types
+import functools
 
 from keras_ether import _keras_internals as internals
+from keras_ether import shadowing
 
 RECORD = "_ether_trainable_before"
 KEPT = "_ether_kept_trainable"
@@ -42,7 +43,9 @@ def freeze(layer, trainable: bool = False):
     trainable = trainable or len(frozen) < len(variables)
     internals.set_trainable(layer, trainable)
     if trainable != layer.__dict__[RECORD][0]:
-        layer.__dict__[CONFIG] = types.MethodType(_config_from_before, layer)
+        shadowing.shadow(
+            layer, CONFIG, functools.partial(_config_from_before, layer)
+        )
     for variable in frozen:
         variable.trainable = False
 
@@ -63,22 +66,68 @@ def thaw(layer):
     record = layer.__dict__.pop(RECORD, None)
     if record is None:
         return
-    layer.__dict__.pop(CONFIG, None)
+    shadowing.restore(layer, CONFIG)
     trainable, flags = record
     internals.set_trainable(layer, trainable)
     for variable, flag in flags:
         variable.trainable = flag
 
 
-def _config_from_before(layer):
+def is_frozen(layer) -> bool:
+    """Whether `freeze` was called and `thaw` was not, whatever trains now."""
+    return RECORD in layer.__dict__
+
+
+def flags_of(layer) -> dict:
+    """A layer's flags of now and of before `freeze`, for `set_flags`."""
+    own = own_variables(layer)
+    flags = {
+        "trainable": layer.trainable,
+        "variables": [variable.trainable for variable in own],
+        "kept": is_kept(layer),
+        "before": None,
+        "config": shadowing.is_shadowed(layer, CONFIG),
+    }
+    if is_frozen(layer):
+        trainable, pairs = layer.__dict__[RECORD]
+        known = {id(variable): flag for variable, flag in pairs}
+        flags["before"] = (trainable, [known.get(id(v)) for v in own])
+    return flags
+
+
+def set_flags(layer, flags: dict):
+    """Gives a layer the flags of another one of as many variables.
+
+    Args:
+        layer: A Keras layer.
+        flags: What `flags_of` gave.
+    """
+    thaw(layer)
+    own = own_variables(layer)
+    if flags["kept"]:
+        keep(layer)
+    if flags["before"] is not None:
+        trainable, before = flags["before"]
+        layer.__dict__[RECORD] = (
+            trainable,
+            tuple(
+                (variable, flag)
+                for variable, flag in zip(own, before, strict=True)
+                if flag is not None
+            ),
+        )
+    if flags["config"]:
+        shadowing.shadow(
+            layer, CONFIG, functools.partial(_config_from_before, layer)
+        )
+    internals.set_trainable(layer, flags["trainable"])
+    for variable, flag in zip(own, flags["variables"], strict=True):
+        variable.trainable = flag
+
+
+def _config_from_before(layer, get_config):
     """The layer's configuration, with the flag that it had before `freeze`."""
-    # Keras asks whether this attribute is its own before it makes a
-    # configuration from the constructor's arguments.
-    method = layer.__dict__.pop(CONFIG)
-    try:
-        config = layer.get_config()
-    finally:
-        layer.__dict__[CONFIG] = method
+    config = get_config()
     if "trainable" in config:
         config["trainable"] = layer.__dict__[RECORD][0]
     return config

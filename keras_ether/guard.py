@@ -1,36 +1,51 @@
-"""`quantize` on an adapted model: an error before anything is touched.
+"""Methods that an adapted model refuses before anything is touched.
 
 `Layer.quantize` is bound to each layer when it is made, so the method of an
 adapted layer's class does not replace it; and `Model.quantize` would pass over
 layers that have sub-layers and quantize the others.
+
+`enable_lora` of a KerasHub backbone freezes every layer first, the adapters
+among them, and that of a layer which `apply` has frozen gives it weights that
+do not train.
 """
 
 import functools
+import weakref
 
 import keras
 
+from keras_ether import freezing
+from keras_ether import shadowing
 from keras_ether.adapter import quantizing_error
 from keras_ether.layers import kinds
 from keras_ether.targets import walk
 
-RECORD = "_ether_quantize_before"
+QUANTIZE = "quantize"
+LORA = "enable_lora"
+ADVICE = (
+    "Enable LoRA first and apply ETHER to other layers then, or call "
+    "`keras_ether.merge` or `keras_ether.remove` on the model before."
+)
 
 
 def put_up(model):
-    """Makes the `quantize` of adapted layers, and of models around them, raise.
+    """Makes the layers of a model refuse what its adapters can't bear.
 
     Args:
         model: A Keras model or layer, adapted.
     """
+    root = weakref.ref(model)
     for layer in [model, *walk(model).values()]:
-        if RECORD in layer.__dict__:
-            continue
-        if isinstance(layer, keras.Model) or kinds.is_adapted(layer):
-            quantize = layer.__dict__.pop("quantize")
-            layer.__dict__[RECORD] = quantize
-        if isinstance(layer, keras.Model):
-            layer.__dict__["quantize"] = functools.partial(
-                _quantize, layer, quantize
+        adapted = kinds.is_adapted(layer)
+        if adapted or isinstance(layer, keras.Model):
+            shadowing.shadow(
+                layer, QUANTIZE, functools.partial(_quantize, layer)
+            )
+        # The class of an adapted layer refuses LoRA itself.
+        has_lora = hasattr(type(layer), LORA) and not adapted
+        if has_lora and freezing.is_frozen(layer):
+            shadowing.shadow(
+                layer, LORA, functools.partial(_enable_lora, layer, root)
             )
 
 
@@ -41,13 +56,41 @@ def take_down(model):
         model: A Keras model or layer.
     """
     for layer in [model, *walk(model).values()]:
-        if RECORD in layer.__dict__:
-            layer.__dict__["quantize"] = layer.__dict__.pop(RECORD)
+        shadowing.restore(layer, QUANTIZE)
+        shadowing.restore(layer, LORA)
 
 
-def _quantize(model, quantize, mode=None, *args, **kwargs):
+def _quantize(layer, quantize, mode=None, config=None, **kwargs):
     # The adapters may have been merged by way of a part or of a model around.
-    for layer in walk(model).values():
-        if kinds.is_adapted(layer):
-            raise quantizing_error(layer.path, mode)
-    return quantize(mode, *args, **kwargs)
+    adapted = _adapted_in(layer)
+    if adapted:
+        mode = mode or getattr(config, "mode", None)
+        raise quantizing_error(adapted[0].path, mode)
+    return quantize(mode, config, **kwargs)
+
+
+def _enable_lora(layer, root, enable_lora, *args, **kwargs):
+    is_model = isinstance(layer, keras.Model)
+    what = f"{'Model' if is_model else 'Layer'} '{layer.name}'"
+    if _adapted_in(layer):
+        raise ValueError(
+            f"{what} has ETHER adapters, which LoRA would freeze. {ADVICE}"
+        )
+    model = root()
+    if model is not None and _adapted_in(model):
+        raise ValueError(
+            f"{what} is part of model '{model.name}', which has ETHER "
+            "adapters, and is frozen: its LoRA weights would not train. "
+            f"{ADVICE}"
+        )
+    # Its adapters are gone by way of a part, which leaves the rest frozen.
+    if not is_model and not layer.trainable:
+        raise ValueError(
+            f"{what} is frozen by `keras_ether.apply`: its LoRA weights would "
+            "not train. Set its `trainable` to True first."
+        )
+    return enable_lora(*args, **kwargs)
+
+
+def _adapted_in(layer):
+    return [part for part in walk(layer).values() if kinds.is_adapted(part)]

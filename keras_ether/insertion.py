@@ -8,6 +8,7 @@ from keras_ether import _keras_internals as internals
 from keras_ether import compiled
 from keras_ether import freezing
 from keras_ether import guard
+from keras_ether import torch_parameters
 from keras_ether import transformers_export
 from keras_ether.adapter import Adapter
 from keras_ether.layers import kinds
@@ -19,12 +20,12 @@ def build_adapters(model, plan, seeds=None):
     seeds = seeds or [None] * len(plan.targets)
     with internals.strategy_scope(model):
         return [
-            _build_adapter(target, seed)
+            build_adapter(target, seed)
             for target, seed in zip(plan.targets, seeds, strict=True)
         ]
 
 
-def _build_adapter(target, seed):
+def build_adapter(target, seed):
     adapter = Adapter(
         method=target.method,
         rank_blocks=target.rank_blocks,
@@ -44,13 +45,23 @@ def put_in(model, plan, adapters):
     """Puts built adapters into a model, and freezes what doesn't train."""
     _freeze_all_but(model, plan)
     for target, adapter in zip(plan.targets, adapters, strict=True):
-        layer = target.layer
-        layer.__class__ = kinds.adapted_class(layer)
-        internals.add_sublayer(layer, kinds.ADAPTER, adapter)
+        place(target.layer, adapter)
+    put_up_guards(model)
+    compiled.reset(model)
+
+
+def place(layer, adapter):
+    """Makes a plain layer an adapted one."""
+    layer.__class__ = kinds.adapted_class(layer)
+    internals.add_sublayer(layer, kinds.ADAPTER, adapter)
+    torch_parameters.renew()
+
+
+def put_up_guards(model):
+    """Has an adapted model refuse what its adapters can't bear."""
     guard.put_up(model)
     for part in [model, *walk(model).values()]:
         transformers_export.suspend(part)
-    compiled.reset(model)
 
 
 def take_out(layer):
@@ -58,6 +69,7 @@ def take_out(layer):
     plain_class = kinds.plain_class(layer)
     internals.remove_sublayer(layer, kinds.ADAPTER)
     layer.__class__ = plain_class
+    torch_parameters.renew()
 
 
 def _freeze_all_but(model, plan):
@@ -91,8 +103,15 @@ def thaw(model):
         transformers_export.resume(layer)
 
 
-def warn_of_outer_model(model):
-    """Says what to do about a compiled model that can't be found from here."""
+def warn_of_outer_model(model, stacklevel: int = 3):
+    """Says what to do about a compiled model that can't be found from here.
+
+    Before anything is touched, since a warning may be made an error.
+
+    Args:
+        model: A Keras model or layer.
+        stacklevel: Integer, see `warnings.warn`. Defaults to 3.
+    """
     if isinstance(model, keras.Model) and internals.is_called_in_another_model(
         model
     ):
@@ -101,5 +120,5 @@ def warn_of_outer_model(model):
             "compiled, call `compile(...)` on it again before it is used: its "
             "compiled functions and its optimizer know nothing of the change. "
             "Or pass it, the outermost model, instead.",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )

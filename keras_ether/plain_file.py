@@ -20,6 +20,8 @@ concerns the layers of `keras_ether.layers`, which write their base kernel and
 their vectors, and are read by their own kind alone.
 """
 
+import contextlib
+import contextvars
 import warnings
 
 import numpy as np
@@ -33,6 +35,28 @@ from keras_ether.values import to_numpy
 FINGERPRINT = "base_fingerprint"
 METHOD = "method"
 DROPOUT = "dropout_state"
+
+_of_base = contextvars.ContextVar("of_base", default=False)
+
+
+@contextlib.contextmanager
+def of_base():
+    """Has integer layers write their base codes, in the plain format.
+
+    For copies in memory, which get the base and the vectors besides: a file
+    must hold the fine-tuned kernel. A variable of the context, so that another
+    thread may write a file meanwhile.
+    """
+    token = _of_base.set(True)
+    try:
+        yield
+    finally:
+        _of_base.reset(token)
+
+
+def is_of_base() -> bool:
+    """Whether the call is within `of_base`."""
+    return _of_base.get()
 
 
 class PlainFile:

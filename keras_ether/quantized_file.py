@@ -17,6 +17,7 @@ import numpy as np
 
 from keras_ether import freezing
 from keras_ether import methods
+from keras_ether import plain_file
 from keras_ether import quantized
 from keras_ether.fingerprint import fingerprint
 from keras_ether.values import settled
@@ -36,7 +37,7 @@ class IntegerFile:
         entries = {}
         super().save_own_variables(entries)
         values = {}
-        if not self.ether.is_switched_off:
+        if not (self.ether.is_switched_off or plain_file.is_of_base()):
             rounded = quantized.round_effective(self)
             values = rounded.values
             _warn_of_error(self, "The file holds", rounded.error)
@@ -56,7 +57,7 @@ class CalibratedFile:
     """Mixin for an adapted GPTQ or AWQ layer: its file is for its like only."""
 
     def save_own_variables(self, store):
-        if self.ether.is_switched_off:
+        if self.ether.is_switched_off or plain_file.is_of_base():
             super().save_own_variables(store)
             return
         for variable in freezing.own_variables(self):

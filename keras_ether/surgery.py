@@ -153,6 +153,7 @@ def merge(model, requantize: bool = False):
     """
     layers = adapted_layers(model)
     quantized.check_mergeable(layers, requantize)
+    insertion.warn_of_outer_model(model)
     rounded = {
         path: quantized.round_effective(layer)
         for path, layer in layers.items()
@@ -187,6 +188,7 @@ def remove(model):
         ValueError: if there is no adapter.
     """
     layers = adapted_layers(model)
+    insertion.warn_of_outer_model(model)
     with undo.on_error(model):
         for layer in layers.values():
             insertion.take_out(layer)

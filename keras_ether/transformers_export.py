@@ -4,8 +4,9 @@ Some of its exporters read a layer's first variable. In an adapted layer that is
 the base kernel, and the folder would hold the base model without a word.
 """
 
-import types
+import functools
 
+from keras_ether import shadowing
 from keras_ether.layers import kinds
 from keras_ether.targets import walk
 
@@ -15,15 +16,15 @@ EXPORT = "export_to_transformers"
 def suspend(model):
     """Has a model of KerasHub refuse to export while it has adapters."""
     if hasattr(type(model), EXPORT):
-        model.__dict__[EXPORT] = types.MethodType(_export, model)
+        shadowing.shadow(model, EXPORT, functools.partial(_export, model))
 
 
 def resume(model):
     """Undoes `suspend`."""
-    model.__dict__.pop(EXPORT, None)
+    shadowing.restore(model, EXPORT)
 
 
-def _export(model, *args, **kwargs):
+def _export(model, export, *args, **kwargs):
     for path, layer in walk(model).items():
         if kinds.is_adapted(layer):
             raise ValueError(
@@ -31,4 +32,4 @@ def _export(model, *args, **kwargs):
                 f"layer '{path}' has an adapter, which is no part of that "
                 "format. Call `keras_ether.merge(model)` first."
             )
-    return getattr(type(model), EXPORT)(model, *args, **kwargs)
+    return export(*args, **kwargs)

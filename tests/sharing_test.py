@@ -311,3 +311,119 @@ def test_kernel_that_another_part_computes_with_is_an_error(as_model):
     assert adapted(model) == []
     keras_ether.apply(model, targets=["other"])
     assert adapted(model) == [f"{prefix}other"]
+
+
+def levels_around(inner):
+    """A functional model, a sequential one and a subclassed one, each around
+    the one before."""
+
+    class Listing(keras.Model):
+        def __init__(self, parts):
+            super().__init__()
+            self.parts = [parts]
+
+        def call(self, x):
+            return self.parts[0](x)
+
+    inputs = keras.Input((8,))
+    functional = keras.Model(inputs, keras.layers.Dense(4)(inner(inputs)))
+    sequential = keras.Sequential([keras.Input((8,)), functional])
+    subclassed = Listing(sequential)
+    subclassed(np.zeros((1, 8), "float32"))
+    return functional, sequential, subclassed
+
+
+outer_warning = pytest.mark.filterwarnings("ignore:Model .* is part of another")
+torch_only = pytest.mark.skipif(
+    keras.config.backend() != "torch", reason="it is PyTorch's"
+)
+
+
+def check_parameters(outer):
+    expected = {id(v.value) for v in outer.variables}
+    assert {id(p) for p in outer.parameters()} == expected
+    held = {t.data_ptr() for t in outer.state_dict().values()}
+    assert held == {v.value.data_ptr() for v in outer.variables}
+
+
+@torch_only
+@outer_warning
+@pytest.mark.parametrize("verb", ["merge", "remove"])
+@pytest.mark.parametrize("fitted", [False, True])
+def test_parameters_of_models_around(fitted, verb, rng):
+    import torch
+
+    part = inner("inner")
+    x = rng.standard_normal((4, 8)).astype("float32")
+    around = levels_around(part)
+    wrapped = torch.nn.Sequential(around[-1])
+    for outer in around:
+        if fitted:
+            models.compile_and_fit(outer, x)
+        check_parameters(outer)
+    for _ in range(2):
+        keras_ether.apply(part, method="ether+", rank_blocks=2, seed=0)
+        for outer in around:
+            check_parameters(outer)
+        assert len(list(wrapped.parameters())) == len(around[-1].variables)
+        getattr(keras_ether, verb)(part)
+        for outer in around:
+            check_parameters(outer)
+        assert len(list(wrapped.parameters())) == len(around[-1].variables)
+
+
+@torch_only
+@outer_warning
+def test_loop_by_hand_over_a_model_around(rng):
+    """Vectors train, and gradients do not pile up."""
+    import torch
+
+    part = inner("inner")
+    outer = levels_around(part)[1]
+    x = torch.tensor(rng.standard_normal((4, 8)).astype("float32"))
+    keras_ether.apply(part, seed=0)
+    vectors = [y.ether.input_u for y in (part.layers[1], part.layers[2])]
+    before = models.values(vectors)
+    optimizer = torch.optim.SGD(outer.parameters(), 0.1)
+    gradients = []
+    for _ in range(2):
+        outer.zero_grad()
+        outer(x).pow(2).mean().backward()
+        gradients.append(vectors[0].value.grad.clone())
+    torch.testing.assert_close(*gradients)
+    optimizer.step()
+    for now, was in zip(models.values(vectors), before, strict=True):
+        assert np.abs(now - was).max() > 1e-6
+
+
+@outer_warning
+def test_model_around_is_fitted_after_compiling_again(rng):
+    x = rng.standard_normal((4, 8)).astype("float32")
+
+    def fitted(before):
+        part = inner("inner")
+        outer = levels_around(part)[1]
+        if before:
+            models.compile_and_fit(outer, x)
+        draw = np.random.default_rng(1)
+        for variable in outer.weights:
+            variable.assign(draw.standard_normal(variable.shape))
+        keras_ether.apply(part, seed=0)
+        models.compile_and_fit(outer, x, epochs=4)
+        return models.values(y.ether.input_u for y in part.layers[1:])
+
+    for one, other in zip(fitted(True), fitted(False), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("verb", ["apply", "merge", "remove"])
+def test_warning_about_a_model_around_comes_first(verb):
+    part = inner("inner")
+    levels_around(part)
+    if verb != "apply":
+        with pytest.warns(UserWarning, match="is part of another model"):
+            keras_ether.apply(part)
+    before = adapted(part), [v.trainable for v in part.variables]
+    with pytest.raises(UserWarning, match="is part of another model"):
+        getattr(keras_ether, verb)(part)
+    assert before == (adapted(part), [v.trainable for v in part.variables])

@@ -516,6 +516,88 @@ def test_layer_with_lora_is_an_error_both_ways():
         model.layers[2].enable_lora(2)
 
 
+LORA = r"ETHER adapters.*Enable LoRA first.*keras_ether\.merge"
+
+
+def state_of(model):
+    return [(v.path, v.trainable) for v in model.variables] + [
+        (layer.name, layer.trainable, getattr(layer, "lora_enabled", None))
+        for layer in [model, *model._flatten_layers()]
+    ]
+
+
+@pytest.mark.parametrize("targets", [None, "all-linear", ["query"], ".*dense"])
+@pytest.mark.parametrize("verb", ["merge", "remove"])
+def test_lora_of_a_backbone_is_an_error_until_the_way_back(verb, targets):
+    model = keras_ether.apply(models.bert(), targets=targets, rank_blocks=2)
+    before = state_of(model)
+    for names in (None, ["key"], ["attention_output"]):
+        with pytest.raises(ValueError, match=f"bert_backbone.*{LORA}"):
+            model.backbone.enable_lora(2, names)
+    assert state_of(model) == before
+    getattr(keras_ether, verb)(model)
+    plain = models.bert()
+    for each in (model, plain):
+        each.backbone.enable_lora(2)
+    assert [v.trainable for v in model.variables] == [
+        v.trainable for v in plain.variables
+    ]
+
+
+def test_lora_of_every_frozen_layer_is_an_error():
+    model = keras_ether.apply(models.bert(), rank_blocks=2)
+    before = state_of(model)
+    refused = 0
+    for layer in model._flatten_layers():
+        if hasattr(layer, "enable_lora") and layer.name != "logits":
+            with pytest.raises(ValueError, match=r"LoRA.*keras_ether\.merge"):
+                layer.enable_lora(2)
+            refused += 1
+    assert refused > 8
+    assert state_of(model) == before
+    keras_ether.remove(model)
+    model.backbone.get_layer("token_embedding").enable_lora(2)
+
+
+def test_lora_of_a_kept_layer_trains(rng):
+    model, x = models.mlp(), models.inputs_of("mlp", rng)
+    keras_ether.apply(model, targets=["second"], trainable=["head"])
+    model.get_layer("head").enable_lora(2)
+    models.compile_and_fit(model, x)
+    assert {v.path.rpartition("/")[2] for v in model.trainable_variables} == {
+        "input_u",
+        "bias",
+        "lora_kernel_a",
+        "lora_kernel_b",
+    }
+    assert np.abs(models.values([model.get_layer("head").lora_kernel_b])).max()
+
+
+@pytest.mark.filterwarnings("ignore:Model .* is part of another")
+def test_lora_of_a_part_beside_the_adapters_is_an_error():
+    """A part without adapters, frozen by `apply` on the whole."""
+    inputs = keras.Input((16,))
+    left, right = models.mlp(), models.mlp()
+    outer = keras.Model(
+        inputs, keras.layers.Add()([left(inputs), right(inputs)])
+    )
+    keras_ether.apply(
+        outer,
+        targets=f"{left.name}/.*|.*/second",
+        rank_blocks=2,
+        exclude=lambda path, layer: layer in right.layers,
+    )
+    first = right.get_layer("first")
+    with pytest.raises(ValueError, match=f"'first' is part of.*{LORA}"):
+        first.enable_lora(2)
+    keras_ether.merge(left)
+    with pytest.raises(ValueError, match="'first' is frozen by"):
+        first.enable_lora(2)
+    first.trainable = True
+    first.enable_lora(2)
+    assert first.lora_kernel_a.trainable
+
+
 def test_adapting_twice_is_an_error():
     model = models.mlp()
     keras_ether.apply(model, targets=["first"], trainable=["head"])

@@ -103,6 +103,7 @@ def test_tokenizer_travels(tmp_path):
     assert found == np.array(expected).tolist()
 
 
+@pytest.mark.filterwarnings("ignore:Model .* is part of another")
 def test_parts_that_were_merged_can_be_exported(tmp_path):
     task = language_model("GPT2")
     keras_ether.apply(task, rank_blocks=2)

@@ -237,6 +237,11 @@ def adapted_class(layer) -> type:
     return _adapted_class(type(layer), mixin, file)
 
 
+def is_twin(layer) -> bool:
+    """Whether `adapted_class` made the layer's class."""
+    return getattr(type(layer), "is_twin", False)
+
+
 def plain_class(layer) -> type:
     """The class that an adapted layer had, or that it stands for."""
     return layer.plain_class
@@ -259,6 +264,7 @@ def _adapted_class(layer_class, mixin, file):
             "__qualname__": layer_class.__qualname__,
             "__doc__": layer_class.__doc__,
             "plain_class": layer_class,
+            "is_twin": True,
             "from_config": classmethod(
                 lambda cls, config: layer_class.from_config(config)
             ),

@@ -1,0 +1,59 @@
+"""Methods of single layers, replaced for a while.
+
+An entry in the instance's dictionary hides the method of the class, out of
+sight of Keras's trackers. One record keeps what the dictionary had before.
+"""
+
+import functools
+from collections.abc import Callable
+
+RECORD = "_ether_shadowed"
+
+
+def shadow(layer, name: str, function: Callable):
+    """Has `layer.name(...)` call `function(original, ...)`.
+
+    `original` is the method as it would be without this. A second call replaces
+    the function and keeps the original.
+
+    Args:
+        layer: A Keras layer.
+        name: String, name of a method of it.
+        function: What is called in its place.
+    """
+    record = layer.__dict__.setdefault(RECORD, {})
+    if name not in record:
+        record[name] = layer.__dict__.pop(name, None)
+
+    # Keras marks its default methods by attributes, which it looks for before
+    # it makes a configuration from the constructor's arguments, say.
+    @functools.wraps(_original(layer, name))
+    def method(*args, **kwargs):
+        return function(_original(layer, name), *args, **kwargs)
+
+    layer.__dict__[name] = method
+
+
+def is_shadowed(layer, name: str) -> bool:
+    """Whether `shadow` replaced this method of the layer."""
+    return name in layer.__dict__.get(RECORD, {})
+
+
+def restore(layer, name: str):
+    """Undoes `shadow`, if it was called."""
+    if not is_shadowed(layer, name):
+        return
+    record = layer.__dict__[RECORD]
+    before = record.pop(name)
+    layer.__dict__.pop(name, None)
+    if before is not None:
+        layer.__dict__[name] = before
+    if not record:
+        del layer.__dict__[RECORD]
+
+
+def _original(layer, name):
+    """The method behind a shadow: the instance's own, or that of its class."""
+    before = layer.__dict__[RECORD][name]
+    # Looked up at each call: the class may have become another one.
+    return before or getattr(type(layer), name).__get__(layer)

@@ -1,0 +1,47 @@
+"""PyTorch's view of the variables of models around a changed layer.
+
+On PyTorch a Keras layer lists its variables, and those of its sub-layers, when
+it is built. A layer does not know what it is part of, so the lists of models
+around it can't be renewed when it gets an adapter or loses it. They are renewed
+when PyTorch next asks for them. Otherwise the vectors would be missing from
+`outer.parameters()`, and so from optimizers, `zero_grad` and `state_dict`.
+"""
+
+import functools
+import weakref
+
+import keras
+
+from keras_ether import _keras_internals as internals
+
+# What PyTorch's other methods call, also those of a module around a layer.
+ASKING = ("named_modules", "state_dict", "load_state_dict", "_apply")
+
+_changes = 0
+_seen = weakref.WeakKeyDictionary()
+
+
+def renew():
+    """Has every model's list renewed before it is used, on PyTorch."""
+    global _changes
+    if keras.config.backend() != "torch":
+        return
+    if not _changes:
+        for name in ASKING:
+            _watch(internals.torch_layer_class(), name)
+    _changes += 1
+
+
+def _watch(layer_class, name):
+    original = getattr(layer_class, name)
+
+    @functools.wraps(original)
+    def method(layer, *args, **kwargs):
+        # Keras asks at each training step, so once for each change.
+        if _seen.get(layer) != _changes:
+            for part in internals.everything_in(layer):
+                _seen[part] = _changes
+                internals.renew_torch_parameters(part)
+        return original(layer, *args, **kwargs)
+
+    setattr(layer_class, name, method)
