@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 import keras_ether
-from keras_ether.targets import walk
+from keras_ether.surgery.targets import walk
 
 
 def limit(model, targets):

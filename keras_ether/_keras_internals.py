@@ -122,8 +122,11 @@ def set_unbuilt(optimizer, slots):
     optimizer._tracker.stored_ids["variables"] -= slots
     vars(optimizer)["_trainable_variables"] = []
     # By id or name of a variable.
-    dict.clear(optimizer._trainable_variables_indices)
-    dict.clear(getattr(optimizer, "_exclude_from_weight_decay_cache", {}))
+    for name in (
+        "_trainable_variables_indices",
+        "_exclude_from_weight_decay_cache",
+    ):
+        dict.clear(unwrapped(getattr(optimizer, name, {})))
     if isinstance(optimizer, keras.optimizers.MultiOptimizer):
         # `build` asks a function for others.
         chosen = optimizer._optimizer_map
@@ -268,6 +271,13 @@ def recomputes_activation(layer):
         and mode.mode == "activations"
         and getattr(layer, "activation", None) is not None
     )
+
+
+def autocast(layer):
+    """The scope in which Keras runs a layer's call under its dtype policy."""
+    if not layer.autocast or layer.compute_dtype == layer.variable_dtype:
+        return contextlib.nullcontext()
+    return keras.src.backend.AutocastScope(layer.compute_dtype)
 
 
 def einsum_kernel_scale(layer, scale):

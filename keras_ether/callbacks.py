@@ -5,14 +5,14 @@ import warnings
 
 import keras
 
-from keras_ether import adapter_file
-from keras_ether import insertion
-from keras_ether import saving
-from keras_ether import surgery
-from keras_ether import training_state
-from keras_ether import undo
-from keras_ether.adapter_file import AdapterFile
-from keras_ether.training_state import Position
+from keras_ether.saving import adapter_file
+from keras_ether.saving import save_and_load
+from keras_ether.saving import training_state
+from keras_ether.saving.adapter_file import AdapterFile
+from keras_ether.saving.training_state import Position
+from keras_ether.surgery import insertion
+from keras_ether.surgery import undo
+from keras_ether.surgery import verbs
 
 
 class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
@@ -84,7 +84,7 @@ class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
         self._position = (0, 0)
 
     def on_train_begin(self, logs=None):
-        surgery.adapted_layers(self.model)
+        verbs.adapted_layers(self.model)
         training_state.set_global_generators_again(self.model)
         super().on_train_begin(logs)
 
@@ -112,7 +112,7 @@ class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
         if best is not None and not math.isfinite(best):
             best = None
         epoch, batch = self._position
-        content = saving.content_of(model)
+        content = save_and_load.content_of(model)
         entry, tensors = training_state.content_of(model, epoch, batch, best)
         try:
             adapter_file.write(
@@ -208,7 +208,7 @@ def resume(model, filepath, check_base: bool = True) -> Position:
             "go on with. Call `model.compile(...)` first."
         )
     position = training_state.position_of(content.header)
-    fill = saving.prepare(model, content, filepath, check_base)
+    fill = save_and_load.prepare(model, content, filepath, check_base)
     if fill.is_new:
         insertion.warn_of_outer_model(model)
     with undo.on_error(model) as back:

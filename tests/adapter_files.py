@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from keras_ether import adapter_file
-from keras_ether.adapter_file import AdapterFile
+from keras_ether.saving import adapter_file
+from keras_ether.saving.adapter_file import AdapterFile
 
 
 def content():

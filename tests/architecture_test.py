@@ -9,73 +9,25 @@ import pytest
 
 import keras_ether
 
+pytestmark = pytest.mark.once
+
 PACKAGE = pathlib.Path(keras_ether.__file__).parent
-# Lowest first: a module imports only what stands before it.
-ORDER = [
-    "version",
-    "_keras_internals",
-    "quick_ops",
-    "custom_gradient",
-    "thin_factors",
-    "reflections",
-    "baselines",
-    "matrix_view",
-    "product",
-    "conv_view",
-    "methods",
-    "values",
-    "fingerprint",
-    "quantized",
-    "plain_file",
-    "adapter",
-    "adapted",
-    "adapted_conv",
-    "adapted_embedding",
-    "shadowing",
-    "freezing",
-    "quantized_file",
-    "layers.kinds",
-    "layers.standalone",
-    "layers.ether_dense",
-    "layers.ether_einsum_dense",
-    "layers.ether_conv1d",
-    "layers.ether_conv2d",
-    "layers.ether_conv3d",
-    "layers.ether_embedding",
-    "layers",
-    "targets",
-    "guard",
-    "planning",
-    "report",
-    "overview",
-    "attributes",
-    "slots",
-    "undo",
-    "compiled",
-    "transformers_export",
-    "torch_parameters",
-    "insertion",
-    "surgery",
-    "versions",
-    "atomic_file",
-    "adapter_header",
-    "adapter_file",
-    "model_state",
-    "filling",
-    "saving",
-    "copies",
-    "training_state",
-    "callbacks",
-    "diagnostics.measures",
-    "diagnostics.diagnosis",
-    "diagnostics.logger",
-    "diagnostics.plots",
-    "diagnostics",
-]
+# What each room may know, besides itself and the modules below all rooms.
+BELOW = {"version", "_keras_internals"}
+ROOMS = {
+    "ops": set(),
+    "methods": {"ops"},
+    "adapters": {"ops", "methods"},
+    "layers": {"ops", "methods", "adapters"},
+    "surgery": {"ops", "methods", "adapters"},
+    "saving": {"ops", "methods", "adapters", "surgery"},
+    "diagnostics": {"ops", "methods", "adapters", "surgery"},
+    "callbacks": {"ops", "methods", "adapters", "surgery", "saving"},
+}
 # What single modules import when a function needs it, or on that backend only.
 EXTRAS = {
-    "custom_gradient": {"torch"},
-    "quick_ops": {"torch"},
+    "ops.custom_gradient": {"jax", "torch"},
+    "ops.backend": {"torch"},
     "diagnostics.logger": {"tensorboard"},
     "diagnostics.plots": {"matplotlib"},
 }
@@ -100,20 +52,35 @@ def imports(path):
                 yield f"{node.module}.{alias.name}"
 
 
-def test_every_module_has_its_place():
-    assert {name for name, _ in modules() if name} == set(ORDER)
+def room_of(module):
+    """The name of a module's room, or of the module below all rooms."""
+    return module.removeprefix("keras_ether").lstrip(".").partition(".")[0]
 
 
-@pytest.mark.parametrize(("name", "path"), modules())
-def test_arrows_run_one_way(name, path):
-    known = ORDER[: ORDER.index(name)] if name else ORDER
+@pytest.mark.parametrize(
+    ("name", "path"), [(name, path) for name, path in modules() if name]
+)
+def test_arrows_between_rooms(name, path):
+    room = room_of(name)
+    known = BELOW | ROOMS.get(room, set()) | {room}
     for imported in imports(path):
-        if not imported.startswith("keras_ether"):
-            continue
-        target = imported.removeprefix("keras_ether").lstrip(".")
-        assert any(
-            target == other or target.startswith(f"{other}.") for other in known
-        ), f"{name} imports {imported}"
+        if imported.startswith("keras_ether."):
+            assert room_of(imported) in known, f"{name} imports {imported}"
+
+
+def test_every_room_says_what_it_may_know():
+    for room in ROOMS:
+        path = PACKAGE / room
+        path = (
+            path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        )
+        assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_no_room_is_missing():
+    assert {room_of(name) for name, _ in modules() if name} == BELOW | set(
+        ROOMS
+    )
 
 
 @pytest.mark.parametrize(("name", "path"), modules())

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 import keras_ether
+from keras_ether.adapters import kinds
 from keras_ether.callbacks import AdapterCheckpoint
 from keras_ether.callbacks import resume
-from keras_ether.layers import kinds
-from keras_ether.targets import walk
+from keras_ether.surgery.targets import walk
 from tests import models
 
 pytestmark = [

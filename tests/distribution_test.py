@@ -11,8 +11,8 @@ import pytest
 from keras import ops
 
 import keras_ether
-from keras_ether.layers import kinds
-from keras_ether.targets import walk
+from keras_ether.adapters import kinds
+from keras_ether.surgery.targets import walk
 from tests import models
 
 ROOT = Path(__file__).parents[1]
@@ -219,6 +219,7 @@ def test_a_mirrored_model_is_adapted_outside_the_scope():
     """In a process of its own, since TensorFlow fixes its devices early."""
     code = """
 import keras, numpy as np, tensorflow as tf, keras_ether
+from keras_ether.surgery import compiled_state, undo
 from tests.distribution_test import make_model
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -234,8 +235,8 @@ optimizer = model.optimizer
 keras_ether.apply(model)
 vector = model.layers[0].ether.input_u
 model.fit(x, y, verbose=0)
-with np.testing.assert_raises(KeyError), keras_ether.undo.on_error(model):
-    keras_ether.compiled.reset(model)
+with np.testing.assert_raises(KeyError), undo.on_error(model):
+    compiled_state.reset(model)
     raise KeyError
 assert optimizer.built and optimizer.iterations.numpy() == 1
 active = model.predict(x, verbose=0)

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import pathlib
 
 import keras
 import numpy as np
@@ -10,26 +11,14 @@ from keras import ops
 
 import keras_ether
 from keras_ether import layers
-from keras_ether import reflections
+from keras_ether.methods import ether
+from keras_ether.ops import reflections
 
+PACKAGE = pathlib.Path(keras_ether.__file__).parent
 MODULES = [
-    "callbacks",
-    "conv_view",
-    "diagnostics.diagnosis",
-    "diagnostics.logger",
-    "diagnostics.measures",
-    "diagnostics.plots",
-    "matrix_view",
-    "reflections",
-    "layers.ether_dense",
-    "layers.ether_einsum_dense",
-    "layers.ether_conv1d",
-    "layers.ether_conv2d",
-    "layers.ether_conv3d",
-    "layers.ether_embedding",
-    "overview",
-    "saving",
-    "surgery",
+    ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if ">>>" in path.read_text(encoding="utf-8")
 ]
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is frozen now"),
@@ -51,6 +40,7 @@ def names():
         "ops": ops,
         **{name: getattr(layers, name) for name in layers.__all__},
         **vars(reflections),
+        **vars(ether),
         "model": example_model(),
         "x": np.ones((2, 16)),
     }
@@ -60,7 +50,7 @@ def names():
 def test_examples_run(module, tmp_path, monkeypatch):
     # Some write files.
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(f"keras_ether.{module}")
+    module = importlib.import_module(module)
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     runner = doctest.DocTestRunner(optionflags=flags)
     tests = doctest.DocTestFinder().find(module, globs=vars(module) | names())

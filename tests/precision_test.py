@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import keras_ether
-from keras_ether.surgery import adapted_layers
+from keras_ether.surgery.verbs import adapted_layers
 from tests import models
 
 POLICIES = [

@@ -66,6 +66,8 @@ def test_losses_are_those_without(kind, scope):
 @pytest.mark.parametrize("scope", ["full", "activations"])
 def test_attention(scope):
     """Its inner layers are called by it, with an outer `training`."""
+    if BACKEND == "tensorflow" and scope == "full":
+        pytest.skip("Keras can't rematerialize it: it takes keyword arguments")
 
     def run(scope):
         keras.utils.set_random_seed(1)
@@ -151,9 +153,6 @@ def test_fewer_values_are_kept_on_jax(method):
 
 
 def test_scope_of_a_mixed_policy(rng):
-    if BACKEND == "torch":
-        pytest.skip("the plain layer fails: it is run again without autocast")
-
     def run(scope):
         keras.utils.set_random_seed(1)
         inputs = keras.Input((8,))

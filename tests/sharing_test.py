@@ -8,8 +8,8 @@ import pytest
 from keras import ops
 
 import keras_ether
-from keras_ether.layers import kinds
-from keras_ether.targets import walk
+from keras_ether.adapters import kinds
+from keras_ether.surgery.targets import walk
 from tests import models
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is frozen now")

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 import keras_ether
+from keras_ether.surgery import verbs
 from tests import models
 
 ARGUMENTS = {"targets": "all-linear", "trainable": ["head"], "rank_blocks": 2}
@@ -41,6 +42,6 @@ def vectors_of(model):
     """The vectors of all adapters of a model."""
     return [
         vector
-        for layer in keras_ether.surgery.adapted_layers(model).values()
+        for layer in verbs.adapted_layers(model).values()
         for vector in layer.ether.vectors.values()
     ]

@@ -9,11 +9,11 @@ from keras import ops
 
 import keras_ether
 from benchmarks.experiments import data as data_lib
+from keras_ether.adapters import kinds
 from keras_ether.diagnostics import diagnosis
 from keras_ether.diagnostics import hyperspherical_energy
 from keras_ether.diagnostics import kernel_distance
-from keras_ether.layers import kinds
-from keras_ether.targets import walk
+from keras_ether.surgery.targets import walk
 
 EVALUATION_BATCH = 64
 

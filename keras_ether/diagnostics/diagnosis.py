@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import keras
 from keras import ops
 
-from keras_ether import reflections
-from keras_ether import report
 from keras_ether.diagnostics import measures
-from keras_ether.surgery import adapted_layers
+from keras_ether.ops import reflections
+from keras_ether.surgery import report
+from keras_ether.surgery.verbs import adapted_layers
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def diagnose_layer(path, layer, energy: bool = True) -> LayerDiagnosis:
         keras.backend.standardize_dtype(kernel.dtype)
     ):
         kernel = ops.cast(kernel, "float32")
-        transformed = adapter.fold(kernel)
+        transformed = adapter.fold_trained(kernel)
         moved = measures.kernel_distance(kernel, transformed)
         if energy:
             before, after = (
@@ -177,7 +177,7 @@ def diagnose_layer(path, layer, energy: bool = True) -> LayerDiagnosis:
 
 
 def _distances(adapter, side):
-    factors = adapter.factors(side)
+    factors = adapter.trained_factors(side)
     if factors is None:
         return ()
     found = ops.convert_to_numpy(reflections.distance(*factors))

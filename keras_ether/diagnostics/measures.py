@@ -1,7 +1,7 @@
 """Measures of kernels, as functions of arrays.
 
 The distance of a transformation from the identity is
-`keras_ether.reflections.distance`.
+`keras_ether.ops.reflections.distance`.
 """
 
 import numpy as np

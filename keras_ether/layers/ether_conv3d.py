@@ -2,8 +2,8 @@
 
 import keras
 
-from keras_ether.adapted_conv import AdaptedConv
-from keras_ether.layers.standalone import StandaloneLayer
+from keras_ether.adapters.adapted_conv import AdaptedConv
+from keras_ether.layers.ether_layer import StandaloneLayer
 
 
 @keras.saving.register_keras_serializable(package="keras_ether")

@@ -2,8 +2,8 @@
 
 import keras
 
-from keras_ether.adapted import AdaptedDense
-from keras_ether.layers.standalone import StandaloneLayer
+from keras_ether.adapters.adapted_dense import AdaptedDense
+from keras_ether.layers.ether_layer import StandaloneLayer
 
 
 @keras.saving.register_keras_serializable(package="keras_ether")

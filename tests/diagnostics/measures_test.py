@@ -9,10 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from keras import ops
 
-from keras_ether import reflections
 from keras_ether.diagnostics import measures
 from keras_ether.diagnostics.measures import hyperspherical_energy
 from keras_ether.diagnostics.measures import kernel_distance
+from keras_ether.methods import ether
+from keras_ether.ops import reflections
 
 
 def oracle_energy(kernel):
@@ -131,7 +132,7 @@ def test_ether_keeps_the_energy_and_bounds_the_distance(blocks, seed):
     """‖H W − W‖ ≤ ‖H − I‖₂ ‖W‖, and an ETHER block has ‖H − I‖₂ = 2."""
     rng = np.random.default_rng(seed)
     kernel = rng.normal(size=(8, 5)).astype("float32")
-    factors = reflections.ether_factors(rng.normal(size=(blocks, 8 // blocks)))
+    factors = ether.ether_factors(rng.normal(size=(blocks, 8 // blocks)))
     rows = reflections.multiply(
         ops.array(kernel.T), *reflections.transpose(*factors)
     )

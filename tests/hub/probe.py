@@ -4,8 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ether.layers import kinds
-from keras_ether.targets import walk
+from keras_ether.adapters import kinds
+from keras_ether.surgery.targets import walk
 from tests import models
 
 

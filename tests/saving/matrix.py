@@ -1,6 +1,6 @@
 """What becomes of a saved model, by how it was saved and how it is loaded.
 
-The tests hold every cell; the README shows the table.
+The tests hold every cell; examples/SAVING.md shows the table.
 """
 
 SAVED = ("keras", "weights", "sharded", "preset")
@@ -28,7 +28,7 @@ CELLS = {
 
 
 def as_markdown():
-    """The table that the README shows."""
+    """The table that examples/SAVING.md shows."""
     states = {"active": "with adapters active", "merged": "merged"}
     heads = ["loaded", *(f"saved {text}" for text in states.values())]
     rows = [heads, ["---"] * len(heads)]

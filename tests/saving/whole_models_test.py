@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import keras_ether
-from keras_ether.layers import kinds
+from keras_ether.adapters import kinds
 from tests import models
 from tests import tuned
 from tests.saving import files
@@ -149,6 +149,6 @@ def test_training_goes_on_as_if_never_stopped(tmp_path):
     assert_equal(models.values(again.weights), models.values(model.weights))
 
 
-def test_readme_shows_the_matrix():
-    readme = Path(__file__).parents[2] / "README.md"
-    assert matrix.as_markdown() in readme.read_text(encoding="utf-8")
+def test_page_shows_the_matrix():
+    page = Path(__file__).parents[2] / "examples" / "SAVING.md"
+    assert matrix.as_markdown() in page.read_text(encoding="utf-8")

@@ -1,0 +1,173 @@
+"""The mixins that put an adapter around a layer with one kernel.
+
+A call changes nothing on the layer, so that it may run in several threads, be
+traced, and be run again when activations are rematerialized. Where the layer's
+own class is to compute with another kernel, or without its bias, it runs on a
+stand-in: an object of that class with the layer's attributes but for those.
+"""
+
+from collections.abc import Callable
+
+import keras
+from keras import ops
+
+from keras_ether import _keras_internals as internals
+from keras_ether.adapters import quantized_kernel
+from keras_ether.adapters.arguments import quantizing_error
+from keras_ether.ops.backend import dtype_name
+from keras_ether.ops.backend import is_sparse
+
+
+class Adapted:
+    """A layer with an adapter, mixed in before a Keras layer class.
+
+    `ether` is the layer's `Adapter`; the variable that the layer owns stays the
+    base kernel, which a subclass answers as `base_kernel`. `plain_class` is the
+    class that it would be without an adapter.
+    """
+
+    def _effective(self, kernel):
+        """The transformed kernel. Integer codes are returned unchanged."""
+        if not self.ether.built:
+            return kernel
+        if self.quantization_mode in quantized_kernel.CODES:
+            return kernel
+        return self.ether.fold(ops.convert_to_tensor(kernel))
+
+    def stand_in(self, **replaced):
+        """A plain layer of the same attributes but for those in `replaced`.
+
+        It shares variables and sub-layers with this one, and is used for one
+        call.
+        """
+        other = object.__new__(self.plain_class)
+        other.__dict__.update(self.__dict__)
+        other.__dict__.update(replaced)
+        return other
+
+    def _compute(self, **replaced) -> Callable:
+        """The computation of the layer's plain class, on a stand-in."""
+        other = self.stand_in(**replaced)
+        if self.quantization_mode is not None:
+            return other.quantized_call
+        return other.call
+
+    def enable_lora(self, *args, **kwargs):
+        raise ValueError(
+            f"Layer '{self.name}' has an ETHER adapter and cannot have LoRA "
+            "too. Call `keras_ether.merge` or `keras_ether.remove` first."
+        )
+
+    def quantize(self, mode=None, config=None, **kwargs):
+        raise quantizing_error(self.path, mode or getattr(config, "mode", None))
+
+    @property
+    def dtype_policy(self):
+        return super().dtype_policy
+
+    @dtype_policy.setter
+    def dtype_policy(self, value):
+        mode = keras.dtype_policies.get(value).quantization_mode
+        # A policy that quantizes is kept even if quantizing then fails.
+        if mode is not None and self.quantization_mode is None:
+            raise quantizing_error(self.path, mode)
+        keras.layers.Layer.dtype_policy.fset(self, value)
+
+
+class AdaptedKernel(Adapted):
+    """A layer whose `kernel` answers the transformed kernel.
+
+    On its own this mixin serves layers with a `call` of their own that computes
+    with `self.kernel`: they fold the kernel at each call.
+    """
+
+    # The attribute that a stand-in computes with.
+    kernel_attribute = "_kernel"
+
+    @property
+    def base_kernel(self):
+        """The variable that holds the kernel without the transformation."""
+        return super().kernel
+
+    @property
+    def kernel(self):
+        return self._effective(super().kernel)
+
+
+class AdaptedCall:
+    """A layer whose call transforms activations, or multiplies by a fold.
+
+    Where `keras.RematScope` runs a call again in the backward pass, it does so
+    outside of the call around it, which knows the dtype policy and whether this
+    is training, and another dropout could be drawn. All of it is settled before
+    the first run, and passed on.
+    """
+
+    def call(self, inputs):
+        return self._settled_call(inputs)
+
+    # Not by way of `call`: calibrating a layer leaves it an attribute of that
+    # name.
+    def quantized_call(self, inputs):
+        return self._settled_call(inputs)
+
+    def _settled_call(self, inputs, training=None, kept=None, activation=None):
+        training = internals.is_training(training)
+        kept = self.ether.draw_kept(training) if kept is None else kept
+        if self._computes_with_fold(inputs):
+            kernel = ops.convert_to_tensor(self.base_kernel)
+            replaced = {self.kernel_attribute: self.ether.fold(kernel, kept)}
+            if activation is not None:
+                replaced["activation"] = activation
+            return self._plain_call(inputs, training, **replaced)
+        # As the plain layer's operations would, integers and booleans too.
+        dtype = keras.backend.result_type(inputs.dtype, self.compute_dtype)
+        if dtype_name(inputs) != dtype:
+            inputs = ops.cast(inputs, dtype)
+        return self._adapted(
+            inputs, training, kept, activation or self.activation
+        )
+
+    def _computes_with_fold(self, inputs) -> bool:
+        """Whether the plain layer is to compute with a folded kernel.
+
+        Sparse inputs are not transformed: they would be sparse no more. A
+        float8 layer rounds inputs and kernel at each call, by scales that
+        follow them. With a folded kernel these are the scales of the merged
+        model, which so computes the same.
+        """
+        mode = self.quantization_mode
+        return mode == "float8" or (mode is None and is_sparse(inputs))
+
+    def _adapted(self, inputs, training, kept, activation):
+        """The layer's outputs by way of its activations."""
+        adapter = self.ether
+        inputs = adapter.transform_inputs(
+            inputs, adapter.factors("input", kept), training
+        )
+        factors = adapter.factors("output", kept)
+        if factors is None:
+            return self._plain_call(inputs, training, activation=activation)
+        # The output side stands before the bias and the activation, and a
+        # quantized call fuses both into the product.
+        outputs = self._plain_call(inputs, training, **self.linear)
+        outputs = adapter.transform_outputs(outputs, factors, training)
+        if self.has_bias:
+            outputs = ops.add(outputs, self._broadcast_bias())
+        return outputs if activation is None else activation(outputs)
+
+    def rematerialized_call(self, layer_call, *args, training=None, **kwargs):
+        training = internals.is_training(training)
+        settled = {"training": training, "kept": self.ether.draw_kept(training)}
+
+        def call(*args):
+            # What is no tensor would become one on JAX, such as `reverse`.
+            with internals.autocast(self):
+                return self._settled_call(*args, **kwargs, **settled)
+
+        if internals.recomputes_activation(self):
+            settled["activation"] = keras.remat(self.activation)
+            run = call
+        else:
+            run = super().rematerialized_call(call, *args, **kwargs)
+        return lambda *args, **_: run(*args)

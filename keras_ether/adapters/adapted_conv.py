@@ -1,0 +1,53 @@
+"""The mixins that put an adapter around a convolution."""
+
+from typing import ClassVar
+
+from keras import ops
+
+from keras_ether.adapters.adapted import AdaptedCall
+from keras_ether.adapters.adapted import AdaptedKernel
+
+
+class AdaptedConv(AdaptedCall, AdaptedKernel):
+    """A convolution that transforms its activations and not its kernel.
+
+        y = activation(conv(x H, W) G + bias)
+
+    `H` and `G` act on the channels and on the filters, at every place alike.
+    """
+
+    linear: ClassVar = {"use_bias": False, "activation": None}
+
+    @property
+    def has_bias(self):
+        return self.use_bias
+
+    def _broadcast_bias(self):
+        if self.data_format == "channels_first":
+            return ops.reshape(self.bias, (-1,) + (1,) * self.rank)
+        return self.bias
+
+    def _plain_call(self, inputs, training, **replaced):
+        return self._compute(**replaced)(inputs)
+
+
+class HeldKernel:
+    """Answers the `kernel` of a class that holds it as a plain attribute.
+
+    Transposed convolutions do; a property of a mixin finds no property of
+    theirs to ask.
+    """
+
+    @property
+    def kernel(self):
+        return self.__dict__["kernel"]
+
+
+class AdaptedHeldKernel(AdaptedKernel, HeldKernel):
+    """`AdaptedKernel` for a class that holds its kernel as an attribute."""
+
+
+class AdaptedConvTranspose(AdaptedConv, HeldKernel):
+    """`AdaptedConv` for a class that holds its kernel as an attribute."""
+
+    kernel_attribute = "kernel"

@@ -1,0 +1,59 @@
+"""The mixin that puts an adapter around a `Dense` or `EinsumDense` layer."""
+
+from typing import ClassVar
+
+from keras_ether.adapters.adapted import AdaptedCall
+from keras_ether.adapters.adapted import AdaptedKernel
+from keras_ether.ops import low_rank
+from keras_ether.ops.backend import tensor
+from keras_ether.ops.custom_gradient import is_gradient_wanted
+
+SIDES = ("input", "output")
+
+
+class AdaptedDense(AdaptedCall, AdaptedKernel):
+    """A `Dense` or `EinsumDense` that computes `activation(x H W G + bias)`.
+
+    By one product with a folded kernel where that is cheaper, see
+    `keras_ether.ops.low_rank`, else by transforming the activations: that takes
+    any kernel, a quantized one included, since it is not touched.
+    """
+
+    # What a stand-in leaves out to compute the product alone.
+    linear: ClassVar = {"bias": None, "activation": None}
+
+    def call(self, inputs, training=None):
+        return self._settled_call(inputs, training)
+
+    def quantized_call(self, inputs, training=None):
+        return self._settled_call(inputs, training)
+
+    @property
+    def has_bias(self):
+        return self.bias is not None
+
+    def _broadcast_bias(self):
+        return self.bias
+
+    def _plain_call(self, inputs, training, **replaced):
+        return self._compute(**replaced)(inputs, training=training)
+
+    def _adapted(self, inputs, training, kept, activation):
+        if self.quantization_mode is None and not self.base_kernel.trainable:
+            adapter = self.ether
+            sides = [adapter.factors(side, kept) for side in SIDES]
+            kernel = tensor(self.base_kernel, self.compute_dtype)
+            gradient = is_gradient_wanted(training)
+            if low_rank.pays(inputs, kernel, adapter.view, sides, gradient):
+                bias = self.bias
+                outputs = low_rank.folded_product(
+                    inputs,
+                    kernel,
+                    adapter.view,
+                    *sides,
+                    None if bias is None else tensor(bias, self.compute_dtype),
+                    adapter.orthogonal,
+                    gradient,
+                )
+                return outputs if activation is None else activation(outputs)
+        return super()._adapted(inputs, training, kept, activation)

@@ -1,0 +1,98 @@
+"""Why a layer can't have an adapter."""
+
+import keras
+
+from keras_ether import methods
+from keras_ether.adapters import freezing
+from keras_ether.adapters import quantized_kernel
+from keras_ether.adapters.kinds import computes_itself
+from keras_ether.adapters.kinds import is_adapter
+from keras_ether.adapters.kinds import kernel_shape
+from keras_ether.adapters.kinds import kind_of
+from keras_ether.adapters.kinds import nearest
+from keras_ether.adapters.kinds import side_of
+
+# Why layers of some other classes have no adapter.
+OTHERS = {
+    keras.layers.DepthwiseConv1D: "a depthwise kernel mixes no channels",
+    keras.layers.DepthwiseConv2D: "a depthwise kernel mixes no channels",
+    keras.layers.SeparableConv1D: "its two kernels are one operation",
+    keras.layers.SeparableConv2D: "its two kernels are one operation",
+}
+
+
+def why_unknown(layer) -> str | None:
+    """The reason that a layer of no known kind is passed over.
+
+    Returns:
+        `None` if the layer has no matrices of its own, or is of a known kind.
+    """
+    if kind_of(layer) or is_adapter(layer):
+        return None
+    if not any(len(v.shape) > 1 for v in freezing.own_variables(layer)):
+        return None
+    return nearest(layer, OTHERS) or "no adapter for its kind"
+
+
+def refusal_reason(
+    layer, dropout: float = 0.0, side: str | None = None
+) -> str | None:
+    """The reason that a layer of a known kind can't be adapted, or `None`."""
+    kind = kind_of(layer)
+    if not layer.built:
+        return "it is not built"
+    mode = layer.quantization_mode
+    if mode in quantized_kernel.CALIBRATED and not getattr(
+        layer, f"is_{mode}_calibrated"
+    ):
+        return f"it is marked for '{mode}' and was not calibrated"
+    if getattr(layer, "lora_enabled", False):
+        return "LoRA is enabled on it"
+    if side == "input" and not kind.has_input_side:
+        return "it has no input side"
+    experts, inputs, _ = kind.view(layer).sizes(kernel_shape(layer))
+    if experts > 1 and inputs == 1:
+        return "each of its groups sees a single channel"
+    if not computes_itself(layer, kind):
+        return None
+    name = type(layer).__name__
+    if not _call_reads_kernel(layer, kind):
+        return f"the `call` of {name} does not read `self.{kind.kernel}`"
+    if dropout:
+        return f"the `call` of {name} folds the kernel, without `dropout`"
+    return None
+
+
+def why_constant(layer, method: str, side: str | None) -> str | None:
+    """The reason that no count of blocks could train, or `None`.
+
+    A unit vector of one number, all that there is for a side of one number, is
+    1 or −1.
+    """
+    _, inputs, outputs = kind_of(layer).view(layer).sizes(kernel_shape(layer))
+    side = side_of(layer, method, side)
+    sizes = {"input": [inputs], "output": [outputs]}
+    if min(sizes.get(side, [inputs, outputs])) >= methods.get(method).min_width:
+        return None
+    return f"'{method}' can't train on a side of one number"
+
+
+def _call_reads_kernel(layer, kind):
+    """Whether a `call` of a subclass computes with its kernel's property.
+
+    Judged from the names that its code uses, following `super().call(...)` up
+    to the class in the table, which does.
+    """
+    for layer_class in type(layer).__mro__:
+        if layer_class is kind.layer_class:
+            return True
+        call = vars(layer_class).get("call")
+        if call is None:
+            continue
+        names = getattr(call, "__code__", None)
+        names = names.co_names if names else ()
+        if kind.kernel in names:
+            return True
+        if "call" not in names:
+            return False
+    return False

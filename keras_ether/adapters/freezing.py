@@ -1,0 +1,133 @@
+"""What trains and what doesn't, and the way back.
+
+A frozen layer carries a record of its flags from before, so that they can be
+put back from any model, or part of one, that the layer has become part of. Its
+configuration, and with it a file of the model, has the flag from before too.
+"""
+
+import functools
+
+from keras_ether import _keras_internals as internals
+from keras_ether.adapters import shadowing
+
+RECORD = "_ether_trainable_before"
+KEPT = "_ether_kept_trainable"
+CONFIG = "get_config"
+
+
+def own_variables(layer) -> list:
+    """The variables of a layer that none of its sub-layers has."""
+    inner = {
+        id(variable)
+        for child in internals.children(layer)
+        for variable in child.variables
+    }
+    return [v for v in layer.variables if id(v) not in inner]
+
+
+def freeze(layer, trainable: bool = False):
+    """Freezes the variables that a layer owns itself.
+
+    Args:
+        layer: A Keras layer.
+        trainable: What the layer's own flag becomes: true if a sub-layer of it
+            trains. A layer whose flag is false also computes as in inference,
+            which keeps batch normalization's moving statistics where they are.
+    """
+    variables = own_variables(layer)
+    if RECORD not in layer.__dict__:
+        flags = tuple((variable, variable.trainable) for variable in variables)
+        layer.__dict__[RECORD] = (layer.trainable, flags)
+    # The scales of float8 take the value of their gradient, and must.
+    frozen = [v for v in variables if not v.overwrite_with_gradient]
+    trainable = trainable or len(frozen) < len(variables)
+    internals.set_trainable(layer, trainable)
+    if trainable != layer.__dict__[RECORD][0]:
+        shadowing.shadow(
+            layer, CONFIG, functools.partial(_config_from_before, layer)
+        )
+    for variable in frozen:
+        variable.trainable = False
+
+
+def keep(layer):
+    """Marks a layer as one that stays trainable, for adapters added later."""
+    layer.__dict__[KEPT] = True
+
+
+def is_kept(layer) -> bool:
+    """Whether `keep` marked the layer."""
+    return KEPT in layer.__dict__
+
+
+def thaw(layer):
+    """Undoes `freeze` and `keep`."""
+    layer.__dict__.pop(KEPT, None)
+    record = layer.__dict__.pop(RECORD, None)
+    if record is None:
+        return
+    shadowing.restore(layer, CONFIG)
+    trainable, flags = record
+    internals.set_trainable(layer, trainable)
+    for variable, flag in flags:
+        variable.trainable = flag
+
+
+def is_frozen(layer) -> bool:
+    """Whether `freeze` was called and `thaw` was not, whatever trains now."""
+    return RECORD in layer.__dict__
+
+
+def flags_of(layer) -> dict:
+    """A layer's flags of now and of before `freeze`, for `set_flags`."""
+    own = own_variables(layer)
+    flags = {
+        "trainable": layer.trainable,
+        "variables": [variable.trainable for variable in own],
+        "kept": is_kept(layer),
+        "before": None,
+        "config": shadowing.is_shadowed(layer, CONFIG),
+    }
+    if is_frozen(layer):
+        trainable, pairs = layer.__dict__[RECORD]
+        known = {id(variable): flag for variable, flag in pairs}
+        flags["before"] = (trainable, [known.get(id(v)) for v in own])
+    return flags
+
+
+def set_flags(layer, flags: dict):
+    """Gives a layer the flags of another one of as many variables.
+
+    Args:
+        layer: A Keras layer.
+        flags: What `flags_of` gave.
+    """
+    thaw(layer)
+    own = own_variables(layer)
+    if flags["kept"]:
+        keep(layer)
+    if flags["before"] is not None:
+        trainable, before = flags["before"]
+        layer.__dict__[RECORD] = (
+            trainable,
+            tuple(
+                (variable, flag)
+                for variable, flag in zip(own, before, strict=True)
+                if flag is not None
+            ),
+        )
+    if flags["config"]:
+        shadowing.shadow(
+            layer, CONFIG, functools.partial(_config_from_before, layer)
+        )
+    internals.set_trainable(layer, flags["trainable"])
+    for variable, flag in zip(own, flags["variables"], strict=True):
+        variable.trainable = flag
+
+
+def _config_from_before(layer, get_config):
+    """The layer's configuration, with the flag that it had before `freeze`."""
+    config = get_config()
+    if "trainable" in config:
+        config["trainable"] = layer.__dict__[RECORD][0]
+    return config

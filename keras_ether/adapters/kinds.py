@@ -1,0 +1,169 @@
+"""The table of layer classes that can be adapted, and how."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+
+from keras_ether import methods
+from keras_ether.adapters import quantized_kernel
+from keras_ether.adapters.adapted import Adapted
+from keras_ether.adapters.adapted import AdaptedKernel
+from keras_ether.adapters.adapted_conv import AdaptedConv
+from keras_ether.adapters.adapted_conv import AdaptedConvTranspose
+from keras_ether.adapters.adapted_conv import AdaptedHeldKernel
+from keras_ether.adapters.adapted_dense import AdaptedDense
+from keras_ether.adapters.adapted_embedding import AdaptedEmbedding
+from keras_ether.adapters.adapted_embedding import AdaptedReversibleEmbedding
+from keras_ether.adapters.adapted_embedding import AdaptedTable
+from keras_ether.adapters.adapter import Adapter
+from keras_ether.ops.conv_view import ConvView
+from keras_ether.ops.matrix_view import MatrixView
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the kernel of one layer class is read and transformed.
+
+    Args:
+        layer_class: The Keras class.
+        view: Function from a layer to its `MatrixView` or `ConvView`.
+        adapted: Mixin that transforms the layer's activations.
+        folded: Mixin for subclasses that compute in a way of their own: it
+            answers the folded kernel.
+        kernel: Name of the attribute that answers the kernel. Defaults to
+            `"kernel"`.
+        computes: Names of the methods that compute with the kernel. Defaults to
+            `("call",)`.
+        linear: Whether `targets="all-linear"` means it. Defaults to `False`.
+        has_input_side: Whether the input can be transformed. Defaults to
+            `True`.
+    """
+
+    layer_class: type
+    view: Callable
+    adapted: type
+    folded: type
+    kernel: str = "kernel"
+    computes: tuple[str, ...] = ("call",)
+    linear: bool = False
+    has_input_side: bool = True
+
+
+def _dense(layer_class, view):
+    return Kind(layer_class, view, AdaptedDense, AdaptedKernel, linear=True)
+
+
+def _conv(layer_class):
+    def view(layer):
+        return ConvView(
+            channels_first=layer.data_format == "channels_first",
+            groups=layer.groups,
+        )
+
+    return Kind(
+        layer_class,
+        view,
+        AdaptedConv,
+        AdaptedKernel,
+        computes=("call", "convolution_op"),
+    )
+
+
+def _conv_transpose(layer_class):
+    def view(layer):
+        return ConvView(
+            channels_first=layer.data_format == "channels_first",
+            transposed=True,
+        )
+
+    return Kind(layer_class, view, AdaptedConvTranspose, AdaptedHeldKernel)
+
+
+def _embedding(layer_class, adapted):
+    # Ids stand for rows of the table: there are no inputs to transform.
+    return Kind(
+        layer_class,
+        lambda layer: MatrixView("...d,df->...f"),
+        adapted,
+        AdaptedTable,
+        kernel="embeddings",
+        has_input_side=False,
+    )
+
+
+KINDS = (
+    _dense(
+        keras.layers.Dense,
+        lambda layer: MatrixView("...d,df->...f", is_matmul=True),
+    ),
+    _dense(keras.layers.EinsumDense, lambda layer: MatrixView(layer.equation)),
+    _conv(keras.layers.Conv1D),
+    _conv(keras.layers.Conv2D),
+    _conv(keras.layers.Conv3D),
+    _conv_transpose(keras.layers.Conv1DTranspose),
+    _conv_transpose(keras.layers.Conv2DTranspose),
+    _conv_transpose(keras.layers.Conv3DTranspose),
+    _embedding(keras.layers.Embedding, AdaptedEmbedding),
+    _embedding(keras.layers.ReversibleEmbedding, AdaptedReversibleEmbedding),
+)
+
+# The attribute of an adapted layer that holds its adapter.
+ADAPTER = "ether"
+
+
+def is_adapted(layer) -> bool:
+    """Whether a layer has an adapter."""
+    return isinstance(layer, Adapted)
+
+
+def is_adapter(layer) -> bool:
+    """Whether a layer is an adapter."""
+    return isinstance(layer, Adapter)
+
+
+def kind_of(layer) -> Kind | None:
+    """The entry for a layer's class or its nearest base, or `None`."""
+    return nearest(layer, {kind.layer_class: kind for kind in KINDS})
+
+
+def kernel_shape(layer) -> tuple[int, ...]:
+    """The shape of the kernel of a layer of a known kind."""
+    if layer.quantization_mode in quantized_kernel.CALIBRATED:
+        # What answers as kernel there are codes, transposed and flattened.
+        shape = getattr(layer, "original_kernel_shape", None)
+        return tuple(shape or layer.kernel_shape)
+    return tuple(getattr(layer, kind_of(layer).kernel).shape)
+
+
+def side_of(layer, method: str, side: str | None) -> str:
+    """The side that `side` means for a layer of a known kind.
+
+    Raises:
+        ValueError: if the layer has no such side.
+    """
+    if kind_of(layer).has_input_side:
+        return side or methods.get(method).side
+    if side == "input":
+        raise ValueError(
+            f"Layer '{layer.name}' of class {layer.__class__.__name__} has no "
+            "input side. `side` must be 'output', or None. Received: "
+            f"side={side!r}"
+        )
+    return "output" if side in (None, "both") else side
+
+
+def nearest(layer, table):
+    """The entry of the first class among a layer's bases that has one."""
+    for layer_class in type(layer).__mro__:
+        if layer_class in table:
+            return table[layer_class]
+    return None
+
+
+def computes_itself(layer, kind):
+    """Whether a subclass does not compute as the class in the table does."""
+    return layer.quantization_mode is None and any(
+        getattr(type(layer), name) is not getattr(kind.layer_class, name)
+        for name in kind.computes
+    )

@@ -1,0 +1,194 @@
+"""Integer kernels: the numbers they stand for, and rounding to them anew.
+
+Keras keeps an int8 or int4 kernel as codes with scales per output, or per group
+of inputs with zero points. It is rounded anew by Keras's own `quantize`, called
+on a plain layer that holds the new kernel, so by the scheme and the quantizers
+that the layer had.
+"""
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_ether import _keras_internals as internals
+from keras_ether.ops.values import to_numpy
+
+# Codes and scales, which can be rounded anew from the numbers they stand for.
+INTEGERS = ("int8", "int4")
+# Codes that Keras has fitted to calibration data.
+CALIBRATED = ("gptq", "awq")
+CODES = INTEGERS + CALIBRATED
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A kernel as codes.
+
+    Attributes:
+        values: Dictionary from the name of a variable of the layer, such as
+            `"kernel_scale"`, to its value.
+        error: Float, the distance to the kernel before rounding, relative to
+            the kernel's norm.
+    """
+
+    values: dict
+    error: float
+
+    def assignments(self, layer) -> list:
+        """Pairs of a variable of the layer and its value."""
+        return [(v, self.values[v.name]) for v in code_variables(layer)]
+
+    def assign_to(self, layer):
+        """Sets the layer's variables."""
+        for variable, value in self.assignments(layer):
+            variable.assign(value)
+
+
+def code_variables(layer) -> list:
+    """The variables that hold the kernel of an int8 or int4 layer."""
+    name = _name(layer)
+    names = (name, f"{name}_scale", f"{name}_zero")
+    return [v for v in layer.variables if v.name in names]
+
+
+def dequantize(layer):
+    """The kernel of an int8 or int4 layer, in float32."""
+    name, is_table = _name(layer), isinstance(layer, keras.layers.Embedding)
+    codes = ops.cast(getattr(layer, name), "float32")
+    scale = ops.cast(getattr(layer, f"{name}_scale"), "float32")
+    zero = getattr(layer, f"{name}_zero", None)
+    if layer.quantization_mode == "int8":
+        if is_table:
+            scale = scale[:, None]
+        elif isinstance(layer, keras.layers.EinsumDense):
+            scale = internals.einsum_kernel_scale(layer, scale)
+        return codes / scale
+    # The rows of this matrix share scales, all of them or group by group.
+    if is_table:
+        matrix = ops.transpose(codes)
+    else:
+        matrix = ops.reshape(codes, (-1, scale.shape[-1]))
+    if zero is None:
+        matrix = matrix / scale
+    else:
+        zero = ops.cast(zero, "float32")
+        if is_table:
+            scale, zero = ops.transpose(scale), ops.transpose(zero)
+        groups = ops.cast(layer.g_idx, "int32")
+        matrix = matrix - ops.take(zero, groups, axis=0)
+        matrix = matrix * ops.take(scale, groups, axis=0)
+    if is_table:
+        return ops.transpose(matrix)
+    return ops.reshape(matrix, codes.shape)
+
+
+def requantize(layer, kernel) -> Rounded:
+    """Rounds a kernel to codes, as Keras would for an int8 or int4 layer.
+
+    Args:
+        layer: The layer, as it is now.
+        kernel: Float32 tensor of the kernel's shape.
+
+    Returns:
+        A `Rounded`; the layer is not changed.
+    """
+    plain = _plain_layer(layer)
+    plain.weights[0].assign(kernel)
+    plain.quantize(
+        layer.quantization_mode, type_check=False, config=_config(layer)
+    )
+    values = {
+        variable.name: to_numpy(variable) for variable in code_variables(plain)
+    }
+    norm, distance = (
+        float(np.linalg.norm(ops.convert_to_numpy(tensor)))
+        for tensor in (kernel, dequantize(plain) - kernel)
+    )
+    return Rounded(values, distance / norm if norm else distance)
+
+
+def round_effective(layer) -> Rounded:
+    """The codes of an adapted int8 or int4 layer's transformed kernel."""
+    return requantize(layer, layer.ether.fold(dequantize(layer)))
+
+
+def check_mergeable(layers: dict, requantize: bool):
+    """Raises a `ValueError` for the first kernel that can't be merged into.
+
+    Args:
+        layers: Dictionary from path to adapted layer.
+        requantize: Whether integers may be rounded anew.
+    """
+    for path, layer in layers.items():
+        mode = layer.quantization_mode
+        if mode in CALIBRATED:
+            raise ValueError(
+                f"Layer '{path}' can't be merged: its kernel is quantized "
+                f"('{mode}') by calibration data, which are not here to fit "
+                "the product's codes to. Keep the adapter active, or call "
+                "`keras_ether.remove`; or merge before quantizing."
+            )
+        if mode in INTEGERS and not requantize:
+            raise ValueError(
+                f"Layer '{path}' can't be merged without rounding: its kernel "
+                f"is quantized ('{mode}'). `keras_ether.merge(model, "
+                "requantize=True)` rounds the merged kernels to it and says "
+                "what that changes; or keep the adapter active, or call "
+                "`keras_ether.remove`."
+            )
+
+
+def describe_merge(errors: dict, most: int = 5) -> str:
+    """One sentence about relative errors by layer path, the largest first."""
+    worst = sorted(errors, key=errors.get, reverse=True)
+    named = ", ".join(
+        f"{errors[path]:.2%} in '{path}'" for path in worst[:most]
+    )
+    more = f" and less in {len(worst) - most} more" if worst[most:] else ""
+    mean = sum(errors.values()) / len(errors)
+    return (
+        "Merged kernels were rounded to integers again, at a relative error of "
+        f"{mean:.2%} on average: {named}{more}."
+    )
+
+
+def _name(layer):
+    is_table = isinstance(layer, keras.layers.Embedding)
+    return "embeddings" if is_table else "kernel"
+
+
+def _plain_layer(layer):
+    """A float layer of the Keras class behind `layer`, of the same kernel."""
+    # A name of its own: an automatic one would count up the user's names.
+    arguments = {"dtype": layer.variable_dtype, "name": "requantized"}
+    if isinstance(layer, keras.layers.Embedding):
+        plain = keras.layers.Embedding(
+            layer.input_dim,
+            layer.output_dim,
+            embeddings_initializer="zeros",
+            **arguments,
+        )
+        plain.build()
+        return plain
+    arguments["kernel_initializer"] = "zeros"
+    if isinstance(layer, keras.layers.EinsumDense):
+        plain = keras.layers.EinsumDense(
+            layer.equation, layer.partial_output_shape, **arguments
+        )
+        plain.build(layer.get_build_config()["input_shape"])
+        return plain
+    inputs, units = layer.kernel.shape
+    plain = keras.layers.Dense(units, use_bias=False, **arguments)
+    plain.build((None, inputs))
+    return plain
+
+
+def _config(layer):
+    config = layer.quantization_config
+    if config is None and layer.quantization_mode == "int4":
+        return keras.quantizers.Int4QuantizationConfig(
+            block_size=internals.int4_block_size(layer)
+        )
+    return config

@@ -1,0 +1,153 @@
+"""Weights files of adapted layers whose kernels are integers.
+
+They keep the promise of `keras_ether.adapters.weights_file`, that no file holds
+a base kernel in place of the fine-tuned one.
+
+- int8 and int4: the file holds the fine-tuned kernel, rounded to such codes
+  again, and a warning says what that changed. An adapted layer over the same
+  base keeps its codes and takes the vectors, bit for bit.
+- GPTQ and AWQ: codes can't be fitted without the calibration data, so the file
+  holds the base's codes beside the vectors, in a form that a plain layer
+  refuses. An adapted layer takes both.
+"""
+
+import warnings
+
+import numpy as np
+
+from keras_ether import methods
+from keras_ether.adapters import freezing
+from keras_ether.adapters import quantized_kernel
+from keras_ether.adapters import weights_file
+from keras_ether.ops.fingerprint import fingerprint
+from keras_ether.ops.values import settled
+from keras_ether.ops.values import to_numpy
+
+# One entry more than a plain layer expects, which is why it refuses the file.
+ADAPTED = "adapted_by_keras_ether"
+
+
+class IntegerFile:
+    """Mixin for an adapted int8 or int4 layer that saves in its plain format.
+
+    See `keras_ether.adapters.weights_file.PlainFile`.
+    """
+
+    def save_own_variables(self, store):
+        entries = {}
+        super().save_own_variables(entries)
+        values = {}
+        if not (self.ether.is_switched_off or weights_file.is_of_base()):
+            rounded = quantized_kernel.round_effective(self)
+            values = rounded.values
+            _warn_of_error(self, "The file holds", rounded.error)
+        for key, value in entries.items():
+            value = values.get(getattr(value, "name", None), value)
+            store[key] = settled(value)
+        variables = quantized_kernel.code_variables(self)
+        self.ether.base_fingerprint = _fingerprint(_values(variables))
+
+    def load_own_variables(self, store):
+        loading = _LoadingIntegers(self)
+        super().load_own_variables(store)
+        self.ether.loading = loading
+
+
+class CalibratedFile:
+    """Mixin for an adapted GPTQ or AWQ layer: its file is for its like only."""
+
+    def save_own_variables(self, store):
+        if self.ether.is_switched_off or weights_file.is_of_base():
+            super().save_own_variables(store)
+            return
+        for variable in freezing.own_variables(self):
+            store[variable.name] = to_numpy(variable)
+        store[ADAPTED] = np.ones((), "uint8")
+
+    def load_own_variables(self, store):
+        loading = _Loading(freezing.own_variables(self))
+        if ADAPTED in store:
+            _read(self, loading.variables, store)
+        else:
+            super().load_own_variables(store)
+        self.ether.loading = loading
+
+
+class _Loading:
+    """Variables that are about to be read, and their values before that."""
+
+    def __init__(self, variables):
+        self.variables = variables
+        self.values = _values(variables)
+
+    def undo(self):
+        for variable in self.variables:
+            variable.assign(self.values[variable.name])
+
+    def settle(self, adapter, saved_fingerprint):
+        """Nothing is left to decide: the file holds the base itself."""
+
+
+class _LoadingIntegers(_Loading):
+    def __init__(self, layer):
+        super().__init__(quantized_kernel.code_variables(layer))
+        self.layer = layer
+
+    def settle(self, adapter, saved_fingerprint):
+        """Decides what the base is, once the vectors are read."""
+        if np.array_equal(_fingerprint(self.values), saved_fingerprint):
+            self.undo()
+        elif methods.get(adapter.method).orthogonal:
+            effective = quantized_kernel.dequantize(self.layer)
+            rounded = quantized_kernel.requantize(
+                self.layer, adapter.unfold(effective)
+            )
+            rounded.assign_to(self.layer)
+            _warn_of_error(
+                self.layer,
+                "The file was saved over another base kernel. The base is now",
+                rounded.error,
+            )
+        else:
+            adapter.restart()
+            warnings.warn(
+                f"The file's weights for '{self.layer.path}' were saved over "
+                f"another base kernel. '{adapter.method}' cannot be taken out "
+                "of a kernel, so the fine-tuned kernel is the base now and its "
+                "adapter starts anew at the identity.",
+                stacklevel=2,
+            )
+
+
+def _read(layer, variables, store):
+    expected = {v.name: tuple(v.shape) for v in variables}
+    received = {
+        name: tuple(np.shape(store[name]))
+        for name in store.keys()  # noqa: SIM118 - it is no dictionary
+        if name != ADAPTED
+    }
+    if received != expected:
+        raise ValueError(
+            f"The file's codes for layer '{layer.path}' are not those of this "
+            f"model. Expected: {expected}. Received: {received}."
+        )
+    for variable in variables:
+        variable.assign(store[variable.name])
+
+
+def _values(variables):
+    return {v.name: to_numpy(v) for v in variables}
+
+
+def _fingerprint(values):
+    return np.concatenate(
+        [fingerprint(values[name]) for name in sorted(values)]
+    )
+
+
+def _warn_of_error(layer, holds, error):
+    warnings.warn(
+        f"{holds} the kernel of '{layer.path}' rounded to "
+        f"{layer.quantization_mode} again, at a relative error of {error:.2%}.",
+        stacklevel=3,
+    )

@@ -1,0 +1,44 @@
+"""A variable that is held at zero within a block of code."""
+
+import contextlib
+import threading
+
+from keras_ether.ops.backend import snapshot
+
+
+class Switch:
+    """Holds a variable at zero as long as any block of code asks for it.
+
+    Blocks may be nested, and may overlap in several threads or while one of
+    them is traced: the variable has its value back when the last one ends.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        # What each open block gives back, the first one the value from before.
+        self._before = []
+
+    @contextlib.contextmanager
+    def held_at_zero(self, variable):
+        """A context in which `variable` is zero."""
+        block = object()
+        with self._lock:
+            self._before.append((block, snapshot(variable)))
+            variable.assign(0.0)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._end(block, variable)
+
+    def _end(self, block, variable):
+        blocks = [opened for opened, _ in self._before]
+        place = blocks.index(block)
+        _, before = self._before.pop(place)
+        if place == len(self._before):
+            variable.assign(before)
+        else:
+            # The block above began within this one: it gives back what this
+            # one has found.
+            opened, _ = self._before[place]
+            self._before[place] = (opened, before)

@@ -1,0 +1,167 @@
+"""Weights files that a plain model reads and an adapted model resumes from.
+
+A layer that `keras_ether.apply` adapted writes its *effective* kernel in its
+class's own format, so a model that knows nothing of this package gets the
+fine-tuned predictions. Beside it, under a path that a plain model never visits,
+the adapter writes the vectors, the state of its dropout and a fingerprint of
+the base kernel.
+
+Read into an adapted layer, such a file
+
+- over the same base: leaves the base and sets the vectors, bit for bit;
+- over another base, if the method's blocks are orthogonal: sets the vectors,
+  and as base the kernel with the transformation taken out of it again;
+- over another base, else: gives the effective kernel as base and vectors that
+  start anew at the identity, with a warning.
+
+A file without vectors is a base checkpoint, and loads as one. Layers over
+integer kernels are the subject of `quantized_weights_file` beside this module.
+None of this concerns the layers of `keras_ether.layers`, which write their base
+kernel and their vectors, and are read by their own kind alone.
+"""
+
+import contextlib
+import contextvars
+import warnings
+
+import numpy as np
+from keras import ops
+
+from keras_ether import methods
+from keras_ether.ops.fingerprint import fingerprint
+from keras_ether.ops.values import settled
+from keras_ether.ops.values import to_numpy
+
+FINGERPRINT = "base_fingerprint"
+METHOD = "method"
+DROPOUT = "dropout_state"
+
+_of_base = contextvars.ContextVar("of_base", default=False)
+
+
+@contextlib.contextmanager
+def of_base():
+    """Has integer layers write their base codes, in the plain format.
+
+    For copies in memory, which get the base and the vectors besides: a file
+    must hold the fine-tuned kernel. A variable of the context, so that another
+    thread may write a file meanwhile.
+    """
+    token = _of_base.set(True)
+    try:
+        yield
+    finally:
+        _of_base.reset(token)
+
+
+def is_of_base() -> bool:
+    """Whether the call is within `of_base`."""
+    return _of_base.get()
+
+
+class PlainFile:
+    """Mixin for an adapted layer that saves and loads in its class's format.
+
+    A layer is saved and loaded right before its sub-layers. What the adapter
+    has to know of the layer's kernel is handed to it here.
+    """
+
+    def save_own_variables(self, store):
+        entries = {}
+        super().save_own_variables(entries)
+        base = self.base_kernel
+        for key, value in entries.items():
+            # Most classes write what their property answers, the effective
+            # kernel; some write the variable itself.
+            value = self._effective(base) if value is base else value
+            store[key] = settled(value)
+        self.ether.base_fingerprint = fingerprint(base)
+
+    def load_own_variables(self, store):
+        base = to_numpy(self.base_kernel)
+        super().load_own_variables(store)
+        self.ether.loading = Loading(self.base_kernel, base)
+
+
+class Loading:
+    """A kernel variable that was just read, and its value before that."""
+
+    def __init__(self, kernel, base):
+        self.kernel = kernel
+        self.base = base
+
+    def undo(self):
+        self.kernel.assign(self.base)
+
+    def settle(self, adapter, saved_fingerprint):
+        """Decides what the base is, once the vectors are read."""
+        if np.array_equal(fingerprint(self.base), saved_fingerprint):
+            self.kernel.assign(self.base)
+        elif methods.get(adapter.method).orthogonal:
+            effective = ops.convert_to_tensor(self.kernel)
+            self.kernel.assign(adapter.unfold(effective))
+        else:
+            adapter.restart()
+            warnings.warn(
+                f"The file's weights for '{self.kernel.path}' were saved over "
+                f"another base kernel. '{adapter.method}' cannot be taken out "
+                "of a kernel, so the fine-tuned kernel is the base now and its "
+                "adapter starts anew at the identity. The predictions are the "
+                "fine-tuned ones.",
+                stacklevel=2,
+            )
+
+
+def save_vectors(adapter, store):
+    """Writes an adapter's vectors and method, and its base's fingerprint."""
+    for name, vector in adapter.vectors.items():
+        store[name] = to_numpy(vector)
+    store[METHOD] = np.frombuffer(adapter.method.encode(), "uint8")
+    if adapter.dropout:
+        state = to_numpy(adapter.seed_generator.state)
+        # Every backend has an integer type of its own for it.
+        store[DROPOUT] = np.asarray(state, "int64")
+    if adapter.base_fingerprint is not None:
+        store[FINGERPRINT] = adapter.base_fingerprint
+        adapter.base_fingerprint = None
+
+
+def load_vectors(adapter, store):
+    """Reads an adapter's vectors, and settles its layer's base kernel.
+
+    Raises:
+        ValueError: if the file's adapter has another method or vectors of other
+            shapes. The layer's kernel and vectors are then as they were.
+    """
+    loading, adapter.loading = adapter.loading, None
+    if METHOD not in store:
+        return
+    try:
+        values = _read(adapter, store)
+    except ValueError:
+        if loading is not None:
+            loading.undo()
+        raise
+    for name, vector in adapter.vectors.items():
+        vector.assign(values[name])
+    if adapter.dropout and DROPOUT in store:
+        adapter.seed_generator.state.assign(np.asarray(store[DROPOUT]))
+    if loading is not None and FINGERPRINT in store:
+        loading.settle(adapter, np.asarray(store[FINGERPRINT]))
+
+
+def _read(adapter, store):
+    method = bytes(np.asarray(store[METHOD])).decode("ascii", "replace")
+    names = set(store.keys()) - {METHOD, DROPOUT, FINGERPRINT}
+    values = {name: np.asarray(store[name]) for name in sorted(names)}
+    received = {name: value.shape for name, value in values.items()}
+    expected = {
+        name: tuple(vector.shape) for name, vector in adapter.vectors.items()
+    }
+    if method != adapter.method or received != expected:
+        raise ValueError(
+            f"The file's vectors for adapter '{adapter.path}' are not those of "
+            f"this model. Expected: method='{adapter.method}', {expected}. "
+            f"Received: method='{method}', {received}."
+        )
+    return values

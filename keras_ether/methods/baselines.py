@@ -1,0 +1,77 @@
+"""The paper's baselines on ETHER's rails: OFT and the unconstrained control.
+
+Both train one whole `(width, width)` matrix per block, so their count of
+trainable numbers, `d · d / n`, falls with the number of blocks.
+"""
+
+import numpy as np
+from keras import ops
+
+from keras_ether.methods.registry import Method
+from keras_ether.methods.registry import register
+
+
+def oft_factors(r):
+    """Deviation from the identity of OFT's Cayley blocks (section 2).
+
+    `Q = (I + S)(I − S)⁻¹` with the skew matrix `S = (R − Rᵀ) / 2`, so that
+    `Q − I = 2 (I − S)⁻¹ S`. Orthogonal for every `R`, the identity at zero.
+
+    Args:
+        r: Tensor of shape `(blocks, width, width)`.
+
+    Returns:
+        `(left, None)`, `left` a float32 tensor of the same shape.
+    """
+    r = ops.cast(r, "float32")
+    skew = 0.5 * (r - ops.swapaxes(r, -1, -2))
+    identity = ops.eye(r.shape[-1], dtype="float32")
+    return ops.solve(identity - skew, 2.0 * skew), None
+
+
+def naive_factors(matrix):
+    """Deviation from the identity of unconstrained blocks (section 5.3).
+
+    Args:
+        matrix: Tensor of shape `(blocks, width, width)`.
+
+    Returns:
+        `(left, None)`, `left` a float32 tensor of the same shape.
+    """
+    matrix = ops.cast(matrix, "float32")
+    return matrix - ops.eye(matrix.shape[-1], dtype="float32"), None
+
+
+def zero_start(blocks, width, rng):
+    """OFT's start: `R = 0`."""
+    return (np.zeros((blocks, width, width), "float32"),)
+
+
+def identity_start(blocks, width, rng):
+    """The control's start: every block the identity."""
+    return (np.tile(np.eye(width, dtype="float32"), (blocks, 1, 1)),)
+
+
+register(
+    Method(
+        name="oft",
+        factors=oft_factors,
+        weights=("r",),
+        start=zero_start,
+        side="input",
+        orthogonal=True,
+        learning_rate=1e-3,
+    )
+)
+register(
+    Method(
+        name="naive",
+        factors=naive_factors,
+        weights=("matrix",),
+        start=identity_start,
+        side="input",
+        orthogonal=False,
+        learning_rate=1e-3,
+        min_width=1,
+    )
+)

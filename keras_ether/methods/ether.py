@@ -1,0 +1,111 @@
+"""ETHER and ETHER+ (Bini et al., ICML 2024, sections 3.2 and 3.3)."""
+
+import numpy as np
+
+from keras_ether.methods.registry import Method
+from keras_ether.methods.registry import register
+from keras_ether.ops.backend import concatenate
+from keras_ether.ops.backend import flip
+from keras_ether.ops.backend import float32
+from keras_ether.ops.backend import reciprocal_norm
+from keras_ether.ops.reflections import in_few_operations
+from keras_ether.ops.reflections import unit
+from keras_ether.ops.reflections import unit_gradient
+
+
+def ether_factors(u):
+    """Factors of the ETHER block `I − 2 û ûᵀ` (section 3.2).
+
+    Args:
+        u: Tensor of shape `(blocks, width)`, normal vectors of the hyperplanes.
+
+    Returns:
+        `(left, right)`, float32 tensors of shape `(blocks, 1, width)`.
+    """
+    left = unit(u)[:, None]
+    return left, -2.0 * left
+
+
+def ether_plus_factors(u, v):
+    """Factors of the ETHER+ block `I − û ûᵀ + v̂ v̂ᵀ` (section 3.3).
+
+    `v̂ v̂ᵀ − û ûᵀ` is written as `½ (p qᵀ + q pᵀ)` with `p = v̂ − û` and
+    `q = v̂ + û`, which is zero to the bit where `u` and `v` are equal.
+
+    Args:
+        u: Tensor of shape `(blocks, width)`.
+        v: Tensor of shape `(blocks, width)`.
+
+    Returns:
+        `(left, right)`, float32 tensors of shape `(blocks, 2, width)`.
+    """
+    left = _difference_and_sum(float32(u), float32(v))
+    return left, 0.5 * flip(left)
+
+
+def _difference_and_sum_forward(u, v):
+    """`v̂ − û` and `v̂ + û`, `(blocks, 2, width)`."""
+    # Side by side, so that the norms of both take the operations of one.
+    pair = concatenate([u[:, None], v[:, None]], axis=1)
+    r = reciprocal_norm(pair)
+    u, v, r_u, r_v = pair[:, :1], pair[:, 1:], r[:, :1], r[:, 1:]
+    # Not `v * r_v - u * r_u`: compilers contract that into a fused operation
+    # that rounds one of the products only, and is not zero for `u = v`.
+    u = u * (r_u / r_v)
+    return concatenate([v - u, v + u], axis=1) * r_v, ((pair, r),)
+
+
+def _difference_and_sum_backward(arguments, kept, upstream):
+    ((pair, r),) = kept
+    d_p, d_q = upstream[:, :1], upstream[:, 1:]
+    upstream = concatenate([d_q - d_p, d_q + d_p], axis=1)
+    gradient = unit_gradient(pair * r, r, upstream)
+    return gradient[:, 0], gradient[:, 1]
+
+
+_difference_and_sum = in_few_operations(
+    _difference_and_sum_forward, _difference_and_sum_backward
+)
+
+
+def _random_normals(blocks, width, rng):
+    """Uniform within ±1/√width: about 0.58 long, as in the authors' code.
+
+    The length sets how far one step of an optimizer turns a vector, so the
+    paper's learning rates hold only for vectors of this length.
+    """
+    limit = 1.0 / np.sqrt(width)
+    return rng.uniform(-limit, limit, (blocks, width)).astype("float32")
+
+
+def _ether_start(blocks, width, rng):
+    return (_random_normals(blocks, width, rng),)
+
+
+def _ether_plus_start(blocks, width, rng):
+    u = _random_normals(blocks, width, rng)
+    return u, u.copy()
+
+
+register(
+    Method(
+        name="ether",
+        factors=ether_factors,
+        weights=("u",),
+        start=_ether_start,
+        side="input",
+        orthogonal=True,
+        learning_rate=1e-2,
+    )
+)
+register(
+    Method(
+        name="ether+",
+        factors=ether_plus_factors,
+        weights=("u", "v"),
+        start=_ether_plus_start,
+        side="both",
+        orthogonal=False,
+        learning_rate=2e-3,
+    )
+)

@@ -1,0 +1,80 @@
+"""The table of methods: what each trains, how it starts, its formula.
+
+A method is one function from its weights to the factors of its blocks, one
+function that gives the start, and one entry here. Everything else (the call,
+dropout, merging, distances, files) is written once, for all of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+SIDES = ("input", "output", "both")
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to transform a kernel by trained block-diagonal matrices.
+
+    Args:
+        name: The name that `keras_ether.apply` takes.
+        factors: Function from the method's weights, by name, to the factors
+            `(left, right)` of its blocks, see `keras_ether.ops.reflections`.
+        weights: Names of the method's weights, the arguments of `factors`.
+        start: Function `(blocks, width, rng)` to the start of those weights, a
+            tuple of float32 arrays whose first axis is `blocks`; `rng` is a
+            `numpy.random.Generator`.
+        side: The side that is transformed by default: `"input"`, `"output"` or
+            `"both"`.
+        orthogonal: Whether every block is orthogonal, so that its transpose
+            takes it out of a kernel again.
+        learning_rate: A rate for Adam that is a good first try.
+        min_width: Integer, the width of the smallest block that can train. A
+            unit vector of one number is a constant. Defaults to 2.
+    """
+
+    name: str
+    factors: Callable
+    weights: tuple[str, ...]
+    start: Callable
+    side: str
+    orthogonal: bool
+    learning_rate: float
+    min_width: int = 2
+
+
+METHODS: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Adds a method to the table.
+
+    Args:
+        method: A `Method`. Its name must be new.
+
+    Returns:
+        The method.
+
+    Raises:
+        ValueError: if the name is taken.
+    """
+    if method.name in METHODS:
+        raise ValueError(
+            f"A method named '{method.name}' is registered already. "
+            f"Registered methods: {sorted(METHODS)}."
+        )
+    METHODS[method.name] = method
+    return method
+
+
+def get(name: str) -> Method:
+    """Returns the method registered under `name`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not isinstance(name, str) or name not in METHODS:
+        raise ValueError(
+            f"`method` must be one of {sorted(METHODS)}. Received: "
+            f"method={name!r}"
+        )
+    return METHODS[name]

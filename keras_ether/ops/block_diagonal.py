@@ -1,0 +1,141 @@
+"""Products of rows with the thin factors of block-diagonal matrices.
+
+A factor has a few rows of `width` numbers for each block, `(blocks, k, width)`.
+Few in all, they are best written as one block-diagonal matrix; many, as one for
+each group of blocks. `arrange` chooses, and products with rows take either.
+Those with a kernel choose for themselves.
+"""
+
+from keras import ops
+
+from keras_ether.ops.backend import BACKEND
+from keras_ether.ops.backend import add_product
+from keras_ether.ops.backend import batch_matmul
+from keras_ether.ops.backend import block_diagonal
+from keras_ether.ops.backend import matmul
+from keras_ether.ops.backend import reshape
+from keras_ether.ops.backend import swap_first
+from keras_ether.ops.backend import transpose
+from keras_ether.ops.backend import transposed_product
+
+# With more rows than this, products with a block-diagonal matrix, most of which
+# is zero, take longer than those with parts of it.
+MAX_ROWS = 16
+
+
+def arrange(factor):
+    """A factor in the form in which products with rows are cheapest.
+
+    Args:
+        factor: Tensor of shape `(blocks, k, width)`.
+
+    Returns:
+        A block-diagonal matrix, `(blocks * k, blocks * width)`, or, where that
+        has too many rows, those of groups of blocks,
+        `(groups, group * k, group * width)`.
+    """
+    blocks, k, width = factor.shape
+    group = _group(factor)
+    if group > 1:
+        factor = block_diagonal(reshape(factor, (-1, group, k, width)))
+        factor = reshape(factor, (-1, group * k, group * width))
+    return factor[0] if group == blocks else factor
+
+
+def _group(factor):
+    """How many blocks make a matrix: a number that divides theirs."""
+    blocks, k, _ = factor.shape
+    if blocks * k <= MAX_ROWS:
+        return blocks
+    if BACKEND != "torch":
+        # Compilers make loops of their own for the products of single blocks.
+        return 1
+    fitting = range(MAX_ROWS // k, 0, -1)
+    return next((n for n in fitting if blocks % n == 0), 1)
+
+
+def project(x, factor):
+    """`x factorᵀ`: from `(..., blocks * width)` to `(..., blocks * k)`."""
+    if len(factor.shape) == 2:
+        return matmul(x, transpose(factor))
+    x = split(x, factor)
+    if factor.shape[1] == 1:
+        return ops.sum(x * factor[:, 0], axis=-1)
+    return join(_each_block(x, transpose(factor)))
+
+
+def spread(s, factor):
+    """`s factor`: from `(..., blocks * k)` to `(..., blocks * width)`."""
+    if len(factor.shape) == 2:
+        return matmul(s, factor)
+    s = split(s, transpose(factor))
+    if factor.shape[1] == 1:
+        return join(s * factor[:, 0])
+    return join(_each_block(s, factor))
+
+
+def add_spread(x, s, factor):
+    """`x + s factor`."""
+    if len(factor.shape) == 2:
+        return add_product(x, s, factor)
+    return x + spread(s, factor)
+
+
+def contract(s, x, factor):
+    """The gradient of `factor` in a product of rows: `sᵀ x`, in its form.
+
+    Args:
+        s: Tensor of shape `(rows, blocks * k)`.
+        x: Tensor of shape `(rows, blocks * width)`.
+        factor: The factor, as `arrange` gives it.
+    """
+    if len(factor.shape) == 2:
+        return transposed_product(s, x)
+    s = split(s, transpose(factor))
+    x = split(x, factor)
+    if factor.shape[1] == 1:
+        return ops.sum(s * x, axis=0)[:, None]
+    return batch_matmul(transpose(swap_first(s)), swap_first(x))
+
+
+def _each_block(x, matrices):
+    """Rows `(..., blocks, a)` times `(blocks, a, b)`, block by block."""
+    rows = swap_first(reshape(x, (-1, *x.shape[-2:])))
+    y = swap_first(batch_matmul(rows, matrices))
+    return reshape(y, (*ops.shape(x)[:-1], matrices.shape[-1]))
+
+
+def flatten(x):
+    """`x` with all its leading axes made one."""
+    return x if len(x.shape) == 2 else reshape(x, (-1, ops.shape(x)[-1]))
+
+
+def kernel_rows(factor, kernel):
+    """`factor @ kernel`, `(blocks * k, columns)`.
+
+    Args:
+        factor: Tensor of shape `(blocks, k, width)`, or one as `arrange` gives
+            it.
+        kernel: Matrix with `blocks * width` rows.
+    """
+    if len(factor.shape) == 3 and (BACKEND != "torch" or factor.shape[0] == 1):
+        # PyTorch multiplies each block with its own rows of the kernel, which
+        # are there without copying. Compiled, one product takes no longer.
+        factor = arrange(factor)
+    if len(factor.shape) == 2:
+        return factor @ kernel
+    blocks, k, width = factor.shape
+    kernel = reshape(kernel, (blocks, width, -1))
+    return reshape(batch_matmul(factor, kernel), (blocks * k, -1))
+
+
+def split(x, factor):
+    """The last axis of `x` as the blocks of `factor` and what is in each."""
+    blocks, _, width = factor.shape
+    return reshape(x, (*ops.shape(x)[:-1], blocks, width))
+
+
+def join(x):
+    """The last two axes of `x` made one."""
+    *leading, blocks, width = ops.shape(x)
+    return reshape(x, (*leading, blocks * width))

@@ -1,0 +1,79 @@
+"""A convolution's kernel as matrices over its channels."""
+
+from dataclasses import dataclass
+
+from keras import ops
+
+
+@dataclass(frozen=True)
+class ConvView:
+    """The input, the kernel and the output of a convolution, seen as matrices.
+
+    At every place of its window a kernel holds one `(d, f)` matrix from input
+    channels to filters, and all of them are transformed alike. The groups of a
+    grouped convolution see no channels but their own: they are the experts of
+    `keras_ether.ops.matrix_view.MatrixView`, each with blocks of its own.
+
+    Args:
+        channels_first: Whether the channels stand before the places of the
+            input and of the output. Defaults to `False`.
+        transposed: Whether the kernel's last axes are `(filters, channels)`, as
+            in a transposed convolution, and not `(channels, filters)`. Defaults
+            to `False`.
+        groups: Number of groups. Defaults to 1.
+
+    Example:
+
+    >>> ConvView(groups=2).sizes((3, 3, 8, 32))
+    (2, 8, 16)
+    """
+
+    channels_first: bool = False
+    transposed: bool = False
+    groups: int = 1
+
+    def sizes(self, kernel_shape):
+        """Returns `(e, d, f)`: groups, and the channels and filters of each."""
+        inputs, outputs = kernel_shape[-2:]
+        if self.transposed:
+            inputs, outputs = outputs, inputs
+        return self.groups, inputs, outputs // self.groups
+
+    def neurons(self, kernel):
+        """The kernel as `(e, places · d, f)`: each filter is a column."""
+        experts, _, outputs = self.sizes(kernel.shape)
+        if self.transposed:
+            kernel = ops.swapaxes(kernel, -1, -2)
+        kernel = ops.reshape(kernel, (-1, experts, outputs))
+        return ops.swapaxes(kernel, 0, 1)
+
+    def map_inputs(self, function, x):
+        """Applies `function` to the inputs with `e · d` as their last axis."""
+        return self._map_channels(function, x)
+
+    def map_outputs(self, function, y):
+        """Applies `function` to the outputs with `e · f` as their last axis."""
+        return self._map_channels(function, y)
+
+    def map_kernel_inputs(self, function, kernel):
+        """Applies `function` to the kernel with `e · d` as its last axis."""
+        if self.transposed:
+            return function(kernel)
+        shape = tuple(kernel.shape)
+        by_group = (*shape[:-1], self.groups, shape[-1] // self.groups)
+        kernel = ops.swapaxes(ops.reshape(kernel, by_group), -1, -3)
+        *leading, experts, inputs = swapped = tuple(kernel.shape)
+        kernel = ops.reshape(kernel, (*leading, experts * inputs))
+        kernel = ops.reshape(function(kernel), swapped)
+        return ops.reshape(ops.swapaxes(kernel, -1, -3), shape)
+
+    def map_kernel_outputs(self, function, kernel):
+        """Applies `function` to the kernel with `e · f` as its last axis."""
+        if not self.transposed:
+            return function(kernel)
+        return ops.swapaxes(function(ops.swapaxes(kernel, -1, -2)), -1, -2)
+
+    def _map_channels(self, function, x):
+        if not self.channels_first:
+            return function(x)
+        return ops.moveaxis(function(ops.moveaxis(x, 1, -1)), -1, 1)

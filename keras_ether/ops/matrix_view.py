@@ -1,0 +1,206 @@
+"""A kernel of any shape as a `(d, f)` matrix, from its einsum equation.
+
+An `EinsumDense` may contract several axes, give several, and carry axes that
+the input, the kernel and the output share (a bank of experts). Flattened in the
+kernel's own order, they are the inputs `d`, the outputs `f` and the experts `e`
+of a stack of matrices. A reflection acts on the rows of a tensor whose last
+axis is `e · d` or `e · f`: experts only add blocks.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+from keras import ops
+
+from keras_ether.ops.backend import dense_product
+from keras_ether.ops.backend import reshape
+
+
+@dataclass(frozen=True)
+class MatrixView:
+    """The input, the kernel and the output of a linear layer, seen as matrices.
+
+    Args:
+        equation: Einsum equation of the layer, such as `"abc,cde->abde"`. An
+            ellipsis may stand for leading or trailing axes.
+        is_matmul: Whether the layer computes by `matmul` and not by `einsum`,
+            which may differ in the last bit. Defaults to `False`.
+
+    Example:
+
+    >>> view = MatrixView("bqnh,nhm->bqm")
+    >>> view.sizes((12, 32, 384))
+    (1, 384, 384)
+    """
+
+    equation: str
+    is_matmul: bool = False
+
+    def __post_init__(self):
+        operands, _, output = self.equation.replace(" ", "").partition("->")
+        inputs, _, kernel = operands.partition(",")
+        shared = [a for a in kernel if a in inputs and a in output]
+        contracted = [a for a in kernel if a in inputs and a not in output]
+        given = [a for a in kernel if a not in inputs and a in output]
+        for name, value in (
+            ("inputs", inputs),
+            ("kernel", kernel),
+            ("outputs", output),
+            ("experts", "".join(shared)),
+            ("rows", "".join(contracted)),
+            ("columns", "".join(given)),
+        ):
+            object.__setattr__(self, name, value)
+
+    def sizes(self, kernel_shape):
+        """Returns `(e, d, f)`: experts, inputs and outputs of the kernel."""
+        size_of = dict(zip(self.kernel, kernel_shape, strict=True))
+        return tuple(
+            math.prod(size_of[axis] for axis in axes)
+            for axes in (self.experts, self.rows, self.columns)
+        )
+
+    @functools.cached_property
+    def is_one_matrix(self):
+        """Whether the layer multiplies rows of its inputs by one matrix.
+
+        Without experts, and with its rows in one order before and after.
+        """
+        before = [a for a in self.inputs if a not in self.rows]
+        after = [a for a in self.outputs if a not in self.columns]
+        return not self.experts and before == after
+
+    def product(self, x, kernel):
+        """The layer's own product of inputs and kernel."""
+        if self.is_matmul:
+            return dense_product(x, kernel)
+        return ops.einsum(self.equation, x, kernel)
+
+    def inputs_matrix(self, x):
+        """The inputs as rows of `d`, for a kernel without experts."""
+        return _matrix(x, self.inputs, self.rows)
+
+    def from_inputs_matrix(self, rows, like):
+        """The inverse of `inputs_matrix`, in the shape of `like`."""
+        return _from_matrix(rows, self.inputs, self.rows, like)
+
+    def outputs_matrix(self, y):
+        """The outputs as rows of `f`, for a kernel without experts."""
+        return _matrix(y, self.outputs, self.columns)
+
+    def from_outputs_matrix(self, rows, like):
+        """The inverse of `outputs_matrix`, in the shape of `like`."""
+        return _from_matrix(rows, self.outputs, self.columns, like)
+
+    def kernel_matrix(self, kernel):
+        """A kernel without experts as a `(d, f)` matrix."""
+        if not self._is_in_order:
+            kernel = _transpose(kernel, self._matrix_axes)
+        if len(self.kernel) == 2:
+            return kernel
+        size = math.prod(kernel.shape[: len(self.rows)])
+        return reshape(kernel, (size, -1))
+
+    def from_kernel_matrix(self, matrix, kernel_shape):
+        """The inverse of `kernel_matrix`."""
+        if self._is_in_order:
+            return reshape(matrix, kernel_shape)
+        axes = self._matrix_axes
+        if len(axes) > 2:
+            matrix = reshape(matrix, [kernel_shape[axis] for axis in axes])
+        return _transpose(matrix, [axes.index(a) for a in range(len(axes))])
+
+    @property
+    def _is_in_order(self):
+        """Whether the axes of the kernel are those of its matrix, in order."""
+        return self.kernel == self.rows + self.columns
+
+    @property
+    def _matrix_axes(self):
+        return [self.kernel.index(a) for a in self.rows + self.columns]
+
+    def neurons(self, kernel):
+        """The kernel as `(e, d, f)`: each output's weights are a column."""
+        labels = self.experts + self.rows + self.columns
+        axes = [self.kernel.index(label) for label in labels]
+        return ops.reshape(_transpose(kernel, axes), self.sizes(kernel.shape))
+
+    def map_inputs(self, function, x):
+        """Applies `function` to the inputs with `e · d` as their last axis."""
+        return _map_last(function, x, self.inputs, self.experts + self.rows)
+
+    def map_outputs(self, function, y):
+        """Applies `function` to the outputs with `e · f` as their last axis."""
+        return _map_last(function, y, self.outputs, self.experts + self.columns)
+
+    def map_kernel_inputs(self, function, kernel):
+        """Applies `function` to the kernel with `e · d` as its last axis."""
+        return _map_last(
+            function, kernel, self.kernel, self.experts + self.rows
+        )
+
+    def map_kernel_outputs(self, function, kernel):
+        """Applies `function` to the kernel with `e · f` as its last axis."""
+        return _map_last(
+            function, kernel, self.kernel, self.experts + self.columns
+        )
+
+
+def _map_last(function, x, labels, merged):
+    """Applies `function` to `x` with the axes `merged` made one, the last."""
+    axes = _axes_to_last(x, labels, merged)
+    shape = ops.shape(x)
+    x = function(_merge(x, labels, merged))
+    if len(merged) > 1:
+        x = reshape(x, [shape[axis] for axis in axes])
+    return _transpose(x, [axes.index(axis) for axis in range(len(axes))])
+
+
+def _merge(x, labels, merged):
+    """`x` with the axes that the labels `merged` name made one, the last."""
+    x = _transpose(x, _axes_to_last(x, labels, merged))
+    if len(merged) == 1:
+        return x
+    leading = len(x.shape) - len(merged)
+    size = math.prod(x.shape[leading:])
+    return reshape(x, (*ops.shape(x)[:leading], size))
+
+
+def _matrix(x, labels, merged):
+    """`x` as a matrix, the axes that `merged` names as its columns."""
+    if not labels.endswith(merged):
+        x = _transpose(x, _axes_to_last(x, labels, merged))
+    if len(x.shape) == 2 and len(merged) == 1:
+        return x
+    return reshape(x, (-1, math.prod(x.shape[-len(merged) :])))
+
+
+def _from_matrix(rows, labels, merged, like):
+    """The inverse of `_matrix`, in the shape of `like`."""
+    shape = ops.shape(like)
+    if labels.endswith(merged):
+        return reshape(rows, shape)
+    axes = _axes_to_last(like, labels, merged)
+    rows = reshape(rows, [shape[axis] for axis in axes])
+    return _transpose(rows, [axes.index(axis) for axis in range(len(axes))])
+
+
+def _axes_to_last(x, labels, wanted):
+    """All axes of `x`, those that the labels `wanted` name at the end."""
+    last = _positions(labels, wanted, len(x.shape))
+    return [a for a in range(len(x.shape)) if a not in last] + last
+
+
+def _transpose(x, axes):
+    return x if axes == sorted(axes) else ops.transpose(x, axes)
+
+
+def _positions(labels, wanted, ndim):
+    """Axes of a tensor of `ndim` axes that the labels `wanted` name."""
+    left, ellipsis, right = labels.partition("...")
+    position = {label: axis for axis, label in enumerate(left)}
+    if ellipsis:
+        start = ndim - len(right)
+        position |= {label: start + axis for axis, label in enumerate(right)}
+    return [position[label] for label in wanted]

@@ -1,0 +1,163 @@
+"""Block-diagonal reflections as functions of arrays.
+
+Every block is written as the identity plus a product of two thin factors,
+
+    block = I + left.T @ right        left, right: (blocks, k, width)
+
+with `k = 1` for ETHER and `k = 2` for ETHER+ (Bini et al., ICML 2024, sections
+3.2 to 3.4). A reflection matrix is never formed: activations are multiplied by
+the factors, at the cost of `k` vectors per block. `right=None` says that `left`
+is not a factor but the whole deviation `block − I`, `(blocks, width, width)`.
+
+Nothing here knows of layers. Norms are computed in float32 whatever the dtype
+of the activations, products in the dtype of the activations.
+"""
+
+from keras import ops
+
+from keras_ether.ops.backend import float32
+from keras_ether.ops.backend import is_eager_torch
+from keras_ether.ops.backend import reciprocal_norm
+from keras_ether.ops.backend import sum_last
+from keras_ether.ops.block_diagonal import add_spread
+from keras_ether.ops.block_diagonal import arrange
+from keras_ether.ops.block_diagonal import contract
+from keras_ether.ops.block_diagonal import flatten
+from keras_ether.ops.block_diagonal import join
+from keras_ether.ops.block_diagonal import project
+from keras_ether.ops.block_diagonal import split
+from keras_ether.ops.custom_gradient import with_gradient
+
+
+def unit(u):
+    """Returns `u / ‖u‖` along the last axis; zero vectors stay zero.
+
+    The gradient is finite everywhere, and zero at a zero vector.
+
+    Args:
+        u: Tensor of shape `(..., width)`.
+
+    Returns:
+        Float32 tensor of the same shape.
+
+    Example:
+
+    >>> ops.convert_to_numpy(unit(np.array([[3.0, 4.0], [0.0, 0.0]]))).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    return _unit(float32(u))
+
+
+def _unit_forward(u):
+    r = reciprocal_norm(u)
+    u = u * r
+    return u, ((u, r),)
+
+
+def _unit_backward(arguments, kept, upstream):
+    ((unit, r),) = kept
+    return (unit_gradient(unit, r, upstream),)
+
+
+def unit_gradient(unit, r, upstream):
+    """The gradient of `u` from that of `û = u r`, `r = 1 / ‖u‖`."""
+    return (upstream - unit * sum_last(unit * upstream)) * r
+
+
+def in_few_operations(forward, backward):
+    """The function, with its gradient by hand on eager PyTorch.
+
+    Automatic differentiation takes many more operations there, each of which
+    is started at every step. Compilers fuse them.
+    """
+    by_hand = with_gradient(forward, backward)
+
+    def function(*arguments):
+        if is_eager_torch():
+            return by_hand(*arguments)
+        return forward(*arguments)[0]
+
+    return function
+
+
+_unit = in_few_operations(_unit_forward, _unit_backward)
+
+
+def transpose(left, right=None):
+    """Factors of the transposed blocks."""
+    if right is None:
+        return ops.swapaxes(left, -1, -2), None
+    return right, left
+
+
+def distance(left, right=None):
+    """Distance of each block from the identity, `‖block − I‖_F`.
+
+    Args:
+        left: Tensor of shape `(blocks, k, width)`.
+        right: Tensor of the same shape, or `None`.
+
+    Returns:
+        Tensor of shape `(blocks,)`: 2 for ETHER, at most √2 for ETHER+.
+    """
+    if right is None:
+        squared = ops.sum(ops.square(left), axis=(-1, -2))
+    else:
+        # ‖Lᵀ R‖² = Σ (L Lᵀ) ∘ (R Rᵀ), from two matrices of k x k.
+        squared = ops.sum(_gram(left) * _gram(right), axis=(-1, -2))
+    return ops.sqrt(ops.maximum(squared, 0.0))
+
+
+def multiply(x, left, right=None, training=False):
+    """Multiplies rows by a block-diagonal matrix, `x @ diag(I + leftᵀ right)`.
+
+    Args:
+        x: Tensor of shape `(..., blocks * width)`.
+        left: Tensor of shape `(blocks, k, width)`.
+        right: Tensor of the same shape, or `None` where `left` is the blocks'
+            whole deviation from the identity.
+        training: Whether a gradient will be asked for. Values and gradients are
+            the same either way. With `True`, a custom gradient keeps `x` and a
+            thin product in memory and nothing else; with `False`, plain
+            operations are what every exporter can read. Defaults to `False`.
+
+    Returns:
+        Tensor of the shape and dtype of `x`.
+
+    Example:
+
+    >>> left, right = ether_factors(np.array([[1.0, 0.0]]))
+    >>> ops.convert_to_numpy(multiply(ops.array([[3.0, 4.0]]), left, right))
+    array([[-3.,  4.]], dtype=float32)
+    """
+    left = ops.cast(left, x.dtype)
+    if right is None:
+        deviation = ops.einsum("...nw,nwv->...nv", split(x, left), left)
+        return x + join(deviation)
+    left, right = arrange(left), arrange(ops.cast(right, x.dtype))
+    if training:
+        return _update(x, left, right)
+    return _update_forward(x, left, right)[0]
+
+
+def _gram(a):
+    return ops.matmul(a, ops.swapaxes(a, -1, -2))
+
+
+def _update_forward(x, left, right):
+    """`x + (x leftᵀ) right`."""
+    s = project(x, left)
+    return add_spread(x, s, right), ((s,),)
+
+
+def _update_backward(arguments, kept, upstream):
+    (x, left, right), ((s,),) = arguments, kept
+    r = project(upstream, right)
+    return (
+        add_spread(upstream, r, left),
+        contract(flatten(r), flatten(x), left),
+        contract(flatten(s), flatten(upstream), right),
+    )
+
+
+_update = with_gradient(_update_forward, _update_backward)

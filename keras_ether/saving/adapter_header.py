@@ -1,0 +1,248 @@
+"""The header of an adapter file: what is in it, and every check of it."""
+
+import json
+import re
+
+from keras_ether import methods
+from keras_ether.adapters.arguments import check_arguments
+
+FORMAT = "keras_ether.adapter"
+FORMAT_VERSION = 1
+
+FIELDS = {
+    "format": str,
+    "format_version": int,
+    "adapters": list,
+    "weights": dict,
+    "trainable": list,
+    "base": str,
+    "versions": dict,
+    "metadata": dict,
+    "sha256": str,
+}
+GROUP_FIELDS = {
+    "method": str,
+    "rank_blocks": int,
+    "side": str,
+    "dropout": (int, float),
+    "layers": dict,
+}
+TRAINING_FIELDS = {
+    "epoch": int,
+    "batch": int,
+    "step": int,
+    "best": (int, float, type(None)),
+    "optimizer": str,
+    "optimizer_variables": int,
+    "random_states": dict,
+    "global_generators": int,
+}
+FINGERPRINT = re.compile("[0-9a-f]{16}")
+LONGEST_NAME = 1_000
+# More would be no optimizer's state, and a list of their names no small thing.
+MOST_VARIABLES = 1_000_000
+
+
+def to_text(header: dict) -> str:
+    """The one text that stands for a header, as JSON."""
+    return json.dumps(
+        header, sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
+
+
+def from_text(text: str) -> dict:
+    """Reads JSON, stricter than Python does.
+
+    Raises:
+        ValueError: if it is no JSON, names something twice, or holds a number
+            that JSON doesn't know.
+    """
+    try:
+        return json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_no_constant
+        )
+    except RecursionError:
+        raise ValueError("its header is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"its header is not JSON ({error})") from None
+
+
+def check(header):
+    """Checks a header by itself.
+
+    Raises:
+        ValueError: if anything is missing, unknown or out of its range.
+    """
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise ValueError("its header is not that of an adapter file")
+    version = header.get("format_version")
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise ValueError(
+            f"its format_version is {version!r}, and this version of "
+            f"keras_ether reads {FORMAT_VERSION}"
+        )
+    training = {"training": dict} if "training" in header else {}
+    _check_fields(header, FIELDS | training, "header")
+    seen = set()
+    for group in header["adapters"]:
+        _check_group(group, seen)
+    if not seen:
+        raise ValueError("its header names no adapter")
+    for path, names in header["weights"].items():
+        check_path(path)
+        _check_names(names, f"weights of '{path}'")
+    _check_names(header["trainable"], "trainable layers", paths=True)
+    twice = seen.intersection(header["trainable"])
+    if twice:
+        raise ValueError(f"'{min(twice)}' is both adapted and trainable")
+    _check_fingerprint(header["base"])
+    for name, value in header["versions"].items():
+        if not isinstance(value, str):
+            raise ValueError(f"the version of {name!r} is {value!r}")
+    if training:
+        _check_training(header["training"])
+
+
+def layers_of(header: dict) -> dict:
+    """The adapted layers of a header, each path with its group."""
+    return {
+        path: group for group in header["adapters"] for path in group["layers"]
+    }
+
+
+def tensor_name(*parts: str) -> str:
+    """The name of a tensor, `section/layer path/name`."""
+    return "/".join(part for part in parts if part)
+
+
+def tensor_names(header: dict) -> set[str]:
+    """The names of all tensors that belong to a header."""
+    names = {
+        tensor_name("adapter", path, f"{side}_{weight}")
+        for path, group in layers_of(header).items()
+        for side in ("input", "output")
+        if group["side"] in (side, "both")
+        for weight in methods.get(group["method"]).weights
+    }
+    names |= {
+        tensor_name("weights", path, name)
+        for path, own in header["weights"].items()
+        for name in own
+    }
+    training = header.get("training")
+    if training:
+        names |= {
+            f"optimizer/{i}" for i in range(training["optimizer_variables"])
+        }
+        names |= {
+            tensor_name("random_states", path, str(i))
+            for path, count in training["random_states"].items()
+            for i in range(count)
+        }
+        names |= {
+            f"global_generators/{i}"
+            for i in range(training["global_generators"])
+        }
+    return names
+
+
+def check_path(path):
+    """Raises a `ValueError` for what can't be the path of a layer."""
+    if path == "":
+        return
+    segments = path.split("/") if isinstance(path, str) else [""]
+    if (
+        len(path) > LONGEST_NAME
+        or not path.isprintable()
+        or "\\" in path
+        or any(segment in ("", ".", "..") for segment in segments)
+    ):
+        raise ValueError(f"{_shown(path)} is not the path of a layer")
+
+
+def _check_fields(value, fields, where):
+    if not isinstance(value, dict):
+        raise ValueError(f"its {where} is {_shown(value)}")
+    missing, unknown = fields.keys() - value.keys(), value.keys() - fields
+    if missing or unknown:
+        raise ValueError(
+            f"its {where} lacks {sorted(missing)} and has the unknown "
+            f"{_shown(sorted(unknown))}"
+        )
+    for name, kind in fields.items():
+        # True is an integer to Python.
+        if not isinstance(value[name], kind) or isinstance(value[name], bool):
+            raise ValueError(f"its {where} has {name}={_shown(value[name])}")
+
+
+def _check_group(group, seen):
+    _check_fields(group, GROUP_FIELDS, "group of adapters")
+    check_arguments(
+        group["method"],
+        group["rank_blocks"],
+        group["side"],
+        group["dropout"],
+        0,
+    )
+    for path, fingerprint in group["layers"].items():
+        check_path(path)
+        if path in seen:
+            raise ValueError(f"layer '{path}' stands there twice")
+        seen.add(path)
+        _check_fingerprint(fingerprint)
+
+
+def _check_names(names, what, paths=False):
+    if (
+        not isinstance(names, list)
+        or not all(isinstance(name, str) for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise ValueError(f"its {what} are {_shown(names)}")
+    for name in names:
+        check_path(name)
+        if not paths and (not name or "/" in name):
+            raise ValueError(f"its {what} are {_shown(names)}")
+
+
+def _check_fingerprint(value):
+    if not isinstance(value, str) or not FINGERPRINT.fullmatch(value):
+        raise ValueError(f"{_shown(value)} is not a fingerprint")
+
+
+def _check_training(training):
+    _check_fields(training, TRAINING_FIELDS, "state of training")
+    counts = {
+        name: training[name]
+        for name, kind in TRAINING_FIELDS.items()
+        if kind is int
+    }
+    for path, count in training["random_states"].items():
+        check_path(path)
+        counts[f"random states of '{path}'"] = count
+    for name, count in counts.items():
+        if type(count) is not int or not count >= 0:
+            raise ValueError(f"its {name} is {_shown(count)}")
+    variables = (
+        training["optimizer_variables"],
+        training["global_generators"],
+        *training["random_states"].values(),
+    )
+    if sum(variables) > MOST_VARIABLES:
+        raise ValueError("its state of training has too many variables")
+
+
+def _unique(pairs):
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("its header names something twice")
+    return found
+
+
+def _no_constant(name):
+    raise ValueError(f"its header holds the number {name}")
+
+
+def _shown(value):
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,339 @@
+"""Copies of adapted models, by `copy` and `pickle`.
+
+Keras copies a layer by its `.keras` format, in which an adapted model is the
+plain model with the fine-tuned kernels. A copy in memory is the adapted model
+itself: it is made from that format, gets its adapters again, and then the value
+and flag of every variable.
+
+The values travel beside those of the format, which Keras's own layers may round
+or merge with LoRA's, so a pickle is about twice as large as the model.
+
+As with any Keras layer, `copy.copy` is as deep as `copy.deepcopy`.
+"""
+
+import inspect
+import re
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_ether import _keras_internals as internals
+from keras_ether.adapters import freezing
+from keras_ether.adapters import kinds
+from keras_ether.adapters import twin_class
+from keras_ether.adapters import weights_file
+from keras_ether.adapters.adapter import Adapter
+from keras_ether.saving import contents
+from keras_ether.surgery import insertion
+from keras_ether.surgery.planning import Target
+
+ARGUMENTS = ("method", "rank_blocks", "side", "dropout", "seed")
+# Keras about what is put in afterwards.
+EXPECTED = (
+    "Skipping variable loading for optimizer",
+    r"`compile\(\)` was not called as part of model loading",
+)
+
+
+def install():
+    """Has Python's `copy` and `pickle` know of adapters.
+
+    Keras gives `__reduce__` to every layer, and the layer that is copied may be
+    a plain one, such as a model built around an adapted one after `apply`: a
+    method of adapted layers, or one put onto instances by `apply`, would not be
+    asked. Layers without adapters are left to Keras.
+    """
+    internals.hook_layer_reduction(_reduce)
+
+
+class State:
+    """Everything that makes a copy of a layer with adapters.
+
+    Nothing changes it, so `deepcopy` need not copy it too.
+    """
+
+    def __init__(self, layer):
+        layers = contents.layers_of(layer)
+        _check_active(layers)
+        self.name = layer.name
+        with weights_file.of_base():
+            self.archive = internals.to_archive(layer)
+        self.adapters = {
+            path: _arguments(part.ether)
+            for path, part in layers.items()
+            if _is_adapted(part)
+        }
+        self.twins = [p for p in self.adapters if twin_class.is_twin(layers[p])]
+        self.layers = {
+            path: (_variables(part), freezing.flags_of(part))
+            for path, part in layers.items()
+        }
+        places = _places(layers)
+        self.compiled = {
+            path: _Compiled(part, places)
+            for path, part in layers.items()
+            if getattr(part, "compiled", False)
+        }
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class AdapterState:
+    """Everything that makes a copy of an adapter alone."""
+
+    def __init__(self, adapter):
+        self.arguments = _arguments(adapter)
+        self.built = (adapter.view, adapter.kernel_shape)
+        self.layers = {"": (_variables(adapter), freezing.flags_of(adapter))}
+        self.name = adapter.name
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+def _reduce(layer):
+    """What `__reduce__` of a layer returns, `None` if it has no adapter."""
+    if kinds.is_adapter(layer):
+        if not layer.built:
+            return None
+        return _rebuild_adapter, (AdapterState(layer),)
+    if any(
+        kinds.is_adapter(part) and part.built
+        for part in internals.everything_in(layer)
+    ):
+        return _rebuild, (State(layer),)
+    return None
+
+
+def _rebuild(state):
+    """The copy.
+
+    Raises:
+        ValueError: if Keras makes another model from the same configuration.
+    """
+    with warnings.catch_warnings():
+        for message in EXPECTED:
+            warnings.filterwarnings("ignore", message)
+        copy = _from_archive(state)
+    layers = contents.layers_of(copy)
+    for path in state.twins:
+        if path not in layers or not kinds.kind_of(layers[path]):
+            raise _other(state, f"it has no layer '{path}'")
+        _adapt(path, layers[path], state.adapters[path])
+    layers = contents.layers_of(copy)
+    _fill(state, layers)
+    for path, arguments in state.adapters.items():
+        layers[path].ether.seed = arguments["seed"]
+    insertion.put_up_guards(copy)
+    for part in layers.values():
+        internals.renew_torch_parameters(part)
+    variables = _in_order(layers)
+    for path, compiled in state.compiled.items():
+        compiled.compile(layers[path], variables)
+    return copy
+
+
+def _from_archive(state):
+    try:
+        return internals.from_archive(state.archive)
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"'{state.name}' can't be copied: Keras does not make it from its "
+            f"own configuration. {error}"
+        ) from error
+
+
+def _rebuild_adapter(state):
+    adapter = Adapter(**state.arguments, name=state.name)
+    adapter.build(*state.built)
+    _fill(state, {"": adapter})
+    internals.renew_torch_parameters(adapter)
+    return adapter
+
+
+def _adapt(path, layer, arguments):
+    target = Target(
+        path=path,
+        layer=layer,
+        view=kinds.kind_of(layer).view(layer),
+        kernel_shape=kinds.kernel_shape(layer),
+        **{name: arguments[name] for name in ARGUMENTS if name != "seed"},
+    )
+    adapter = insertion.build_adapter(target, arguments["seed"])
+    insertion.place(layer, adapter)
+
+
+def _fill(state, layers):
+    """Gives layers the variables' values and flags, if they are alike."""
+    if layers.keys() != state.layers.keys():
+        paths = sorted(layers.keys() ^ state.layers.keys())
+        raise _other(state, f"only one of them has the layers {paths}")
+    for path, layer in layers.items():
+        expected = [described for described, _, _ in state.layers[path][0]]
+        if not _put_in_order(layer, expected):
+            received = [_described(v) for v in freezing.own_variables(layer)]
+            raise _other(
+                state,
+                f"layer '{path}' has variables {received}, not {expected}",
+            )
+    for path, layer in layers.items():
+        variables, flags = state.layers[path]
+        own = freezing.own_variables(layer)
+        for variable, (_, name, value) in zip(own, variables, strict=True):
+            variable.assign(value)
+            internals.set_variable_path(variable, name)
+        freezing.set_flags(layer, flags)
+
+
+def _put_in_order(layer, expected):
+    """Has a layer list its variables in this order, if it has them.
+
+    A float8 layer lists its kernel first if it was quantized when built, and
+    last if it was made so. PyTorch pairs parameters by their order.
+    """
+    own = freezing.own_variables(layer)
+    received = [_described(variable) for variable in own]
+    if received == expected:
+        return True
+    ordered = []
+    for described in expected:
+        if described not in received:
+            return False
+        place = received.index(described)
+        received.pop(place)
+        ordered.append(own.pop(place))
+    if own:
+        return False
+    internals.order_variables(layer, ordered)
+    return ordered == freezing.own_variables(layer)
+
+
+class _Compiled:
+    """How a model is compiled, and the state of its optimizer."""
+
+    def __init__(self, model, places):
+        self.config = dict(model.get_compile_config())
+        self.extras = _extras(model, self.config)
+        self.values, self.optimized = [], None
+        optimizer = model.optimizer
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            return
+        # It may have taken the place of the one that `compile` was given.
+        serialize = keras.saving.serialize_keras_object
+        if "optimizer" in self.config:
+            self.config["optimizer"] = serialize(optimizer)
+        self.values = [_value(v) for v in optimizer.variables]
+        if optimizer.built:
+            optimized = internals.optimized_variables(optimizer)
+            self.optimized = [places.get(id(v)) for v in optimized]
+        if None in (self.optimized or ()):
+            raise ValueError(
+                f"Model '{model.name}' can't be copied: its optimizer was "
+                "made for variables that the model has no more. Call "
+                "`compile(...)` on it again first."
+            )
+
+    def compile(self, model, variables):
+        if not self.config:
+            return
+        deserialize = keras.saving.deserialize_keras_object
+        own_way = type(model).compile_from_config
+        if own_way is keras.Model.compile_from_config and self._fits(model):
+            arguments = deserialize(self.config, safe_mode=False)
+            extras = deserialize(self.extras, safe_mode=False)
+            model.compile(**arguments, **extras)
+        else:
+            # Says so if the model's `compile` is one that Keras can't call.
+            model.compile_from_config(self.config)
+        if not model.compiled:
+            return
+        optimizer = model.optimizer
+        if self.optimized is not None:
+            optimizer.build([variables[place] for place in self.optimized])
+        if not self.values:
+            return
+        shapes = [tuple(v.shape) for v in optimizer.variables]
+        expected = [value.shape for value in self.values]
+        if shapes != expected:
+            raise ValueError(
+                f"The copy of model '{model.name}' has another optimizer: "
+                f"variables of shapes {shapes}, not {expected}."
+            )
+        pairs = zip(optimizer.variables, self.values, strict=True)
+        for variable, value in pairs:
+            variable.assign(value)
+
+    def _fits(self, model):
+        signature = inspect.signature(model.compile)
+        names = {*self.config, *self.extras}
+        try:
+            signature.bind(**dict.fromkeys(names))
+        except TypeError:
+            return False
+        return True
+
+
+def _extras(model, config):
+    """Arguments of a `compile` of the model's own that it kept: a sampler."""
+    known = {*config, "self"}
+    return {
+        name: keras.saving.serialize_keras_object(getattr(model, name))
+        for name in inspect.signature(type(model).compile).parameters
+        if name not in known and name in vars(model)
+    }
+
+
+def _check_active(layers):
+    for path, layer in layers.items():
+        if _is_adapted(layer) and layer.ether.is_switched_off:
+            raise ValueError(
+                f"A model can't be copied within `keras_ether.disabled`: the "
+                f"adapter of layer '{path}' would stay disabled. Copy the "
+                "model before; `keras_ether.remove(copy.deepcopy(model))` is "
+                "its base model."
+            )
+
+
+def _is_adapted(layer):
+    return kinds.is_adapted(layer) and layer.ether.built
+
+
+def _arguments(adapter):
+    return {name: getattr(adapter, name) for name in ARGUMENTS}
+
+
+def _variables(layer):
+    return [
+        (_described(v), v.path, _value(v))
+        for v in freezing.own_variables(layer)
+    ]
+
+
+def _described(variable):
+    """Name, shape and dtype, without a count within the process."""
+    name = re.sub(r"(_\d+)?$", "", variable.name)
+    return name, tuple(variable.shape), variable.dtype
+
+
+def _value(variable):
+    # A copy: an array on JAX or PyTorch would share the variable's memory.
+    return np.array(ops.convert_to_numpy(variable))
+
+
+def _places(layers):
+    return {id(v): place for place, v in enumerate(_in_order(layers))}
+
+
+def _in_order(layers):
+    return [v for y in layers.values() for v in freezing.own_variables(y)]
+
+
+def _other(state, what):
+    return ValueError(
+        f"'{state.name}' can't be copied: from its configuration Keras makes "
+        f"another one, {what}. See that `get_config`, `build` and "
+        "`get_build_config` restore every layer and variable."
+    )

@@ -1,0 +1,186 @@
+"""What training goes on from: the optimizer's state, and random generators'.
+
+Both are tensors of an adapter file. An optimizer's variables go by their order,
+which the order of the trained variables fixes, since their names count up
+within a process.
+"""
+
+from dataclasses import dataclass
+
+import keras
+
+from keras_ether import _keras_internals as internals
+from keras_ether.ops.values import to_numpy
+from keras_ether.saving import adapter_header
+from keras_ether.saving import contents
+from keras_ether.saving.loading import fitting
+
+# `fit` draws a batch of its own, from PyTorch's global generator, to build the
+# metrics of a model just compiled.
+PENDING = "_ether_global_generators"
+
+
+@dataclass(frozen=True)
+class Position:
+    """How far training had come when a checkpoint was written.
+
+    Attributes:
+        epoch: The epoch to go on with, counted from 0: `initial_epoch` of
+            `fit`.
+        batch: How many batches of that epoch are done already. It is 0 if the
+            checkpoint was written at the end of an epoch.
+        step: How many steps the optimizer has taken.
+        best: The best value of the monitored quantity so far, or `None`.
+    """
+
+    epoch: int
+    batch: int
+    step: int
+    best: float | None
+
+
+def optimizer_of(model):
+    """The optimizer that a model is compiled with, built.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    optimizer = getattr(model, "optimizer", None)
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise ValueError(
+            f"Model '{model.name}' is not compiled with an optimizer. Call "
+            "`model.compile(...)` first."
+        )
+    if not optimizer.built:
+        optimizer.build(model.trainable_variables)
+    return optimizer
+
+
+def described(optimizer) -> str:
+    """The classes of an optimizer and of the one that it wraps, if any."""
+    inner = getattr(optimizer, "inner_optimizer", None)
+    name = type(optimizer).__name__
+    return f"{name} of {described(inner)}" if inner is not None else name
+
+
+def content_of(model, epoch: int, batch: int, best: float | None):
+    """The header's entry and the tensors for a model's state of training."""
+    optimizer = optimizer_of(model)
+    states = contents.random_states(contents.layers_of(model))
+    generators = internals.global_generators()
+    entry = {
+        "epoch": epoch,
+        "batch": batch,
+        "step": _step(optimizer),
+        "best": best,
+        "optimizer": described(optimizer),
+        "optimizer_variables": len(optimizer.variables),
+        "random_states": {path: len(own) for path, own in states.items()},
+        "global_generators": len(generators),
+    }
+    tensors = {
+        name: to_numpy(variable)
+        for name, variable in _optimizer_variables(optimizer).items()
+    }
+    for name, variable in _random_variables(states).items():
+        # Every backend has an integer type of its own for them.
+        tensors[name] = to_numpy(variable).astype("int64")
+    for i, generator in enumerate(generators):
+        tensors[f"global_generators/{i}"] = internals.generator_state(generator)
+    return entry, tensors
+
+
+def fitting_state(model, content) -> list:
+    """Pairs of variable and value that bring back a state of training.
+
+    Raises:
+        ValueError: if the model or its optimizer is not that of the file.
+    """
+    entry = content.header["training"]
+    optimizer = optimizer_of(model)
+    states = contents.random_states(contents.layers_of(model))
+    counts = {path: len(own) for path, own in states.items()}
+    for what, has, wants in (
+        ("optimizer", described(optimizer), entry["optimizer"]),
+        (
+            "count of the optimizer's variables",
+            len(optimizer.variables),
+            entry["optimizer_variables"],
+        ),
+        ("random generators", counts, entry["random_states"]),
+    ):
+        if has != wants:
+            raise ValueError(
+                f"the model's {what} is {has}, the file's {wants}."
+            )
+    return fitting(
+        _optimizer_variables(optimizer) | _random_variables(states),
+        content.tensors,
+    )
+
+
+def set_global_generators(model, content, undo):
+    """Sets the global generators, if they are of the file's sort.
+
+    Args:
+        model: The model that will go on from there.
+        content: An `AdapterFile` with a state of training.
+        undo: A `contextlib.ExitStack`, told to set them back.
+
+    Raises:
+        ValueError: if the file has no state of a generator for one of them.
+    """
+    generators = internals.global_generators()
+    entry = content.header["training"]
+    # Runs on other backends or devices never draw the same numbers.
+    if len(generators) != entry["global_generators"]:
+        return
+    states = [
+        content.tensors[f"global_generators/{i}"]
+        for i in range(len(generators))
+    ]
+    for generator in generators:
+        undo.callback(
+            internals.set_generator_state,
+            generator,
+            internals.generator_state(generator),
+        )
+    _set_generators(states)
+    model.__dict__[PENDING] = (entry["step"], states)
+
+
+def set_global_generators_again(model):
+    """Undoes what `fit` drew between `resume` and the first epoch."""
+    step, states = model.__dict__.pop(PENDING, (None, ()))
+    if step == _step(model.optimizer):
+        _set_generators(states)
+
+
+def _set_generators(states):
+    pairs = zip(internals.global_generators(), states, strict=True)
+    for generator, state in pairs:
+        internals.set_generator_state(generator, state)
+
+
+def _step(optimizer):
+    return int(to_numpy(optimizer.iterations))
+
+
+def position_of(header) -> Position:
+    """How far the training had come that a header tells of."""
+    entry = header["training"]
+    return Position(
+        **{name: entry[name] for name in ("epoch", "batch", "step", "best")}
+    )
+
+
+def _optimizer_variables(optimizer):
+    return {f"optimizer/{i}": v for i, v in enumerate(optimizer.variables)}
+
+
+def _random_variables(states):
+    return {
+        adapter_header.tensor_name("random_states", path, str(i)): variable
+        for path, own in states.items()
+        for i, variable in enumerate(own)
+    }

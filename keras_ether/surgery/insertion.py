@@ -1,0 +1,127 @@
+"""Putting built adapters into a model, and taking them out again."""
+
+import warnings
+
+import keras
+
+from keras_ether import _keras_internals as internals
+from keras_ether.adapters import freezing
+from keras_ether.adapters import kinds
+from keras_ether.adapters import twin_class
+from keras_ether.adapters.adapter import Adapter
+from keras_ether.surgery import compiled_state
+from keras_ether.surgery import refusals
+from keras_ether.surgery import torch_parameters
+from keras_ether.surgery import transformers_export
+from keras_ether.surgery.targets import walk
+
+
+def build_adapters(model, plan, seeds=None):
+    """Adapters for a plan's targets, not yet in the model."""
+    seeds = seeds or [None] * len(plan.targets)
+    with internals.strategy_scope(model):
+        return [
+            build_adapter(target, seed)
+            for target, seed in zip(plan.targets, seeds, strict=True)
+        ]
+
+
+def build_adapter(target, seed):
+    adapter = Adapter(
+        method=target.method,
+        rank_blocks=target.rank_blocks,
+        side=target.side,
+        dropout=target.dropout,
+        seed=seed,
+    )
+    # As if built by the layer itself, so that the rules of a layout map for the
+    # layer find the vectors.
+    parent, _, name = (target.layer.path or target.layer.name).rpartition("/")
+    with keras.name_scope(name, override_parent=parent):
+        adapter.build(target.view, target.kernel_shape)
+    return adapter
+
+
+def put_in(model, plan, adapters):
+    """Puts built adapters into a model, and freezes what doesn't train."""
+    _freeze_all_but(model, plan)
+    for target, adapter in zip(plan.targets, adapters, strict=True):
+        place(target.layer, adapter)
+    put_up_guards(model)
+    compiled_state.reset(model)
+
+
+def place(layer, adapter):
+    """Makes a plain layer an adapted one."""
+    layer.__class__ = twin_class.adapted_class(layer)
+    internals.add_sublayer(layer, kinds.ADAPTER, adapter)
+    torch_parameters.renew()
+
+
+def put_up_guards(model):
+    """Has an adapted model refuse what its adapters can't bear."""
+    refusals.put_up(model)
+    for part in [model, *walk(model).values()]:
+        transformers_export.suspend(part)
+
+
+def take_out(layer):
+    """Makes an adapted layer the plain one that it was."""
+    plain_class = twin_class.plain_class(layer)
+    internals.remove_sublayer(layer, kinds.ADAPTER)
+    layer.__class__ = plain_class
+    torch_parameters.renew()
+
+
+def _freeze_all_but(model, plan):
+    """Freezes all but the kept layers, and what holds what trains."""
+    targets = {id(target.layer) for target in plan.targets}
+    holds = {}
+
+    def trains(layer):
+        if id(layer) not in holds:
+            parts = [trains(part) for part in internals.children(layer)]
+            holds[id(layer)] = (
+                any(parts)
+                or id(layer) in targets | plan.kept
+                or kinds.is_adapted(layer)
+                or freezing.is_kept(layer)
+            )
+        return holds[id(layer)]
+
+    for layer in [model, *walk(model).values()]:
+        if id(layer) in plan.kept:
+            # An `apply` from before may have frozen it.
+            freezing.thaw(layer)
+            freezing.keep(layer)
+        elif not freezing.is_kept(layer) and not kinds.is_adapter(layer):
+            freezing.freeze(layer, trainable=trains(layer))
+
+
+def thaw(model):
+    """Undoes what `put_in` did besides putting adapters in."""
+    refusals.take_down(model)
+    for layer in [model, *walk(model).values()]:
+        freezing.thaw(layer)
+        transformers_export.resume(layer)
+
+
+def warn_of_outer_model(model, stacklevel: int = 3):
+    """Says what to do about a compiled model that can't be found from here.
+
+    Before anything is touched, since a warning may be made an error.
+
+    Args:
+        model: A Keras model or layer.
+        stacklevel: Integer, see `warnings.warn`. Defaults to 3.
+    """
+    if isinstance(model, keras.Model) and internals.is_called_in_another_model(
+        model
+    ):
+        warnings.warn(
+            f"Model '{model.name}' is part of another model. If that one is "
+            "compiled, call `compile(...)` on it again before it is used: its "
+            "compiled functions and its optimizer know nothing of the change. "
+            "Or pass it, the outermost model, instead.",
+            stacklevel=stacklevel,
+        )

@@ -1,0 +1,177 @@
+"""`plan` and `summary`: what would be adapted, and what is."""
+
+from keras_ether.adapters import eligibility
+from keras_ether.adapters import freezing
+from keras_ether.adapters import kinds
+from keras_ether.surgery import planning
+from keras_ether.surgery.report import Report
+from keras_ether.surgery.report import Row
+from keras_ether.surgery.report import Skipped
+from keras_ether.surgery.report import count
+from keras_ether.surgery.targets import walk
+
+
+def plan(
+    model,
+    rank_blocks: int = 4,
+    method: str = "ether",
+    targets=None,
+    exclude=None,
+    side: str | None = None,
+    trainable=None,
+    dropout: float = 0.0,
+    seed: int | None = None,
+    print_fn=None,
+) -> Report:
+    """Prints what `keras_ether.apply` would do, and returns it.
+
+    The model stays as it is.
+
+    Args:
+        model: A built Keras model or layer.
+        rank_blocks: See `keras_ether.apply`, as for the arguments below.
+        method: Name of the method.
+        targets: Which layers.
+        exclude: Which of these not, with all inside them.
+        side: Side that is transformed.
+        trainable: Layers that stay trainable, with all inside them.
+        dropout: Probability that a block is the identity in training.
+        seed: Seed of the start.
+        print_fn: Function that takes the table, a string. Defaults to `print`.
+
+    Returns:
+        A `keras_ether.surgery.report.Report`: layers matched, layers skipped
+        and why, counts and bytes.
+
+    Raises:
+        ValueError: if `keras_ether.apply` would raise it.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8)])
+    >>> table = keras_ether.plan(model, method="ether+", print_fn=str)
+    >>> table.trainable
+    48
+    """
+    resolved = planning.make_plan(
+        model,
+        rank_blocks=rank_blocks,
+        method=method,
+        targets=targets,
+        exclude=exclude,
+        side=side,
+        trainable=trainable,
+        dropout=dropout,
+        seed=seed,
+    )
+    rows = tuple(
+        Row(
+            path=target.path,
+            layer_class=target.layer.__class__.__name__,
+            kernel_shape=target.kernel_shape,
+            method=target.method,
+            rank_blocks=target.rank_blocks,
+            side=target.side,
+            numbers=target.numbers,
+        )
+        for target in resolved.targets
+    )
+    layers = walk(model)
+    head = count(
+        variable
+        for layer in layers.values()
+        if id(layer) in resolved.kept
+        for variable in layer.trainable_weights
+    )
+    report = Report(
+        rows=rows,
+        skipped=_skipped(model, layers, rows, resolved.reasons),
+        trainable=sum(row.numbers for row in rows),
+        head=head,
+        frozen=count(model.weights) - head,
+    )
+    (print_fn or print)(str(report))
+    return report
+
+
+def summary(model, print_fn=None) -> Report:
+    """Prints a table of the adapters that a model has, and returns it.
+
+    Args:
+        model: A Keras model or layer, adapted itself or in some of its parts.
+        print_fn: Function that takes the table, a string. Defaults to `print`.
+
+    Returns:
+        A `keras_ether.surgery.report.Report`: the adapted layers with the shape
+        of their kernels, method, blocks and numbers; layers without an adapter;
+        and the totals `trainable` (the adapters), `head` (whatever else
+        trains), `frozen` and `percentage`.
+
+    Raises:
+        ValueError: if the model is not built.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
+    >>> model = keras_ether.apply(model)
+    >>> keras_ether.summary(model, print_fn=str).percentage
+    19.047619047619047
+    """
+    planning.check_built(model)
+    layers = walk(model)
+    rows = tuple(
+        Row(
+            path=path,
+            layer_class=layer.__class__.__name__,
+            kernel_shape=layer.ether.kernel_shape,
+            method=layer.ether.method,
+            rank_blocks=layer.ether.rank_blocks,
+            side=layer.ether.side,
+            numbers=count(layer.ether.vectors.values()),
+        )
+        for path, layer in layers.items()
+        if kinds.is_adapted(layer)
+    )
+    vectors = {
+        id(vector)
+        for layer in layers.values()
+        if kinds.is_adapted(layer)
+        for vector in layer.ether.vectors.values()
+    }
+    switches = {
+        id(layer.ether.strength)
+        for layer in layers.values()
+        if kinds.is_adapted(layer)
+    }
+    head = count(v for v in model.trainable_weights if id(v) not in vectors)
+    reasons = {
+        path: "kept trainable"
+        for path, layer in layers.items()
+        if freezing.is_kept(layer)
+    }
+    report = Report(
+        rows=rows,
+        skipped=_skipped(model, layers, rows, reasons),
+        trainable=sum(row.numbers for row in rows),
+        head=head,
+        frozen=count(v for v in model.weights if id(v) not in switches)
+        - count(model.trainable_weights),
+    )
+    (print_fn or print)(str(report))
+    return report
+
+
+def _skipped(model, layers, rows, reasons):
+    adapted = {row.path for row in rows}
+    skipped = []
+    # The walk passes over the model itself, which may own weights as well.
+    root = [(model.name, model)] if eligibility.why_unknown(model) else []
+    for path, layer in [*root, *layers.items()]:
+        if path in adapted:
+            continue
+        known = kinds.kind_of(layer) is not None
+        default = "not a target" if known else eligibility.why_unknown(layer)
+        if default is not None:
+            reason = reasons.get(path, default)
+            skipped.append(Skipped(path, layer.__class__.__name__, reason))
+    return tuple(skipped)

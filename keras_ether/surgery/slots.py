@@ -1,0 +1,161 @@
+"""The slots of optimizers, and having them start anew.
+
+Slots are what an optimizer's `build` makes for the variables that it trains:
+moments, averages, accumulated gradients. All else on it has been set by
+someone and stays: its learning rate, schedule, exclusions, and the variables
+that a subclass makes in `__init__`.
+"""
+
+import math
+import warnings
+
+import keras
+
+from keras_ether import _keras_internals as internals
+from keras_ether.surgery import attributes
+from keras_ether.surgery.targets import walk
+
+
+def optimizers_of(model) -> list:
+    """Every optimizer of a model and of the models in it, wrapped ones too.
+
+    One that wraps stands before what it wraps.
+    """
+    found = {}
+    for part in [model, *walk(model).values()]:
+        if isinstance(part, keras.Model):
+            found |= _optimizers_in(part)
+    return list(found.values())
+
+
+def drop(optimizer):
+    """Makes a built optimizer one that has yet to be built.
+
+    `fit` builds it then for what trains, and only then are slots allocated.
+    Nothing else on it changes, but that it counts its updates from 0: that is
+    how the moments are corrected for their start. An optimizer that is not
+    built is not touched.
+
+    Args:
+        optimizer: A Keras optimizer. Those that it wraps are left alone.
+    """
+    if not optimizer.built:
+        return
+    slots = _slots(optimizer)
+    _forget(optimizer, slots)
+    internals.update_count(optimizer).assign(0)
+
+
+def _slots(optimizer):
+    """The ids of what `build` has made.
+
+    Nothing marks these variables, so the optimizer is built anew for one small
+    variable, and then put back: what it held before and holds no more is a
+    slot.
+    """
+    named = _named_after_trained(optimizer)
+    since = _tracked_since(optimizer, named)
+    before = {
+        name: (value, _variables_in(value))
+        for name, value in internals.own_attributes(optimizer).items()
+    }
+    states = [
+        attributes.taken(part)
+        for part in (optimizer, *_optimizers_in(optimizer).values())
+    ]
+    smallest = sorted(internals.trained_variables(optimizer), key=_size)[:1]
+    try:
+        _forget(optimizer, named)
+        start = set(_variables_in(list(vars(optimizer).values())))
+        with warnings.catch_warnings(), internals.strategy_scope(optimizer):
+            warnings.simplefilter("ignore")
+            optimizer.build(smallest)
+        after = internals.own_attributes(optimizer)
+        held = _variables_in(list(after.values()))
+        found = {i for _, own in before.values() for i in own} - held.keys()
+        for name, (value, own) in before.items():
+            # A list from `__init__` that `build` fills.
+            is_filled = _variables_in(value).keys() - start
+            if after.get(name) is value and is_filled:
+                found |= own.keys()
+    except Exception:
+        # A `build` that can't be asked; `fit` will say so, if it is an error.
+        found = since
+    finally:
+        for state in states:
+            attributes.put_back(state)
+    trained = {id(v) for v in internals.trained_variables(optimizer)}
+    return (named | found) - trained
+
+
+def _named_after_trained(optimizer):
+    """The ids of variables made by `add_variable_from_reference`."""
+    shapes = {}
+    for variable in internals.trained_variables(optimizer):
+        path = getattr(variable, "path", variable.name).replace("/", "_")
+        shapes.setdefault(tuple(variable.shape), []).append(f"{path}_")
+    return {
+        id(variable)
+        for variable in internals.tracked_variables(optimizer)
+        if variable.name.startswith(
+            tuple(shapes.get(tuple(variable.shape), ()))
+        )
+    }
+
+
+def _tracked_since(optimizer, named):
+    """The ids of the first of these variables and of all made after it."""
+    ids = [id(v) for v in internals.tracked_variables(optimizer)]
+    first = next((i for i, known in enumerate(ids) if known in named), len(ids))
+    return set(ids[first:])
+
+
+def _forget(optimizer, slots):
+    """Takes variables out of an optimizer's attributes, and unbuilds it."""
+
+    def is_slot(part):
+        return any(id(leaf) in slots for leaf in attributes.leaves(part))
+
+    own = vars(optimizer)
+    for container in attributes.containers_in(own):
+        if container is own:
+            continue
+        parts = attributes.items(container)
+        values = container.values() if isinstance(container, dict) else parts
+        kept = [
+            part
+            for part, value in zip(parts, list(values), strict=True)
+            # What is in a container within, goes out of that one.
+            if isinstance(value, attributes.CONTAINERS) or not is_slot(value)
+        ]
+        if len(kept) < len(parts):
+            attributes.refill(container, kept)
+    for name, value in list(own.items()):
+        if not isinstance(value, attributes.CONTAINERS) and is_slot(value):
+            own[name] = None
+    internals.set_unbuilt(optimizer, slots)
+
+
+def _optimizers_in(owner):
+    """The optimizers among an object's attributes, and those in them, by id."""
+    found, todo = {}, [owner]
+    while todo:
+        for part in attributes.leaves(vars(todo.pop(0))):
+            is_optimizer = isinstance(part, keras.optimizers.Optimizer)
+            if is_optimizer and part is not owner and id(part) not in found:
+                found[id(part)] = part
+                todo.append(part)
+    return found
+
+
+def _variables_in(value):
+    """The variables that a value holds, by id."""
+    return {
+        id(leaf): leaf
+        for leaf in attributes.leaves(value)
+        if isinstance(leaf, keras.Variable)
+    }
+
+
+def _size(variable):
+    return math.prod(variable.shape)

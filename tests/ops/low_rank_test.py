@@ -1,0 +1,452 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_ether.methods import baselines
+from keras_ether.methods import ether
+from keras_ether.ops import low_rank
+from keras_ether.ops import reflections
+from keras_ether.ops.matrix_view import MatrixView
+from tests import backends
+from tests import dense_oracle
+
+DENSE = MatrixView("...d,df->...f", is_matmul=True)
+HEADS = MatrixView("btd,dnh->btnh")
+JOINED = MatrixView("btnh,nhm->btm")
+WIDE = MatrixView("...d,df->...f", is_matmul=False)
+NARROW = MatrixView("bd,df->bf", is_matmul=True)
+SHAPES = {
+    DENSE: ((2, 5, 40), (40, 40)),
+    WIDE: ((2, 5, 20), (20, 40)),
+    NARROW: ((9, 40), (40, 20)),
+    HEADS: ((2, 5, 40), (40, 4, 10)),
+    JOINED: ((2, 5, 8, 5), (8, 5, 40)),
+}
+FACTORS = {
+    "ether": ether.ether_factors,
+    "ether+": ether.ether_plus_factors,
+}
+SIDES = {
+    "input": ("input",),
+    "output": ("output",),
+    "both": ("input", "output"),
+}
+
+
+def draw(method, side, blocks, view, rng):
+    """Inputs, kernel and vectors of a layer."""
+    x_shape, kernel_shape = SHAPES[view]
+    _, *sizes = view.sizes(kernel_shape)
+    sizes = dict(zip(("input", "output"), sizes, strict=True))
+    vectors = {
+        f"{s}_{name}": rng.standard_normal((blocks, sizes[s] // blocks))
+        for s in SIDES[side]
+        for name in dense_oracle.BLOCKS[method][1]
+    }
+    arrays = [rng.standard_normal(s) for s in (x_shape, kernel_shape)]
+    return [a.astype("float32") for a in (*arrays, *vectors.values())], list(
+        vectors
+    )
+
+
+def folded(
+    method,
+    view,
+    names,
+    x,
+    kernel,
+    *vectors,
+    bias=None,
+    training=True,
+):
+    count = len(dense_oracle.BLOCKS[method][1])
+    sides = {"input": None, "output": None}
+    for i in range(0, len(names), count):
+        side = names[i].partition("_")[0]
+        numbers = [ops.convert_to_tensor(v) for v in vectors[i : i + count]]
+        sides[side] = FACTORS[method](*numbers)
+    return low_rank.folded_product(
+        ops.convert_to_tensor(x),
+        ops.convert_to_tensor(kernel),
+        view,
+        sides["input"],
+        sides["output"],
+        bias,
+        orthogonal=method == "ether",
+        training=training,
+    )
+
+
+def oracle(method, view, names, x, kernel, *vectors):
+    vectors = dict(zip(names, vectors, strict=True))
+    _, d, f = view.sizes(kernel.shape)
+    h, g = (
+        dense_oracle.side_matrix(method, vectors, side)
+        if any(n.startswith(side) for n in names)
+        else np.eye(size)
+        for side, size in (("input", d), ("output", f))
+    )
+    matrix = h @ kernel.reshape(d, f) @ g
+    return np.einsum(view.equation, x, matrix.reshape(kernel.shape))
+
+
+def numpy(x):
+    return np.asarray(ops.convert_to_numpy(x))
+
+
+# 4 blocks make one matrix, 20 more than one.
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("blocks", [1, 4, 20])
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("method", FACTORS)
+def test_equals_explicit_matrices(method, side, blocks, training, rng):
+    arrays, names = draw(method, side, blocks, DENSE, rng)
+    y = folded(method, DENSE, names, *arrays, training=training)
+    expected = oracle(method, DENSE, names, *arrays)
+    np.testing.assert_allclose(numpy(y), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("view", [HEADS, JOINED, WIDE, NARROW])
+@pytest.mark.parametrize("method", FACTORS)
+def test_equals_explicit_matrices_of_any_shape(method, view, side, rng):
+    arrays, names = draw(method, side, 2, view, rng)
+    y = folded(method, view, names, *arrays)
+    expected = oracle(method, view, names, *arrays)
+    np.testing.assert_allclose(numpy(y), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "side", "blocks", "view"),
+    [
+        ("ether", "input", 1, DENSE),
+        ("ether", "input", 20, JOINED),
+        ("ether", "input", 4, WIDE),
+        ("ether", "input", 4, NARROW),
+        ("ether", "input", 20, NARROW),
+        ("ether", "output", 20, WIDE),
+        ("ether", "both", 2, DENSE),
+        ("ether+", "both", 1, HEADS),
+        ("ether+", "both", 4, JOINED),
+        ("ether+", "both", 4, NARROW),
+        ("ether+", "both", 10, WIDE),
+        ("ether+", "both", 20, DENSE),
+        ("ether+", "input", 20, JOINED),
+        ("ether+", "output", 2, DENSE),
+    ],
+)
+def test_gradients_equal_finite_differences(method, side, blocks, view, rng):
+    arrays, names = draw(method, side, blocks, view, rng)
+    target = oracle(method, view, names, *arrays)
+    target = target + rng.standard_normal(target.shape)
+
+    def loss(x, *vectors):
+        y = folded(method, view, names, x, arrays[1], *vectors)
+        return ops.mean(ops.square(y - ops.array(target, "float32")))
+
+    def oracle_loss(x, *vectors):
+        y = oracle(method, view, names, x, arrays[1], *vectors)
+        return ((y - target) ** 2).mean()
+
+    points = [arrays[0], *arrays[2:]]
+    found = backends.gradients(loss, points)
+    expected = backends.finite_differences(oracle_loss, points)
+    for gradient, reference in zip(found, expected, strict=True):
+        scale = np.abs(reference).max()
+        np.testing.assert_allclose(gradient, reference, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize("blocks", [2, 10])
+def test_gradients_of_any_orthogonal_method_equal_finite_differences(
+    blocks, rng
+):
+    """Of rotations, whose factors are not along what they project out."""
+    x, kernel = (
+        rng.standard_normal(shape).astype("float32") for shape in SHAPES[WIDE]
+    )
+    u, v = rng.standard_normal((2, blocks, 20 // blocks)).astype("float32")
+
+    def loss(x, u, v):
+        u, v = reflections.unit(u)[:, None], reflections.unit(v)[:, None]
+        inner = ops.sum(u * v, axis=-1, keepdims=True)
+        left = ops.concatenate([u, v], axis=1)
+        right = ops.concatenate([4.0 * inner * v - 2.0 * u, -2.0 * v], axis=1)
+        y = low_rank.folded_product(
+            ops.convert_to_tensor(x),
+            ops.array(kernel),
+            WIDE,
+            (left, right),
+            None,
+            None,
+            orthogonal=True,
+            training=True,
+        )
+        return ops.mean(ops.square(y) * y)
+
+    def oracle_loss(x, u, v):
+        h, g = (
+            dense_oracle.side_matrix("ether", {"input_u": a}, "input")
+            for a in (u, v)
+        )
+        return ((x @ h @ g @ kernel) ** 3).mean()
+
+    found = backends.gradients(loss, [x, u, v])
+    expected = backends.finite_differences(oracle_loss, [x, u, v])
+    for gradient, reference in zip(found, expected, strict=True):
+        scale = np.abs(reference).max()
+        np.testing.assert_allclose(gradient, reference, atol=1e-3 * scale)
+
+
+# `HEADS` gives (2, 5, 4, 10).
+@pytest.mark.parametrize("shape", [(4, 10), (10,), (4, 1), (2, 1, 1, 10)])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_bias_is_added_and_trains(training, shape, rng):
+    arrays, names = draw("ether", "input", 2, HEADS, rng)
+    bias = rng.standard_normal(shape).astype("float32")
+    tensors = [ops.array(a) for a in (*arrays, bias)]
+
+    def outputs(bias):
+        return folded(
+            "ether",
+            HEADS,
+            names,
+            *tensors[:-1],
+            bias=ops.convert_to_tensor(bias),
+            training=training,
+        )
+
+    y = oracle("ether", HEADS, names, *arrays)
+    np.testing.assert_allclose(
+        numpy(outputs(tensors[-1])), y + bias, rtol=1e-3, atol=1e-4
+    )
+    # Nothing of the layer's own is what the bias was added to.
+    for tensor, array in zip(tensors, (*arrays, bias), strict=True):
+        np.testing.assert_array_equal(numpy(tensor), array)
+    (found,) = backends.gradients(
+        lambda bias: ops.mean(ops.square(outputs(bias))), [bias]
+    )
+    (expected,) = backends.finite_differences(
+        lambda bias: ((y + bias) ** 2).mean(), [bias]
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch",
+    reason="compilers leave out what nobody asks for",
+)
+@pytest.mark.parametrize("method", FACTORS)
+def test_frozen_inputs_and_kernels_cost_no_gradient(method, rng):
+    """As those of a model's first layers, behind a frozen embedding."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    side = "input" if method == "ether" else "both"
+    arrays, names = draw(method, side, 4, DENSE, rng)
+
+    def backward_flops(*trained):
+        x, kernel, *vectors = (
+            torch.tensor(a, requires_grad=i > 1 or i in trained)
+            for i, a in enumerate(arrays)
+        )
+        y = folded(method, DENSE, names, x, kernel, *vectors).sum()
+        with FlopCounterMode(display=False) as counter:
+            y.backward()
+        return counter.get_total_flops()
+
+    whole = 2 * 10 * 40 * 40
+    assert backward_flops(0) - backward_flops() == whole
+    # And that of the rows that the kernel is multiplied with.
+    assert backward_flops(0, 1) - backward_flops(0) > whole
+
+
+@pytest.mark.parametrize(
+    ("method", "side", "view"),
+    [
+        ("ether+", "input", HEADS),
+        ("ether+", "output", HEADS),
+        ("ether+", "both", HEADS),
+        ("ether", "input", WIDE),
+        ("ether", "input", HEADS),
+    ],
+)
+def test_gradient_of_the_kernel_equals_finite_differences(
+    method, side, view, rng
+):
+    arrays, names = draw(method, side, 2, view, rng)
+    x, kernel, *vectors = arrays
+
+    def loss(kernel):
+        y = folded(method, view, names, x, kernel, *vectors)
+        return ops.mean(ops.square(y))
+
+    def oracle_loss(kernel):
+        return (oracle(method, view, names, x, kernel, *vectors) ** 2).mean()
+
+    (found,) = backends.gradients(loss, [kernel])
+    (expected,) = backends.finite_differences(oracle_loss, [kernel])
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize("method", FACTORS)
+def test_second_derivative_equals_finite_differences(method, rng):
+    side = "input" if method == "ether" else "both"
+    arrays, names = draw(method, side, 4, DENSE, rng)
+    x, kernel, vector, *rest = arrays
+
+    def loss(vector):
+        y = folded(method, DENSE, names, x, kernel, vector, *rest)
+        return ops.mean(ops.square(y) * ops.abs(y))
+
+    def oracle_loss(vector):
+        y = oracle(method, DENSE, names, x, kernel, vector, *rest)
+        return np.abs(y**3).mean()
+
+    def squared_gradient(vector):
+        (gradient,) = backends.finite_differences(oracle_loss, [vector], 1e-4)
+        return (gradient**2).sum()
+
+    found = backends.squared_gradient_derivative(loss, [vector])
+    # One number of the vector, since each asks for all of the first ones.
+    place = np.zeros_like(vector, "float64")
+    place[1, 3] = 1e-4
+    expected = (
+        squared_gradient(vector + place) - squared_gradient(vector - place)
+    ) / 2e-4
+    np.testing.assert_allclose(found[1, 3], expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("method", "side", "blocks", "view"),
+    [
+        ("ether", "input", 4, WIDE),
+        ("ether", "input", 20, WIDE),
+        ("ether", "input", 2, HEADS),
+        ("ether", "output", 4, NARROW),
+        ("ether+", "input", 20, JOINED),
+        ("ether+", "both", 4, HEADS),
+        ("ether+", "both", 20, DENSE),
+    ],
+)
+def test_forward_mode_equals_differences(method, side, blocks, view, rng):
+    """Along a direction in inputs, kernel, vectors and bias together."""
+    arrays, names = draw(method, side, blocks, view, rng)
+    bias = rng.standard_normal(oracle(method, view, names, *arrays).shape[-1:])
+    points = [*arrays, bias.astype("float32")]
+    directions = [
+        rng.standard_normal(a.shape).astype("float32") for a in points
+    ]
+
+    def outputs(x, kernel, *rest):
+        *vectors, bias = rest
+        return folded(method, view, names, x, kernel, *vectors, bias=bias)
+
+    def reference(step):
+        moved = [
+            np.float64(a) + step * d
+            for a, d in zip(points, directions, strict=True)
+        ]
+        return oracle(method, view, names, *moved[:-1]) + moved[-1]
+
+    found = backends.directional_derivative(outputs, points, directions)
+    expected = (reference(1e-5) - reference(-1e-5)) / 2e-5
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_forward_mode_along_one_argument(place, rng):
+    """The others are constants, of which JAX hands on no tangent."""
+    arrays, names = draw("ether", "input", 4, WIDE, rng)
+    points = [*arrays, rng.standard_normal(40).astype("float32")]
+    direction = rng.standard_normal(points[place].shape).astype("float32")
+
+    def outputs(moved):
+        x, kernel, u, bias = (
+            moved if i == place else a for i, a in enumerate(points)
+        )
+        return folded("ether", WIDE, names, x, kernel, u, bias=ops.array(bias))
+
+    def reference(step):
+        x, kernel, u, bias = (
+            np.float64(a) + (step * direction if i == place else 0.0)
+            for i, a in enumerate(points)
+        )
+        return oracle("ether", WIDE, names, x, kernel, u) + bias
+
+    found = backends.directional_derivative(
+        outputs, [points[place]], [direction]
+    )
+    expected = (reference(1e-5) - reference(-1e-5)) / 2e-5
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, atol=1e-3 * scale)
+
+
+# Custom gradients, read by PyTorch's compiler.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("blocks", [4, 20])
+@pytest.mark.parametrize("view", [DENSE, HEADS])
+def test_ether_plus_with_equal_vectors_is_the_base_to_the_bit(
+    view, blocks, compiled, rng
+):
+    (x, kernel, u, _, v, _), names = draw("ether+", "both", blocks, view, rng)
+
+    def transformed(x, kernel, u, v):
+        return folded("ether+", view, names, x, kernel, u, u, v, v)
+
+    base = view.product
+    if compiled:
+        transformed, base = map(backends.compile_function, (transformed, base))
+    tensors = [ops.array(a) for a in (x, kernel, u, v)]
+    np.testing.assert_array_equal(
+        numpy(transformed(*tensors)), numpy(base(*tensors[:2]))
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "d", "f", "dtype", "training", "expected"),
+    [
+        (8, 16, 16, "float32", True, True),
+        (7, 16, 16, "float32", True, False),
+        (7, 16, 16, "float32", False, False),
+        (64, 16, 16, "bfloat16", True, False),
+        (None, 16, 16, "float32", True, True),
+        (None, 16, 16, "float32", False, False),
+    ],
+)
+def test_folds_where_activations_have_more_rows(
+    tokens, d, f, dtype, training, expected
+):
+    x = keras.KerasTensor((tokens, d), dtype)
+    kernel = keras.KerasTensor((d, f), dtype)
+    side = thin_factors(1, d)
+    assert low_rank.pays(x, kernel, DENSE, [side, side], training) is expected
+    assert low_rank.pays(x, kernel, DENSE, [side, None], training) is expected
+
+
+def thin_factors(blocks, width):
+    return ether.ether_factors(np.ones((blocks, width), "float32"))
+
+
+def test_matrices_and_experts_are_not_folded():
+    x, kernel = keras.KerasTensor((99, 4)), keras.KerasTensor((4, 4))
+    whole = baselines.oft_factors(np.zeros((1, 4, 4), "float32"))
+    assert not low_rank.pays(x, kernel, DENSE, [whole, None], True)
+    experts = MatrixView("bed,edf->bef")
+    x, kernel = keras.KerasTensor((99, 2, 4)), keras.KerasTensor((2, 4, 4))
+    thin = thin_factors(2, 4)
+    assert not low_rank.pays(x, kernel, experts, [thin, None], True)
+    x, kernel = keras.KerasTensor((99, 1, 4)), keras.KerasTensor((1, 4, 4))
+    assert not low_rank.pays(x, kernel, experts, [thin, None], True)
+
+
+def test_layers_that_reorder_their_rows_are_not_folded():
+    """The rows of their outputs are not those of their inputs in turn."""
+    x, kernel = keras.KerasTensor((9, 9, 4)), keras.KerasTensor((4, 4))
+    thin = thin_factors(2, 4)
+    for equation, expected in (("abc,cd->bad", False), ("abc,cd->adb", True)):
+        view = MatrixView(equation)
+        assert low_rank.pays(x, kernel, view, [thin, None], True) is expected

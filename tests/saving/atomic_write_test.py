@@ -1,0 +1,146 @@
+import errno
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from keras_ether.saving import atomic_write
+
+pytestmark = pytest.mark.once
+
+KILLS = 60
+WRITER = """
+import pathlib, sys
+sys.path.insert(0, sys.argv[2])
+# Not by way of the package, which imports Keras.
+import atomic_write
+number = 0
+while True:
+    number += 1
+    atomic_write.write(sys.argv[1], b"%12d" % number * 20_000)
+"""
+
+
+def test_replaces_a_file_and_leaves_nothing_beside_it(tmp_path):
+    path = tmp_path / "a.safetensors"
+    for data in (b"first", b"second"):
+        atomic_write.write(path, data)
+        assert path.read_bytes() == data
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_relative_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    atomic_write.write("a.safetensors", b"data")
+    assert (tmp_path / "a.safetensors").read_bytes() == b"data"
+
+
+def test_link_goes_on_pointing_at_its_file(tmp_path):
+    (tmp_path / "real").write_bytes(b"old")
+    (tmp_path / "link").symlink_to("real")
+    atomic_write.write(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_failure_leaves_the_old_file(step, tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    atomic_write.write(path, b"old")
+
+    def fail(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, step, fail)
+    with pytest.raises(OSError, match="disk full"):
+        atomic_write.write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def refused(path, error, message):
+    """The error of writing there; what it says is about the path given."""
+    with pytest.raises(error, match=message) as caught:
+        atomic_write.write(path, b"data")
+    assert caught.value.filename == os.fspath(path)
+    assert ".tmp" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_missing_folder_is_named(relative, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = pathlib.Path("no", "where") if relative else tmp_path / "no/where"
+    message = f"no folder .*{re.escape(os.path.join('no', 'where'))}.*make it"
+    refused(folder / "a.safetensors", FileNotFoundError, message)
+    refused(str(folder / "a.safetensors"), FileNotFoundError, message)
+    assert os.listdir(tmp_path) == []
+
+
+def test_folder_is_no_file(tmp_path):
+    (tmp_path / "a.safetensors").mkdir()
+    refused(tmp_path / "a.safetensors", IsADirectoryError, "It is a folder")
+    assert os.listdir(tmp_path / "a.safetensors") == []
+    assert os.listdir(tmp_path) == ["a.safetensors"]
+
+
+def test_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    path = tmp_path / "file" / "a.safetensors"
+    refused(path, NotADirectoryError, "is no folder")
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        (errno.EACCES, PermissionError),
+        (errno.EROFS, OSError),
+        (errno.ENAMETOOLONG, OSError),
+    ],
+)
+def test_file_that_cannot_be_opened_is_named(
+    code, error, tmp_path, monkeypatch
+):
+    """As in a folder without the right to write, which root has anyway."""
+
+    def fail(path, mode):
+        raise OSError(code, os.strerror(code), path)
+
+    monkeypatch.setattr(atomic_write, "open", fail, raising=False)
+    found = refused(tmp_path / "a.safetensors", error, os.strerror(code))
+    assert found.errno == code
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL on Windows")
+def test_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
+    path = tmp_path / "a.safetensors"
+    folder = os.path.dirname(atomic_write.__file__)
+    rng = random.Random(0)
+    seen = set()
+    for _ in range(KILLS):
+        path.write_bytes(b"%12d" % 0 * 20_000)
+        writer = subprocess.Popen(
+            [sys.executable, "-S", "-c", WRITER, str(path), folder],
+            stderr=subprocess.DEVNULL,
+        )
+        before = os.stat(path).st_ino
+        while os.stat(path).st_ino == before:
+            assert writer.poll() is None
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02))
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
+        data = path.read_bytes()
+        number = int(data[:12])
+        assert data == b"%12d" % number * 20_000
+        seen.add(number)
+    # It was killed sooner and later, at times while it was writing.
+    assert len(seen) > 1
+    assert len(os.listdir(tmp_path)) > 1

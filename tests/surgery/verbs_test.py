@@ -1,0 +1,664 @@
+import re
+import warnings
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_ether
+from keras_ether.adapters import kinds
+from keras_ether.surgery.targets import walk
+from tests import dense_oracle
+from tests import models
+
+METHODS = ["ether", "ether+", "oft", "naive"]
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*is frozen now"),
+    pytest.mark.filterwarnings("ignore:.*learning rate of 5e-05"),
+    pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`"),
+]
+
+
+@pytest.fixture(params=models.ALL)
+def model_name(request):
+    return request.param
+
+
+@pytest.fixture
+def model(model_name):
+    return models.ALL[model_name]()
+
+
+@pytest.fixture
+def x(model_name, rng):
+    return models.inputs_of(model_name, rng)
+
+
+def head_of(model):
+    """What `apply` must be told to keep trainable."""
+    return None if hasattr(model, "backbone") else ["head"]
+
+
+def apply(model, **kwargs):
+    kwargs = {"targets": "all-linear", "rank_blocks": 2, "seed": 0} | kwargs
+    return keras_ether.apply(model, trainable=head_of(model), **kwargs)
+
+
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_life_of_an_adapter(model, x, method):
+    check_life(model, x, method)
+
+
+@pytest.mark.parametrize("method", ["oft", "naive"])
+def test_life_of_a_baseline(method, rng):
+    check_life(models.mlp(), models.inputs_of("mlp", rng), method)
+
+
+def check_life(model, x, method):
+    """Apply, train, disable, merge; apply again, train, remove."""
+    base_weights = models.values(model.weights)
+    base_flags = [v.trainable for v in model.variables]
+    base = models.call(model, x)
+
+    assert apply(model, method=method) is model
+    started = models.call(model, x)
+    if method == "ether":
+        assert np.abs(started - base).max() > 1e-3
+    else:
+        np.testing.assert_array_equal(started, base)
+    models.compile_and_fit(model, x)
+    active = models.call(model, x)
+    assert np.abs(active - started).max() > 1e-4
+    np.testing.assert_allclose(model.predict(x, verbose=0), active, atol=1e-5)
+    assert keras_ether.merge(model) is model
+    np.testing.assert_allclose(models.call(model, x), active, atol=1e-5)
+    np.testing.assert_allclose(model.predict(x, verbose=0), active, atol=1e-5)
+    assert [v.trainable for v in model.variables] == base_flags
+    assert not any(map(kinds.is_adapted, walk(model).values()))
+
+    for variable, value in zip(model.weights, base_weights, strict=True):
+        variable.assign(value)
+    apply(model, method=method)
+    with keras_ether.disabled(model):
+        np.testing.assert_array_equal(models.call(model, x), base)
+    models.compile_and_fit(model, x)
+    head = {id(v) for v in layer_named(model, head_name(model)).variables}
+    assert keras_ether.remove(model) is model
+    for variable, value in zip(model.weights, base_weights, strict=True):
+        if id(variable) not in head:
+            np.testing.assert_array_equal(models.values([variable])[0], value)
+    assert [v.trainable for v in model.variables] == base_flags
+
+
+def head_name(model):
+    return "logits" if hasattr(model, "backbone") else "head"
+
+
+def layer_named(model, name):
+    (layer,) = {
+        id(layer): layer for layer in walk(model).values() if layer.name == name
+    }.values()
+    return layer
+
+
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_only_vectors_and_head_move(model, x, method):
+    apply(model, method=method)
+    head = layer_named(model, head_name(model)).variables
+    vectors = [
+        vector
+        for layer in walk(model).values()
+        if kinds.is_adapted(layer)
+        for vector in layer.ether.vectors.values()
+    ]
+    moving = {id(v) for v in [*head, *vectors]}
+    assert {id(v) for v in model.trainable_variables} == moving
+    before = models.values(model.weights)
+    models.compile_and_fit(model, x)
+    for variable, value in zip(model.weights, before, strict=True):
+        moved = not np.array_equal(models.values([variable])[0], value)
+        assert moved == (id(variable) in moving), variable.path
+
+
+@pytest.mark.parametrize("side", [None, "input", "output", "both"])
+@pytest.mark.parametrize("method", METHODS)
+def test_kernel_is_what_explicit_matrices_give(method, side):
+    model = models.functional()
+    apply(model, method=method, side=side)
+    for layer in walk(model).values():
+        if not kinds.is_adapted(layer):
+            continue
+        for vector in layer.ether.vectors.values():
+            vector.assign(np.random.default_rng(1).normal(size=vector.shape))
+        vectors = {
+            n: models.values([v])[0] for n, v in layer.ether.vectors.items()
+        }
+        base = models.values([layer.base_kernel])[0]
+        _, d, f = layer.ether.view.sizes(base.shape)
+        expected = dense_oracle.effective_kernel(
+            method, vectors, base.reshape(d, f)
+        )
+        kernel = ops.convert_to_numpy(layer.kernel)
+        assert kernel.shape == base.shape
+        np.testing.assert_allclose(
+            kernel.reshape(d, f), expected, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_fit_goes_on_without_a_new_compile(model, x):
+    models.compile_and_fit(model, x)
+    model.predict(x, verbose=0)
+    optimizer = model.optimizer
+    apply(model, method="ether+")
+    before = models.values(model.trainable_variables)
+    frozen = models.values(model.non_trainable_variables)
+    y = np.arange(8) % 4
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+    after = models.values(model.trainable_variables)
+    assert any(
+        not np.array_equal(a, b) for a, b in zip(before, after, strict=True)
+    )
+    for variable, value in zip(
+        model.non_trainable_variables, frozen, strict=True
+    ):
+        if "seed" not in variable.path:
+            np.testing.assert_array_equal(models.values([variable])[0], value)
+    assert model.optimizer is optimizer
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), models.call(model, x), atol=1e-5
+    )
+    keras_ether.merge(model)
+    model.fit(x, y, batch_size=4, shuffle=False, verbose=0)
+
+
+def test_disabled_resets_compiled_functions(model, x):
+    base = model.predict(x, verbose=0)
+    apply(model)
+    active = model.predict(x, verbose=0)
+    with keras_ether.disabled(model) as inside:
+        assert inside is model
+        np.testing.assert_array_equal(model.predict(x, verbose=0), base)
+        with keras_ether.disabled(model):
+            pass
+        np.testing.assert_array_equal(model.predict(x, verbose=0), base)
+    np.testing.assert_array_equal(model.predict(x, verbose=0), active)
+
+
+def test_training_step_right_after_apply():
+    """A step must not find one buffer under two variables (JAX donates)."""
+    model = models.mlp()
+    model.compile("adam", "mse")
+    keras_ether.apply(model, method="ether+", trainable=["head"])
+    u, v = models.values(model.layers[0].ether.vectors.values())[:2]
+    np.testing.assert_array_equal(u, v)
+    loss = model.train_on_batch(np.ones((4, 16)), np.ones((4, 4)))
+    assert np.all(np.isfinite(loss))
+
+
+def test_batch_normalization_keeps_its_statistics(rng):
+    model = models.mlp()
+    x = models.inputs_of("mlp", rng)
+    models.compile_and_fit(model, x)
+    keras_ether.apply(model, trainable=["head"])
+    statistics = models.values(model.layers[1].weights)
+    models.compile_and_fit(model, x)
+    for now, before in zip(
+        models.values(model.layers[1].weights), statistics, strict=True
+    ):
+        np.testing.assert_array_equal(now, before)
+
+
+def test_backbone_alone_and_a_model_around_it(rng):
+    backbone = models.bert_backbone()
+    keras_ether.apply(backbone, targets="all-linear", rank_blocks=2)
+    task = keras_hub.models.BertTextClassifier(backbone, num_classes=4)
+    x = models.inputs_of("bert", rng)
+    head = {id(v) for v in task.output_dense.variables}
+    report = keras_ether.summary(task, print_fn=str)
+    assert report.head == 16 * 4 + 4
+    assert head <= {id(v) for v in task.trainable_variables}
+    before = models.values(backbone.non_trainable_weights)
+    models.compile_and_fit(task, x)
+    for now, was in zip(
+        models.values(backbone.non_trainable_weights), before, strict=True
+    ):
+        np.testing.assert_array_equal(now, was)
+    active = models.call(task, x)
+    keras_ether.merge(task)
+    np.testing.assert_allclose(models.call(task, x), active, atol=1e-5)
+
+
+def test_model_around_an_adapted_part_is_warned_of(rng):
+    task = models.bert()
+    x = models.inputs_of("bert", rng)
+    models.compile_and_fit(task, x)
+    with pytest.warns(UserWarning, match=r"'bert_backbone.*outermost model"):
+        keras_ether.apply(task.backbone)
+    assert type(task.output_dense) is keras.layers.Dense
+    frozen = models.values(task.backbone.non_trainable_weights)
+    models.compile_and_fit(task, x)
+    for now, before in zip(
+        models.values(task.backbone.non_trainable_weights),
+        frozen,
+        strict=True,
+    ):
+        np.testing.assert_array_equal(now, before)
+
+
+def test_head_of_a_task_trains_and_is_no_target():
+    task = models.bert()
+    keras_ether.apply(task, targets="all")
+    assert type(task.output_dense) is keras.layers.Dense
+    assert all(v.trainable for v in task.output_dense.variables)
+
+
+def test_default_targets_are_query_and_value():
+    task = models.bert()
+    keras_ether.apply(task)
+    adapted = [
+        path for path, layer in walk(task).items() if kinds.is_adapted(layer)
+    ]
+    assert len(adapted) == 2
+    assert {path.rpartition("/")[2] for path in adapted} == {"query", "value"}
+
+
+def test_second_apply_adds_to_the_first():
+    model = models.mlp()
+    flags = [v.trainable for v in model.variables]
+    keras_ether.apply(model, targets=["first"], trainable=["head"])
+    keras_ether.apply(model, targets=["second"], method="ether+")
+    report = keras_ether.summary(model, print_fn=str)
+    assert [row.method for row in report.rows] == ["ether", "ether+"]
+    assert report.head == 8 * 4 + 4
+    keras_ether.remove(model)
+    assert [v.trainable for v in model.variables] == flags
+
+
+def test_frozen_before_apply_is_frozen_after_remove():
+    task = models.bert()
+    task.backbone.trainable = False
+    keras_ether.apply(task)
+    assert len(task.trainable_variables) == 2 + 2
+    keras_ether.remove(task)
+    assert not task.backbone.trainable
+    assert len(task.trainable_variables) == 2
+
+
+def test_seed_fixes_the_start():
+    starts = []
+    for seed in (1, 1, 2):
+        model = models.mlp()
+        keras_ether.apply(model, seed=seed, trainable=["head"])
+        starts.append(models.values(model.layers[0].ether.vectors.values())[0])
+    np.testing.assert_array_equal(starts[0], starts[1])
+    assert not np.array_equal(starts[0], starts[2])
+    lengths = np.linalg.norm(starts[0].reshape(4, 4), axis=-1)
+    assert 0.2 < lengths.mean() < 0.9
+
+
+@pytest.mark.parametrize(
+    "integer", [np.int8, np.int64, np.uint32, np.array], ids=repr
+)
+def test_numbers_of_numpy_are_those_of_python(integer):
+    options = {"method": "ether+", "trainable": ["head"]}
+    one, other = models.mlp(), models.mlp()
+    keras_ether.apply(
+        one,
+        rank_blocks=integer(2),
+        seed=integer(3),
+        dropout=np.float32(0.25),
+        **options,
+    )
+    keras_ether.apply(other, rank_blocks=2, seed=3, dropout=0.25, **options)
+    adapters = [model.layers[0].ether for model in (one, other)]
+    for name in ("rank_blocks", "seed", "dropout"):
+        now, expected = (getattr(adapter, name) for adapter in adapters)
+        assert type(now) is type(expected)
+        assert now == expected
+    for pair in zip(*(a.vectors.values() for a in adapters), strict=True):
+        np.testing.assert_array_equal(*models.values(pair))
+    for report in (
+        keras_ether.summary(one, print_fn=str),
+        keras_ether.plan(models.mlp(), rank_blocks=integer(2), print_fn=str),
+    ):
+        assert type(report.rows[0].rank_blocks) is int
+        assert type(report.trainable) is int
+
+
+def test_keras_seed_fixes_the_start_where_none_is_given():
+    starts = []
+    for seed in (1, 1, 2):
+        keras.utils.set_random_seed(seed)
+        model = models.mlp()
+        keras_ether.apply(model, trainable=["head"])
+        starts.append(models.values(model.layers[0].ether.vectors.values())[0])
+    np.testing.assert_array_equal(starts[0], starts[1])
+    assert not np.array_equal(starts[0], starts[2])
+
+
+def test_dropout_makes_blocks_the_identity_in_training_only(rng):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
+    x = rng.standard_normal((4, 8)).astype("float32")
+    base = models.call(model, x)
+    keras_ether.apply(model, rank_blocks=2, dropout=0.5, seed=0)
+    active = models.call(model, x)
+    np.testing.assert_array_equal(models.call(model, x), active)
+    layer = model.layers[0]
+    kernel = models.values([layer.base_kernel])[0]
+    bias = models.values([layer.bias])[0]
+    h = dense_oracle.side_matrix(
+        "ether",
+        {n: models.values([v])[0] for n, v in layer.ether.vectors.items()},
+        "input",
+    )
+    allowed = []
+    for first in (False, True):
+        for second in (False, True):
+            kept = np.eye(8)
+            if first:
+                kept[:4, :4] = h[:4, :4]
+            if second:
+                kept[4:, 4:] = h[4:, 4:]
+            allowed.append(x @ kept @ kernel + bias)
+    np.testing.assert_allclose(allowed[0], base, atol=1e-5)
+    seen = set()
+    for _ in range(40):
+        y = ops.convert_to_numpy(model(x, training=True))
+        distances = [np.abs(y - a).max() for a in allowed]
+        assert min(distances) < 1e-4
+        seen.add(int(np.argmin(distances)))
+    assert seen == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("verb", ["merge", "remove", "disabled"])
+def test_verbs_without_an_adapter_are_errors(verb):
+    with pytest.raises(ValueError, match="has no ETHER adapter"):
+        result = getattr(keras_ether, verb)(models.mlp())
+        result.__enter__()
+
+
+def bad_arguments():
+    unbuilt = keras.Sequential([keras.layers.Dense(4)])
+    unbuilt.name = "unbuilt"
+    return {
+        "method": ({"method": "lora"}, "'ether+'.*Received: method='lora'"),
+        "blocks": ({"rank_blocks": 0}, "positive integer.*rank_blocks=0"),
+        "blocks type": ({"rank_blocks": 2.0}, "rank_blocks=2.0"),
+        "blocks bool": ({"rank_blocks": True}, "rank_blocks=True"),
+        "blocks text": ({"rank_blocks": "2"}, "rank_blocks='2'"),
+        "blocks NumPy bool": ({"rank_blocks": np.True_}, "rank_blocks="),
+        "blocks NumPy float": ({"rank_blocks": np.float32(2)}, "rank_blocks="),
+        "side": ({"side": "left"}, "'input', 'output', 'both'.*side='left'"),
+        "dropout": ({"dropout": 1.0}, "less than 1.*dropout=1.0"),
+        "dropout bool": ({"dropout": False}, "number of.*dropout=False"),
+        "dropout text": ({"dropout": "0.1"}, "number of.*dropout='0.1'"),
+        "dropout NaN": ({"dropout": np.float32("nan")}, "number of.*dropout="),
+        "seed": ({"seed": -1}, "non-negative.*seed=-1"),
+        "seed NumPy": ({"seed": np.int64(-1)}, "non-negative.*seed="),
+        "seed bool": ({"seed": True}, "non-negative.*seed=True"),
+        "seed float": ({"seed": 1.0}, "non-negative.*seed=1.0"),
+        "targets": ({"targets": 3}, "regular expression.*targets=3"),
+        "regex": ({"targets": "("}, "not a valid regular expression"),
+        "no match": ({"targets": ["nothing"]}, "'first', 'second'"),
+        "excluded": ({"exclude": "all"}, "No layer.*matches"),
+        "trainable": ({"trainable": ["nothing"]}, "names no layer.*'first'"),
+        "divisor": (
+            {"rank_blocks": 5},
+            r"'first'.*d=16 inputs and f=32 outputs.*\[1, 2, 4, 8\]",
+        ),
+        "divisor of the output": (
+            {"rank_blocks": 16, "method": "ether+", "targets": ["second"]},
+            r"'second'.*d=32.*f=8.*\[1, 2, 4\]",
+        ),
+        "blocks of one number": (
+            {"rank_blocks": 16, "targets": ["first"]},
+            r"blocks of one number, which never train, in layer 'first'.*d=16"
+            r".*fit: \[1, 2, 4, 8\]",
+        ),
+        "an output of one number": (
+            {"rank_blocks": 8, "method": "ether+", "targets": ["second"]},
+            r"never train, in layer 'second'.*f=8.*fit: \[1, 2, 4\]",
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", bad_arguments())
+def test_bad_argument_is_one_clear_error(case, rng):
+    arguments, message = bad_arguments()[case]
+    model = models.mlp()
+    x = models.inputs_of("mlp", rng)
+    models.compile_and_fit(model, x)
+    before = snapshot(model)
+    for verb in (keras_ether.apply, keras_ether.plan):
+        with pytest.raises(ValueError, match=f"(?s){message}"):
+            verb(model, **arguments)
+        assert snapshot(model) == before
+
+
+def test_one_number_is_no_block():
+    model = keras.Sequential(
+        [
+            keras.Input((1,)),
+            keras.layers.Dense(8, name="wide"),
+            keras.layers.Dense(8, name="square"),
+        ]
+    )
+    with pytest.raises(ValueError, match=r"'wide'.*'ether' can't train on a s"):
+        keras_ether.apply(model, rank_blocks=1, targets=["wide"])
+    report = keras_ether.plan(model, rank_blocks=1, print_fn=str)
+    assert [row.path for row in report.rows] == ["square"]
+    assert "side of one number" in report.skipped[0].reason
+    # A number that is no unit vector does train.
+    keras_ether.apply(model, method="naive", rank_blocks=1, targets=["wide"])
+
+
+def test_apply_replaces_and_copies_no_kernel():
+    model = models.mlp()
+    # The variables themselves, and the memory in them.
+    before = [(id(v), id(v.value)) for v in model.variables]
+    keras_ether.apply(
+        model, method="ether+", rank_blocks=2, targets="all-linear"
+    )
+    vectors = {
+        id(variable)
+        for layer in walk(model).values()
+        if kinds.is_adapted(layer)
+        for variable in layer.ether.variables
+    }
+    after = [(id(v), id(v.value)) for v in model.variables]
+    assert [pair for pair in after if pair[0] not in vectors] == before
+
+
+def snapshot(model):
+    return [
+        (type(layer), layer.trainable, [v.trainable for v in layer.variables])
+        for layer in walk(model).values()
+    ]
+
+
+def test_no_layer_model_or_unbuilt_model_is_an_error():
+    with pytest.raises(ValueError, match=r"Keras model or layer.*'model'"):
+        keras_ether.apply("model")
+    model = keras.Sequential([keras.layers.Dense(4)])
+    with pytest.raises(ValueError, match=f"'{model.name}' is not built"):
+        keras_ether.apply(model)
+
+
+def test_unbuilt_layer_is_named():
+    class Half(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.early = keras.layers.Dense(4, name="early")
+            self.late = keras.layers.Dense(4, name="late")
+
+        def build(self, input_shape):
+            self.early.build(input_shape)
+
+    model = Half()
+    model.build((None, 4))
+    with pytest.raises(ValueError, match="'late' can't be adapted: it is not"):
+        keras_ether.apply(model, targets=["late"])
+    report = keras_ether.plan(model, rank_blocks=2, print_fn=str)
+    assert [row.path for row in report.rows] == ["early"]
+
+
+def test_layer_with_lora_is_an_error_both_ways():
+    model = models.mlp()
+    model.layers[0].enable_lora(2)
+    with pytest.raises(ValueError, match=r"'first'.*LoRA"):
+        keras_ether.apply(model)
+    assert not kinds.is_adapted(model.layers[2])
+    keras_ether.apply(model, targets=["second"], trainable=["head"])
+    with pytest.raises(ValueError, match="'second' has an ETHER adapter"):
+        model.layers[2].enable_lora(2)
+
+
+LORA = r"ETHER adapters.*Enable LoRA first.*keras_ether\.merge"
+
+
+def state_of(model):
+    return [(v.path, v.trainable) for v in model.variables] + [
+        (layer.name, layer.trainable, getattr(layer, "lora_enabled", None))
+        for layer in [model, *model._flatten_layers()]
+    ]
+
+
+@pytest.mark.parametrize("targets", [None, "all-linear", ["query"], ".*dense"])
+@pytest.mark.parametrize("verb", ["merge", "remove"])
+def test_lora_of_a_backbone_is_an_error_until_the_way_back(verb, targets):
+    model = keras_ether.apply(models.bert(), targets=targets, rank_blocks=2)
+    before = state_of(model)
+    for names in (None, ["key"], ["attention_output"]):
+        with pytest.raises(ValueError, match=f"bert_backbone.*{LORA}"):
+            model.backbone.enable_lora(2, names)
+    assert state_of(model) == before
+    getattr(keras_ether, verb)(model)
+    plain = models.bert()
+    for each in (model, plain):
+        each.backbone.enable_lora(2)
+    assert [v.trainable for v in model.variables] == [
+        v.trainable for v in plain.variables
+    ]
+
+
+def test_lora_of_every_frozen_layer_is_an_error():
+    model = keras_ether.apply(models.bert(), rank_blocks=2)
+    before = state_of(model)
+    refused = 0
+    for layer in model._flatten_layers():
+        if hasattr(layer, "enable_lora") and layer.name != "logits":
+            with pytest.raises(ValueError, match=r"LoRA.*keras_ether\.merge"):
+                layer.enable_lora(2)
+            refused += 1
+    assert refused > 8
+    assert state_of(model) == before
+    keras_ether.remove(model)
+    model.backbone.get_layer("token_embedding").enable_lora(2)
+
+
+def test_lora_of_a_kept_layer_trains(rng):
+    model, x = models.mlp(), models.inputs_of("mlp", rng)
+    keras_ether.apply(model, targets=["second"], trainable=["head"])
+    model.get_layer("head").enable_lora(2)
+    models.compile_and_fit(model, x)
+    assert {v.path.rpartition("/")[2] for v in model.trainable_variables} == {
+        "input_u",
+        "bias",
+        "lora_kernel_a",
+        "lora_kernel_b",
+    }
+    assert np.abs(models.values([model.get_layer("head").lora_kernel_b])).max()
+
+
+@pytest.mark.filterwarnings("ignore:Model .* is part of another")
+def test_lora_of_a_part_beside_the_adapters_is_an_error():
+    """A part without adapters, frozen by `apply` on the whole."""
+    inputs = keras.Input((16,))
+    left, right = models.mlp(), models.mlp()
+    outer = keras.Model(
+        inputs, keras.layers.Add()([left(inputs), right(inputs)])
+    )
+    keras_ether.apply(
+        outer,
+        targets=f"{left.name}/.*|.*/second",
+        rank_blocks=2,
+        exclude=lambda path, layer: layer in right.layers,
+    )
+    first = right.get_layer("first")
+    with pytest.raises(ValueError, match=f"'first' is part of.*{LORA}"):
+        first.enable_lora(2)
+    keras_ether.merge(left)
+    with pytest.raises(ValueError, match="'first' is frozen by"):
+        first.enable_lora(2)
+    first.trainable = True
+    first.enable_lora(2)
+    assert first.lora_kernel_a.trainable
+
+
+def test_adapting_twice_is_an_error():
+    model = models.mlp()
+    keras_ether.apply(model, targets=["first"], trainable=["head"])
+    with pytest.raises(ValueError, match="already: 'first'"):
+        keras_ether.apply(model, trainable=["head"])
+    assert not kinds.is_adapted(model.layers[2])
+
+
+def test_tied_kernels_are_an_error():
+    a, b = keras.layers.Dense(8, name="a"), keras.layers.Dense(8, name="b")
+    model = keras.Sequential([keras.Input((8,)), a, b])
+    b._tracker.unlock()
+    b._kernel = a._kernel
+    with pytest.raises(ValueError, match="share one kernel: 'a', 'b'"):
+        keras_ether.apply(model)
+    assert not kinds.is_adapted(a)
+
+
+def test_frozen_last_layer_is_warned_of():
+    model = models.mlp()
+    message = re.escape("pass `trainable=['head']`")
+    with pytest.warns(UserWarning, match=message):
+        keras_ether.apply(model, targets=["first"])
+
+
+def test_low_compiled_rate_is_warned_of():
+    task = models.bert()
+    with pytest.warns(UserWarning, match="5e-05, which is low for 'ether'"):
+        keras_ether.apply(task)
+
+
+def test_remote_adapter_paths_stand_under_their_layer():
+    task = models.bert()
+    keras_ether.apply(task, rank_blocks=2)
+    for layer in walk(task).values():
+        if kinds.is_adapted(layer):
+            prefix = layer.base_kernel.path.rpartition("/")[0]
+            for name, vector in layer.ether.vectors.items():
+                assert vector.path == f"{prefix}/ether/{name}"
+
+
+def test_a_second_apply_keeps_what_the_first_one_froze():
+    model = models.mlp()
+    flags = [v.trainable for v in model.variables]
+    keras_ether.apply(model, targets=["first"], rank_blocks=2)
+    head = model.get_layer("head")
+    assert not head.trainable_variables
+    keras_ether.apply(
+        model, targets=["second"], trainable=["head"], rank_blocks=2
+    )
+    assert len(head.trainable_variables) == 2
+    keras_ether.merge(model)
+    assert [v.trainable for v in model.variables] == flags
+
+
+def test_an_adapted_layer_can_not_be_kept_trainable():
+    model = models.mlp()
+    keras_ether.apply(model, targets=["first"], rank_blocks=2)
+    with pytest.raises(ValueError, match="'first' can't be kept trainable"):
+        keras_ether.apply(
+            model, targets=["second"], trainable=["first"], rank_blocks=2
+        )
+    assert not kinds.is_adapted(model.get_layer("second"))
