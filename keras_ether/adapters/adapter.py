@@ -15,6 +15,7 @@ from keras_ether.ops import reflections
 from keras_ether.ops.backend import snapshot
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.custom_gradient import is_gradient_wanted
+from keras_ether.ops.values import to_numpy
 
 
 class Adapter(keras.layers.Layer):
@@ -158,7 +159,7 @@ class Adapter(keras.layers.Layer):
     @property
     def is_switched_off(self) -> bool:
         """Whether the base computes now. Compiled functions can't ask this."""
-        return not ops.convert_to_numpy(self.strength)
+        return not to_numpy(self.strength)
 
     def switched_off(self):
         """A context in which every call computes with the base kernel."""

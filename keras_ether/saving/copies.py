@@ -16,8 +16,6 @@ import re
 import warnings
 
 import keras
-import numpy as np
-from keras import ops
 
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import freezing
@@ -25,6 +23,7 @@ from keras_ether.adapters import kinds
 from keras_ether.adapters import twin_class
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.adapter import Adapter
+from keras_ether.ops.values import to_numpy
 from keras_ether.saving import contents
 from keras_ether.surgery import insertion
 from keras_ether.surgery.planning import Target
@@ -320,7 +319,7 @@ def _described(variable):
 
 def _value(variable):
     # A copy: an array on JAX or PyTorch would share the variable's memory.
-    return np.array(ops.convert_to_numpy(variable))
+    return to_numpy(variable)
 
 
 def _places(layers):

@@ -1,9 +1,9 @@
 """The compiled state of models whose layers change under them."""
 
 import keras
-from keras import ops
 
 from keras_ether import _keras_internals as internals
+from keras_ether.ops.values import to_numpy
 from keras_ether.surgery import slots
 from keras_ether.surgery.targets import walk
 
@@ -55,7 +55,7 @@ def constant_learning_rate(model) -> float | None:
         return None
     if getattr(optimizer, "learning_rate", None) is not rate:
         return None
-    return float(ops.convert_to_numpy(rate))
+    return float(to_numpy(rate))
 
 
 def _models(model):

@@ -2,10 +2,8 @@
 
 import contextlib
 
-import numpy as np
-from keras import ops
-
 from keras_ether import _keras_internals as internals
+from keras_ether.ops.values import to_numpy
 from keras_ether.surgery import attributes
 from keras_ether.surgery import slots
 from keras_ether.surgery.targets import walk
@@ -54,7 +52,7 @@ def _keep(undo, variable):
     # In the memory of the host, where there is more of it; but an array of
     # several processes can't come there, and JAX does not change arrays.
     if getattr(value, "is_fully_addressable", True):
-        value = np.array(ops.convert_to_numpy(variable))
+        value = to_numpy(variable)
     undo.callback(variable.assign, value)
 
 
