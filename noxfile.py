@@ -37,10 +37,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Lint and format."""
-    session.install("ruff>=0.9")
+    """Lint, format and types."""
+    # Type stubs are all that is missing where no backend is installed.
+    session.install("ruff>=0.9", "mypy>=1.13", "numpy>=2")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
 
 
 @nox.session(default=False)

@@ -31,7 +31,7 @@ def main(args):
     model, inputs, labels = models.minilm()
     tokens = inputs["token_ids"].size
     sizes = [
-        kinds.kind_of(layer).view(layer).sizes(layer.kernel.shape)[1:]
+        kinds.view_of(layer).sizes(layer.kernel.shape)[1:]
         for layer in variants.linear_maps(model, "all-linear")
     ]
     maps = {

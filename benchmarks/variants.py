@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 import keras_ether
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
 
 
 def limit(model, targets):
@@ -61,7 +61,8 @@ def linear_maps(model, targets):
     """The layers that `apply` would adapt."""
     plan = keras_ether.plan(model, targets=targets, print_fn=lambda table: None)
     paths = {row.path for row in plan.rows}
-    return [layer for path, layer in walk(model).items() if path in paths]
+    layers = LayerTree(model).layers
+    return [layer for path, layer in layers.items() if path in paths]
 
 
 def _authors_call(layer, blocks):

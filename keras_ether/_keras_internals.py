@@ -7,21 +7,29 @@ PyTorch.
 import contextlib
 import functools
 import io
+from collections.abc import Callable
+from typing import Any
 
 import keras
+import numpy as np
+
+from keras_ether.types import Layer
+from keras_ether.types import Optimizer
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 
-def children(layer):
+def children(layer: Layer) -> list[Layer]:
     """The layers that Keras tracks as direct parts of `layer`, in order."""
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
-def held_variables(layer):
+def held_variables(layer: Layer) -> list[Variable]:
     """The variables that are attributes of `layer`, whoever made them."""
     return layer._trainable_variables + layer._non_trainable_variables
 
 
-def share_registered_names(known, other):
+def share_registered_names(known: type, other: type) -> None:
     """Has files name the class `other` as they name `known`."""
     for names in (
         keras.src.api_export.REGISTERED_OBJS_TO_NAMES,
@@ -31,7 +39,7 @@ def share_registered_names(known, other):
             names[other] = names[known]
 
 
-def add_sublayer(layer, name, sublayer):
+def add_sublayer(layer: Layer, name: str, sublayer: Layer) -> None:
     """Sets an attribute to a layer although the state of `layer` is locked."""
     locked = layer._tracker.locked
     layer._tracker.unlock()
@@ -40,7 +48,7 @@ def add_sublayer(layer, name, sublayer):
         layer._tracker.lock()
 
 
-def remove_sublayer(layer, name):
+def remove_sublayer(layer: Layer, name: str) -> None:
     """Undoes `add_sublayer`."""
     locked = layer._tracker.locked
     layer._tracker.unlock()
@@ -50,18 +58,18 @@ def remove_sublayer(layer, name):
         layer._tracker.lock()
 
 
-def set_trainable(layer, value):
+def set_trainable(layer: Layer, value: Any) -> None:
     """Sets a layer's own flag, without the recursion of its property."""
     layer._trainable = value
 
 
-def tracker_attributes(owner):
+def tracker_attributes(owner: object) -> dict[str, Any]:
     """The attributes of what tracks the parts of a layer or an optimizer."""
     tracker = getattr(owner, "_tracker", None)
     return {} if tracker is None else vars(tracker)
 
 
-def unwrapped(value):
+def unwrapped(value: Any) -> object:
     """What holds the parts of a list or dictionary that TensorFlow has wrapped.
 
     It wraps those that are attributes of a layer or an optimizer. Of a list it
@@ -74,7 +82,7 @@ def unwrapped(value):
     return value
 
 
-def own_attributes(optimizer):
+def own_attributes(optimizer: Optimizer) -> dict[str, Any]:
     """An optimizer's attributes, without the lists of all its variables."""
     lists = ("_variables", "_trainable_variables")
     return {
@@ -85,17 +93,17 @@ def own_attributes(optimizer):
     }
 
 
-def tracked_variables(optimizer):
+def tracked_variables(optimizer: Optimizer) -> list[Variable]:
     """An optimizer's own variables, in the order in which they were made."""
     return optimizer._variables
 
 
-def trained_variables(optimizer):
+def trained_variables(optimizer: Optimizer) -> list[Variable]:
     """The variables that a built optimizer was built for."""
     return optimizer._trainable_variables
 
 
-def update_count(optimizer):
+def update_count(optimizer: Optimizer) -> Variable:
     """The variable that counts an optimizer's updates.
 
     `iterations` counts accumulated ones, and is that of a wrapped optimizer.
@@ -103,12 +111,12 @@ def update_count(optimizer):
     return optimizer._iterations
 
 
-def rate_set(optimizer):
+def rate_set(optimizer: Optimizer) -> Any:
     """What an optimizer's learning rate was set to: a variable or schedule."""
     return optimizer._learning_rate
 
 
-def set_unbuilt(optimizer, slots):
+def set_unbuilt(optimizer: Optimizer, slots: set[int]) -> None:
     """Has an optimizer forget what it was built for.
 
     Keras offers no way back from `build`: an optimizer that trains something
@@ -126,7 +134,8 @@ def set_unbuilt(optimizer, slots):
         "_trainable_variables_indices",
         "_exclude_from_weight_decay_cache",
     ):
-        dict.clear(unwrapped(getattr(optimizer, name, {})))
+        cache: Any = unwrapped(getattr(optimizer, name, {}))
+        dict.clear(cache)
     if isinstance(optimizer, keras.optimizers.MultiOptimizer):
         # `build` asks a function for others.
         chosen = optimizer._optimizer_map
@@ -140,7 +149,7 @@ def set_unbuilt(optimizer, slots):
     optimizer.built = False
 
 
-def renew_torch_parameters(layer):
+def renew_torch_parameters(layer: Layer) -> None:
     """Lets PyTorch see a layer's variables of now; elsewhere does nothing."""
     if hasattr(layer, "_torch_params"):
         layer._track_variables()
@@ -151,12 +160,12 @@ def torch_layer_class() -> type:
     return keras.src.backend.torch.layer.TorchLayer
 
 
-def everything_in(layer) -> list:
+def everything_in(layer: Layer) -> list:
     """A layer and all layers below it."""
     return layer._flatten_layers()
 
 
-def hook_layer_reduction(reduce):
+def hook_layer_reduction(reduce: Callable) -> None:
     """Asks a function how a layer is copied and pickled, before Keras.
 
     Args:
@@ -166,20 +175,20 @@ def hook_layer_reduction(reduce):
     original = keras.layers.Layer.__reduce__
 
     @functools.wraps(original)
-    def method(layer):
+    def method(layer: Layer) -> Any:
         return reduce(layer) or original(layer)
 
     keras.layers.Layer.__reduce__ = method
 
 
-def to_archive(layer) -> bytes:
+def to_archive(layer: Layer) -> bytes:
     """A layer in the `.keras` format, in which Keras pickles it."""
     file = io.BytesIO()
     keras.src.saving.saving_lib._save_model_to_fileobj(layer, file, "h5")
     return file.getvalue()
 
 
-def from_archive(archive: bytes):
+def from_archive(archive: bytes) -> Layer:
     """A layer from the `.keras` format, a model of it not compiled."""
     return keras.src.saving.saving_lib._load_model_from_fileobj(
         io.BytesIO(archive),
@@ -190,12 +199,12 @@ def from_archive(archive: bytes):
     )
 
 
-def set_variable_path(variable, path):
+def set_variable_path(variable: Variable, path: str) -> None:
     """Renames a variable, which a count within the process may have named."""
     variable._path = path
 
 
-def order_variables(layer, ordered: list):
+def order_variables(layer: Layer, ordered: list) -> None:
     """Has a layer list the variables that it owns in this order."""
     places = {id(variable): place for place, variable in enumerate(ordered)}
     for variables in (
@@ -205,18 +214,18 @@ def order_variables(layer, ordered: list):
         variables.sort(key=lambda v: places[id(v)])
 
 
-def optimized_variables(optimizer) -> list:
+def optimized_variables(optimizer: Optimizer) -> list:
     """The variables that an optimizer was built for, in order."""
     inner = getattr(optimizer, "inner_optimizer", None) or optimizer
     return inner._trainable_variables
 
 
-def is_called_in_another_model(model):
+def is_called_in_another_model(model: Layer) -> bool:
     """Whether the graph of another functional model calls `model`."""
     return bool(model._inbound_nodes)
 
 
-def strategy_scope(owner):
+def strategy_scope(owner: Any) -> contextlib.AbstractContextManager:
     """The scope of the `tf.distribute` strategy of a model or an optimizer.
 
     It is settled when either is made.
@@ -228,7 +237,7 @@ def strategy_scope(owner):
     return contextlib.nullcontext()
 
 
-def forget_compiled_trainable_state(model):
+def forget_compiled_trainable_state(model: Layer) -> None:
     """Tells a model that its compiled state fits the flags of now.
 
     `fit` would warn otherwise that flags changed since `compile`.
@@ -241,7 +250,7 @@ def forget_compiled_trainable_state(model):
         }
 
 
-def is_training(argument=None):
+def is_training(argument: bool | Tensor | None = None) -> bool | Tensor:
     """Whether the call that is going on is one of training.
 
     Args:
@@ -263,7 +272,7 @@ def is_training(argument=None):
     return argument if keras.ops.is_tensor(argument) else bool(argument)
 
 
-def recomputes_activation(layer):
+def recomputes_activation(layer: Layer) -> bool:
     """Whether a `RematScope` wants the layer's activation rematerialized."""
     mode = layer._remat_mode
     return (
@@ -273,31 +282,31 @@ def recomputes_activation(layer):
     )
 
 
-def autocast(layer):
+def autocast(layer: Layer) -> contextlib.AbstractContextManager:
     """The scope in which Keras runs a layer's call under its dtype policy."""
     if not layer.autocast or layer.compute_dtype == layer.variable_dtype:
         return contextlib.nullcontext()
     return keras.src.backend.AutocastScope(layer.compute_dtype)
 
 
-def einsum_kernel_scale(layer, scale):
+def einsum_kernel_scale(layer: Layer, scale: Tensor) -> Tensor:
     """An int8 `EinsumDense`'s scales in the layout of its kernel."""
     return layer._adjust_scale_for_dequant(scale)
 
 
-def int4_block_size(layer):
+def int4_block_size(layer: Layer) -> int | None:
     """How many inputs of an int4 layer share a scale, `None` if all do."""
     return layer._int4_block_size
 
 
-def copy_mask(source, target):
+def copy_mask(source: Any, target) -> None:
     """Gives a tensor the mask that another one carries, if it does."""
     mask = keras.src.backend.get_keras_mask(source)
     if mask is not None:
         keras.src.backend.set_keras_mask(target, mask)
 
 
-def global_generators():
+def global_generators() -> list[Any]:
     """The generators that Keras draws from past its own seeds.
 
     On PyTorch a `Dropout` without a seed draws from the device's global
@@ -318,12 +327,12 @@ def global_generators():
     return [torch.default_generator, torch.cuda.default_generators[index]]
 
 
-def generator_state(generator):
+def generator_state(generator: Any) -> np.ndarray:
     """The state of a generator, an array of bytes."""
     return generator.get_state().numpy()
 
 
-def set_generator_state(generator, state):
+def set_generator_state(generator: Any, state: np.ndarray) -> None:
     """Sets the state of a generator.
 
     Raises:
@@ -331,9 +340,9 @@ def set_generator_state(generator, state):
     """
     import torch
 
-    state = torch.from_numpy(state.copy())
+    value = torch.from_numpy(state.copy())
     try:
-        torch.Generator(device=generator.device).set_state(state)
+        torch.Generator(device=generator.device).set_state(value)
     except RuntimeError as error:
         raise ValueError(f"it is no state of a generator ({error})") from None
-    generator.set_state(state)
+    generator.set_state(value)

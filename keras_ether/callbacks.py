@@ -1,7 +1,9 @@
 """Checkpoints of adapters while they train, and the way back to them."""
 
 import math
+import os
 import warnings
+from typing import Any
 
 import keras
 
@@ -13,6 +15,7 @@ from keras_ether.saving.training_state import Position
 from keras_ether.surgery import insertion
 from keras_ether.surgery import undo
 from keras_ether.surgery import verbs
+from keras_ether.types import Layer
 
 
 class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
@@ -62,14 +65,14 @@ class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
 
     def __init__(
         self,
-        filepath,
+        filepath: str | os.PathLike,
         monitor: str = "val_loss",
         verbose: int = 0,
         save_best_only: bool = False,
         mode: str = "auto",
-        save_freq="epoch",
+        save_freq: str | int = "epoch",
         initial_value_threshold: float | None = None,
-    ):
+    ) -> None:
         super().__init__(
             # It accepts the suffixes of Keras's own files.
             "adapter.keras",
@@ -83,16 +86,20 @@ class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
         self.filepath = adapter_file.check_name(filepath)
         self._position = (0, 0)
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         verbs.adapted_layers(self.model)
         training_state.set_global_generators_again(self.model)
         super().on_train_begin(logs)
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         super().on_epoch_begin(epoch, logs)
         self._epoch = epoch
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         done, steps = batch + 1, self.params.get("steps")
         is_last = steps is not None and done >= steps
         self._position = (
@@ -101,12 +108,14 @@ class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
         with _StandIn(self):
             super().on_train_batch_end(batch, logs)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         self._position = (epoch + 1, 0)
         with _StandIn(self):
             super().on_epoch_end(epoch, logs)
 
-    def write(self, model, filepath):
+    def write(self, model: Layer, filepath: str) -> None:
         """Writes the file for the position of now."""
         best = None if self.best is None else float(self.best)
         if best is not None and not math.isfinite(best):
@@ -135,24 +144,26 @@ class _StandIn:
     A context in which it stands for the callback's model.
     """
 
-    def __init__(self, callback):
+    def __init__(self, callback: AdapterCheckpoint) -> None:
         self._callback = callback
         self._model = callback.model
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         self._callback.set_model(self)
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: Any) -> None:
         self._callback.set_model(self._model)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def save(self, filepath, overwrite=True):
+    def save(self, filepath: str, overwrite: bool = True) -> None:
         self._callback.write(self._model, filepath)
 
 
-def resume(model, filepath, check_base: bool = True) -> Position:
+def resume(
+    model: Layer, filepath: str | os.PathLike, check_base: bool = True
+) -> Position:
     """Brings adapters, head and training back to an `AdapterCheckpoint`.
 
     Training then takes the same steps, loss for loss, as if it had never
@@ -209,11 +220,10 @@ def resume(model, filepath, check_base: bool = True) -> Position:
         )
     position = training_state.position_of(content.header)
     fill = save_and_load.prepare(model, content, filepath, check_base)
-    if fill.is_new:
+    if fill.plan is not None:
         insertion.warn_of_outer_model(model)
-    with undo.on_error(model) as back:
-        if fill.is_new:
-            insertion.put_in(model, fill.plan, fill.adapters)
+    with undo.on_error(fill.tree) as back:
+        fill.put_in()
         try:
             state = training_state.fitting_state(model, content)
             training_state.set_global_generators(model, content, back)

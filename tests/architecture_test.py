@@ -13,7 +13,7 @@ pytestmark = pytest.mark.once
 
 PACKAGE = pathlib.Path(keras_ether.__file__).parent
 # What each room may know, besides itself and the modules below all rooms.
-BELOW = {"version", "_keras_internals"}
+BELOW = {"version", "types", "_keras_internals"}
 ROOMS = {
     "ops": set(),
     "methods": {"ops"},

@@ -9,7 +9,7 @@ import keras_ether
 from keras_ether.adapters import kinds
 from keras_ether.callbacks import AdapterCheckpoint
 from keras_ether.callbacks import resume
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
 from tests import models
 
 pytestmark = [
@@ -260,7 +260,7 @@ def test_bad_argument(arguments, message):
 
 def snapshot(model):
     state = [model.optimizer.get_config(), len(model.optimizer.variables)]
-    for layer in [model, *walk(model).values()]:
+    for layer in LayerTree(model).everything:
         state.append((type(layer), layer.trainable))
         state += [(v.path, v.trainable) for v in layer.variables]
     return state, models.values([*model.variables, *model.optimizer.variables])
@@ -302,7 +302,7 @@ def test_state_of_another_optimizer_leaves_the_model(
 
 def set_base(model):
     """Undoes what training has done to a model without adapters."""
-    if not any(map(kinds.is_adapted, walk(model).values())):
+    if not any(map(kinds.is_adapted, LayerTree(model).layers.values())):
         model.set_weights(base().get_weights())
 
 
@@ -324,7 +324,7 @@ def test_model_that_is_not_compiled(data, tmp_path):
     model = base()
     with pytest.raises(ValueError, match="is not compiled"):
         resume(model, path)
-    assert not any(map(kinds.is_adapted, walk(model).values()))
+    assert not any(map(kinds.is_adapted, LayerTree(model).layers.values()))
 
 
 # Keras's own files leave out the states of its `Dropout`, so there is none here

@@ -11,8 +11,7 @@ import pytest
 from keras import ops
 
 import keras_ether
-from keras_ether.adapters import kinds
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
 from tests import models
 
 ROOT = Path(__file__).parents[1]
@@ -220,6 +219,7 @@ def test_a_mirrored_model_is_adapted_outside_the_scope():
     code = """
 import keras, numpy as np, tensorflow as tf, keras_ether
 from keras_ether.surgery import compiled_state, undo
+from keras_ether.surgery.layer_tree import LayerTree
 from tests.distribution_test import make_model
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0],
@@ -235,8 +235,9 @@ optimizer = model.optimizer
 keras_ether.apply(model)
 vector = model.layers[0].ether.input_u
 model.fit(x, y, verbose=0)
-with np.testing.assert_raises(KeyError), undo.on_error(model):
-    compiled_state.reset(model)
+tree = LayerTree(model)
+with np.testing.assert_raises(KeyError), undo.on_error(tree):
+    compiled_state.reset(tree)
     raise KeyError
 assert optimizer.built and optimizer.iterations.numpy() == 1
 active = model.predict(x, verbose=0)
@@ -261,7 +262,7 @@ def test_parameters_of_a_torch_module_are_what_trains(name, verb):
     """`DistributedDataParallel` waits for all that ask for a gradient."""
     model = models.ALL[name]()
     keras_ether.apply(model, targets="all", rank_blocks=1)
-    adapted = [y for y in walk(model).values() if kinds.is_adapted(y)]
+    adapted = LayerTree(model).adapted.values()
     vectors = [v for y in adapted for v in y.ether.vectors.values()]
     asking = {id(p) for p in model.parameters() if p.requires_grad}
     assert {id(v.value) for v in vectors} <= asking

@@ -20,5 +20,5 @@ def test_numbers_are_what_the_formula_says(name, method):
     rows = entry.rows(method)
     assert sum(times for _, times in rows) == len(entry.maps)
     assert sum(
-        row.numbers * times for row, times in rows
+        row.parameters * times for row, times in rows
     ) == real_width.formula(method, entry.maps)

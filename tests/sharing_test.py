@@ -8,8 +8,7 @@ import pytest
 from keras import ops
 
 import keras_ether
-from keras_ether.adapters import kinds
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
 from tests import models
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is frozen now")
@@ -21,7 +20,7 @@ def planned(model, targets):
 
 
 def adapted(model):
-    return [path for path, y in walk(model).items() if kinds.is_adapted(y)]
+    return list(LayerTree(model).adapted)
 
 
 def inner(name, size=8):

@@ -13,7 +13,7 @@ from keras_ether.adapters import kinds
 from keras_ether.diagnostics import diagnosis
 from keras_ether.diagnostics import hyperspherical_energy
 from keras_ether.diagnostics import kernel_distance
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
 
 EVALUATION_BATCH = 64
 
@@ -154,8 +154,8 @@ def linear_maps(model):
     """
     return {
         path: layer
-        for path, layer in walk(model.backbone).items()
-        if kinds.kind_of(layer) and kinds.kind_of(layer).linear
+        for path, layer in LayerTree(model.backbone).layers.items()
+        if kinds.is_linear(layer)
     }
 
 
@@ -191,7 +191,7 @@ def _by_length(function, inputs):
 
 
 def _energy(layer):
-    view = kinds.kind_of(layer).view(layer)
+    view = kinds.view_of(layer)
     return hyperspherical_energy(
         view.neurons(ops.convert_to_tensor(layer.kernel))
     )

@@ -252,7 +252,7 @@ peaks = results.loc[results.groupby("method")["accuracy"].idxmax()]
 figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
 for row in peaks.itertuples():
     axes.errorbar(
-        row.numbers,
+        row.parameters,
         100 * row.accuracy,
         yerr=100 * error,
         fmt="o",
@@ -261,7 +261,7 @@ for row in peaks.itertuples():
     )
     axes.annotate(
         row.method,
-        (row.numbers, 100 * (row.accuracy + error)),
+        (row.parameters, 100 * (row.accuracy + error)),
         xytext=(0, 4),
         textcoords="offset points",
         ha="center",

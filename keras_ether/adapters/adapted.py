@@ -13,12 +13,13 @@ from keras import ops
 
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import quantized_kernel
-from keras_ether.adapters.arguments import quantizing_error
+from keras_ether.adapters.quantized_kernel import quantizing_error
 from keras_ether.ops.backend import dtype_name
 from keras_ether.ops.backend import is_sparse
+from keras_ether.types import LayerMixin
 
 
-class Adapted:
+class Adapted(LayerMixin):
     """A layer with an adapter, mixed in before a Keras layer class.
 
     `ether` is the layer's `Adapter`; the variable that the layer owns stays the
@@ -94,7 +95,7 @@ class AdaptedKernel(Adapted):
         return self._effective(super().kernel)
 
 
-class AdaptedCall:
+class AdaptedCall(LayerMixin):
     """A layer whose call transforms activations, or multiplies by a fold.
 
     Where `keras.RematScope` runs a call again in the backward pass, it does so

@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_ether.adapters.adapted import AdaptedCall
 from keras_ether.adapters.adapted import AdaptedKernel
+from keras_ether.types import LayerMixin
 
 
 class AdaptedConv(AdaptedCall, AdaptedKernel):
@@ -31,7 +32,7 @@ class AdaptedConv(AdaptedCall, AdaptedKernel):
         return self._compute(**replaced)(inputs)
 
 
-class HeldKernel:
+class HeldKernel(LayerMixin):
     """Answers the `kernel` of a class that holds it as a plain attribute.
 
     Transposed convolutions do; a property of a mixin finds no property of

@@ -1,6 +1,10 @@
 """The layer that owns one kernel's vectors."""
 
+import contextlib
+import functools
 import random
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -8,14 +12,20 @@ from keras import ops
 
 from keras_ether import methods
 from keras_ether.adapters import weights_file
-from keras_ether.adapters.arguments import check_arguments
-from keras_ether.adapters.arguments import quantizing_error
+from keras_ether.adapters.adapter_config import AdapterConfig
+from keras_ether.adapters.adapter_config import checked_seed
+from keras_ether.adapters.quantized_kernel import quantizing_error
 from keras_ether.adapters.switch import Switch
 from keras_ether.ops import reflections
 from keras_ether.ops.backend import snapshot
 from keras_ether.ops.backend import tensor
+from keras_ether.ops.conv_view import ConvView
 from keras_ether.ops.custom_gradient import is_gradient_wanted
+from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.ops.values import to_numpy
+from keras_ether.types import Factors
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 
 class Adapter(keras.layers.Layer):
@@ -27,40 +37,28 @@ class Adapter(keras.layers.Layer):
     outputs or the kernel.
 
     Args:
-        method: String, name of a registered method. Defaults to `"ether"`.
-        rank_blocks: Integer, the number of diagonal blocks `n`. Defaults to 4.
-        side: `"input"`, `"output"`, `"both"`, or `None` for the method's own.
-        dropout: Float in `[0, 1)`. While training, each block is the identity
-            with this probability. Defaults to 0.
+        config: An `AdapterConfig`: method, blocks, side and dropout.
         seed: Integer or `None`, for the random start and for dropout.
         name: String, name of the layer. Defaults to `"ether"`.
 
     Raises:
-        ValueError: if an argument is not one of the above.
+        ValueError: if `seed` is not one of the above.
     """
 
     def __init__(
         self,
-        method: str = "ether",
-        rank_blocks: int = 4,
-        side: str | None = None,
-        dropout: float = 0.0,
+        config: AdapterConfig,
         seed: int | None = None,
         name: str = "ether",
-    ):
-        rank_blocks, dropout, seed = check_arguments(
-            method, rank_blocks, side, dropout, seed
-        )
+    ) -> None:
+        seed = checked_seed(seed)
         # Float32 under any dtype policy: in 16 bits a vector's small steps are
         # lost.
         super().__init__(name=name, dtype="float32")
-        self.method = method
-        self.rank_blocks = rank_blocks
-        self.side = side or methods.get(method).side
-        self.dropout = dropout
+        self.config = config.resolved
         self.seed = random.randrange(2**31 - 1) if seed is None else seed
         self.seed_generator = (
-            keras.random.SeedGenerator(self.seed) if dropout else None
+            keras.random.SeedGenerator(self.seed) if config.dropout else None
         )
         self.switch = Switch()
         # What the outer layer hands over while a file is written or read, see
@@ -68,21 +66,19 @@ class Adapter(keras.layers.Layer):
         self.base_fingerprint = None
         self.loading = None
 
-    def build(self, view, kernel_shape):
+    def build(
+        self, view: MatrixView | ConvView, kernel_shape: tuple[int, ...]
+    ) -> None:
         self.view = view
         self.kernel_shape = tuple(kernel_shape)
-        experts, inputs, outputs = view.sizes(kernel_shape)
-        self.blocks = experts * self.rank_blocks
-        self.widths = {
-            side: size // self.rank_blocks
-            for side, size in (("input", inputs), ("output", outputs))
-            if self.transforms(side)
-        }
+        sizes = view.sizes(kernel_shape)
+        self.blocks = sizes[0] * self.config.rank_blocks
+        self.widths = self.config.widths(sizes)
         for name, value in self._start().items():
             setattr(self, name, self._add_vector(name, value))
         self.strength = self._new_strength()
 
-    def _new_strength(self):
+    def _new_strength(self) -> Variable:
         """How far the blocks act, `I + strength (block − I)`.
 
         It is 1, or 0 while `keras_ether.disabled` has the base compute, and a
@@ -101,7 +97,7 @@ class Adapter(keras.layers.Layer):
                 name="ether_strength",
             )
 
-    def _add_vector(self, name, value):
+    def _add_vector(self, name: str, value: np.ndarray) -> Variable:
         try:
             return self.add_weight(
                 name=name,
@@ -120,8 +116,8 @@ class Adapter(keras.layers.Layer):
                 "replicated."
             ) from error
 
-    def _start(self):
-        method = methods.get(self.method)
+    def _start(self) -> dict[str, np.ndarray]:
+        method = self._method
         rng = np.random.default_rng(self.seed)
         return {
             f"{side}_{name}": value
@@ -133,7 +129,7 @@ class Adapter(keras.layers.Layer):
             )
         }
 
-    def restart(self):
+    def restart(self) -> None:
         """Puts the vectors back to their start."""
         for name, value in self._start().items():
             getattr(self, name).assign(value)
@@ -144,28 +140,29 @@ class Adapter(keras.layers.Layer):
         return {
             f"{side}_{name}": getattr(self, f"{side}_{name}")
             for side in self.widths
-            for name in methods.get(self.method).weights
+            for name in self._method.weights
         }
 
-    def transforms(self, side: str) -> bool:
-        """Whether `"input"` or `"output"` is transformed."""
-        return self.side in (side, "both")
+    @property
+    def _method(self) -> methods.Method:
+        """The method, with its formula."""
+        return methods.get(self.config.method)
 
     @property
     def orthogonal(self) -> bool:
         """Whether every block is orthogonal."""
-        return methods.get(self.method).orthogonal
+        return self._method.orthogonal
 
     @property
     def is_switched_off(self) -> bool:
         """Whether the base computes now. Compiled functions can't ask this."""
         return not to_numpy(self.strength)
 
-    def switched_off(self):
+    def switched_off(self) -> contextlib.AbstractContextManager:
         """A context in which every call computes with the base kernel."""
         return self.switch.held_at_zero(self.strength)
 
-    def draw_kept(self, training=False) -> dict:
+    def draw_kept(self, training: bool | Tensor | None = False) -> dict:
         """Draws which blocks dropout keeps in one call, by side.
 
         Args:
@@ -175,21 +172,21 @@ class Adapter(keras.layers.Layer):
             Dictionary from `"input"` and `"output"` to a boolean tensor of
             shape `(blocks, 1, 1)`, empty where dropout has nothing to do.
         """
-        if not self.dropout or training is False:
+        if not self.config.dropout or training is False:
             return {}
         kept = {}
         for side in self.widths:
             drawn = keras.random.uniform(
                 (self.blocks, 1, 1), seed=self.seed_generator
             )
-            kept[side] = drawn >= self.dropout
+            kept[side] = drawn >= self.config.dropout
             if training is not True:
                 kept[side] = ops.logical_or(
                     kept[side], ops.logical_not(training)
                 )
         return kept
 
-    def trained_factors(self, side: str):
+    def trained_factors(self, side: str) -> Factors | None:
         """The factors of one side's blocks, whether they act now or not.
 
         See `keras_ether.ops.reflections`.
@@ -200,14 +197,14 @@ class Adapter(keras.layers.Layer):
         Returns:
             `(left, right)`, or `None` for a side that is not transformed.
         """
-        if not self.transforms(side):
+        if side not in self.widths:
             return None
-        method = methods.get(self.method)
+        method = self._method
         return method.factors(
             *(tensor(getattr(self, f"{side}_{n}")) for n in method.weights)
         )
 
-    def factors(self, side: str, kept: dict | None = None):
+    def factors(self, side: str, kept: dict | None = None) -> Factors | None:
         """The factors of one side's blocks as they act in a call.
 
         Args:
@@ -227,15 +224,31 @@ class Adapter(keras.layers.Layer):
             left = left * ops.cast(kept[side], left.dtype)
         return left, right
 
-    def transform_inputs(self, x, factors, training=False):
+    def transform_inputs(
+        self,
+        x: Tensor,
+        factors: Factors | None,
+        training: bool | Tensor | None = False,
+    ) -> Tensor:
         """`x H`, or `x` where `factors` is `None`."""
         return self._transform(x, factors, self.view.map_inputs, training)
 
-    def transform_outputs(self, y, factors, training=False):
+    def transform_outputs(
+        self,
+        y: Tensor,
+        factors: Factors | None,
+        training: bool | Tensor | None = False,
+    ) -> Tensor:
         """`y G`, or `y` where `factors` is `None`."""
         return self._transform(y, factors, self.view.map_outputs, training)
 
-    def _transform(self, x, factors, map_axis, training):
+    def _transform(
+        self,
+        x: Tensor,
+        factors: Factors | None,
+        map_axis: Callable,
+        training: bool | Tensor | None,
+    ) -> Tensor:
         if factors is None:
             return x
         return map_axis(
@@ -245,22 +258,27 @@ class Adapter(keras.layers.Layer):
             x,
         )
 
-    def fold(self, kernel, kept: dict | None = None):
+    def fold(self, kernel: Tensor, kept: dict | None = None) -> Tensor:
         """`H W G` as it acts in a call, in the dtype of the kernel.
 
         Computed in float32.
         """
         return self._fold(kernel, lambda side: self.factors(side, kept))
 
-    def fold_trained(self, kernel):
+    def fold_trained(self, kernel: Tensor) -> Tensor:
         """`H W G`, whether the adapter acts now or not."""
         return self._fold(kernel, self.trained_factors)
 
-    def unfold(self, kernel):
+    def unfold(self, kernel: Tensor) -> Tensor:
         """`H⁻¹ W G⁻¹`, for methods whose blocks are orthogonal."""
         return self._fold(kernel, self.factors, inverse=True)
 
-    def _fold(self, kernel, factors_of, inverse=False):
+    def _fold(
+        self,
+        kernel: Tensor,
+        factors_of: Callable[[str], Factors | None],
+        inverse: bool = False,
+    ) -> Tensor:
         dtype = kernel.dtype
         kernel = ops.cast(kernel, "float32")
         # `multiply` acts on rows: W G is just that, H W is (Wᵀ Hᵀ)ᵀ. Taking out
@@ -274,18 +292,26 @@ class Adapter(keras.layers.Layer):
                 continue
             if transposed:
                 factors = reflections.transpose(*factors)
-            kernel = map_axis(
-                lambda rows, f=factors: reflections.multiply(rows, *f), kernel
-            )
+            multiply = functools.partial(_multiply, factors)
+            kernel = map_axis(multiply, kernel)
         return ops.cast(kernel, dtype)
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         weights_file.save_vectors(self, store)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         weights_file.load_vectors(self, store)
 
-    def quantize(self, mode=None, type_check=True, config=None):
+    def quantize(
+        self,
+        mode: str | None = None,
+        type_check: bool = True,
+        config: Any = None,
+    ) -> None:
         # `Model.quantize` asks only layers without sub-layers, so it would pass
         # over the adapted layer without a word and arrive here.
         raise quantizing_error(self.path.rpartition("/")[0], mode)
+
+
+def _multiply(factors: Factors, rows: Tensor) -> Tensor:
+    return reflections.multiply(rows, *factors)

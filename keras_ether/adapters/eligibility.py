@@ -1,16 +1,23 @@
 """Why a layer can't have an adapter."""
 
+import dataclasses
+
 import keras
 
 from keras_ether import methods
 from keras_ether.adapters import freezing
 from keras_ether.adapters import quantized_kernel
+from keras_ether.adapters.adapter_config import AdapterConfig
+from keras_ether.adapters.kinds import Kind
 from keras_ether.adapters.kinds import computes_itself
+from keras_ether.adapters.kinds import config_for
 from keras_ether.adapters.kinds import is_adapter
 from keras_ether.adapters.kinds import kernel_shape
 from keras_ether.adapters.kinds import kind_of
+from keras_ether.adapters.kinds import known_kind
 from keras_ether.adapters.kinds import nearest
-from keras_ether.adapters.kinds import side_of
+from keras_ether.adapters.kinds import view_of
+from keras_ether.types import Layer
 
 # Why layers of some other classes have no adapter.
 OTHERS = {
@@ -21,7 +28,7 @@ OTHERS = {
 }
 
 
-def why_unknown(layer) -> str | None:
+def why_unknown(layer: Layer) -> str | None:
     """The reason that a layer of no known kind is passed over.
 
     Returns:
@@ -34,11 +41,9 @@ def why_unknown(layer) -> str | None:
     return nearest(layer, OTHERS) or "no adapter for its kind"
 
 
-def refusal_reason(
-    layer, dropout: float = 0.0, side: str | None = None
-) -> str | None:
+def refusal_reason(layer: Layer, config: AdapterConfig) -> str | None:
     """The reason that a layer of a known kind can't be adapted, or `None`."""
-    kind = kind_of(layer)
+    kind = known_kind(layer)
     if not layer.built:
         return "it is not built"
     mode = layer.quantization_mode
@@ -48,9 +53,9 @@ def refusal_reason(
         return f"it is marked for '{mode}' and was not calibrated"
     if getattr(layer, "lora_enabled", False):
         return "LoRA is enabled on it"
-    if side == "input" and not kind.has_input_side:
+    if config.side == "input" and not kind.has_input_side:
         return "it has no input side"
-    experts, inputs, _ = kind.view(layer).sizes(kernel_shape(layer))
+    experts, inputs, _ = view_of(layer).sizes(kernel_shape(layer))
     if experts > 1 and inputs == 1:
         return "each of its groups sees a single channel"
     if not computes_itself(layer, kind):
@@ -58,26 +63,25 @@ def refusal_reason(
     name = type(layer).__name__
     if not _call_reads_kernel(layer, kind):
         return f"the `call` of {name} does not read `self.{kind.kernel}`"
-    if dropout:
+    if config.dropout:
         return f"the `call` of {name} folds the kernel, without `dropout`"
     return None
 
 
-def why_constant(layer, method: str, side: str | None) -> str | None:
-    """The reason that no count of blocks could train, or `None`.
+def why_constant(layer: Layer, config: AdapterConfig) -> str | None:
+    """The reason that no number of blocks could train, or `None`.
 
-    A unit vector of one number, all that there is for a side of one number, is
-    1 or −1.
+    A unit vector of one entry, the only one for a side of width 1, is 1 or −1.
     """
-    _, inputs, outputs = kind_of(layer).view(layer).sizes(kernel_shape(layer))
-    side = side_of(layer, method, side)
-    sizes = {"input": [inputs], "output": [outputs]}
-    if min(sizes.get(side, [inputs, outputs])) >= methods.get(method).min_width:
+    sizes = view_of(layer).sizes(kernel_shape(layer))
+    whole = dataclasses.replace(config_for(layer, config), rank_blocks=1)
+    narrowest = min(whole.widths(sizes).values())
+    if narrowest >= methods.get(config.method).min_width:
         return None
-    return f"'{method}' can't train on a side of one number"
+    return f"'{config.method}' can't train on a side of width 1"
 
 
-def _call_reads_kernel(layer, kind):
+def _call_reads_kernel(layer: Layer, kind: Kind) -> bool:
     """Whether a `call` of a subclass computes with its kernel's property.
 
     Judged from the names that its code uses, following `super().call(...)` up

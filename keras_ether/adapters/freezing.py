@@ -6,16 +6,19 @@ configuration, and with it a file of the model, has the flag from before too.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import shadowing
+from keras_ether.types import Layer
 
 RECORD = "_ether_trainable_before"
 KEPT = "_ether_kept_trainable"
 CONFIG = "get_config"
 
 
-def own_variables(layer) -> list:
+def own_variables(layer: Layer) -> list:
     """The variables of a layer that none of its sub-layers has."""
     inner = {
         id(variable)
@@ -25,7 +28,7 @@ def own_variables(layer) -> list:
     return [v for v in layer.variables if id(v) not in inner]
 
 
-def freeze(layer, trainable: bool = False):
+def freeze(layer: Layer, trainable: bool = False) -> None:
     """Freezes the variables that a layer owns itself.
 
     Args:
@@ -50,17 +53,17 @@ def freeze(layer, trainable: bool = False):
         variable.trainable = False
 
 
-def keep(layer):
+def keep(layer: Layer) -> None:
     """Marks a layer as one that stays trainable, for adapters added later."""
     layer.__dict__[KEPT] = True
 
 
-def is_kept(layer) -> bool:
+def is_kept(layer: Layer) -> bool:
     """Whether `keep` marked the layer."""
     return KEPT in layer.__dict__
 
 
-def thaw(layer):
+def thaw(layer: Layer) -> None:
     """Undoes `freeze` and `keep`."""
     layer.__dict__.pop(KEPT, None)
     record = layer.__dict__.pop(RECORD, None)
@@ -73,12 +76,12 @@ def thaw(layer):
         variable.trainable = flag
 
 
-def is_frozen(layer) -> bool:
+def is_frozen(layer: Layer) -> bool:
     """Whether `freeze` was called and `thaw` was not, whatever trains now."""
     return RECORD in layer.__dict__
 
 
-def flags_of(layer) -> dict:
+def flags_of(layer: Layer) -> dict:
     """A layer's flags of now and of before `freeze`, for `set_flags`."""
     own = own_variables(layer)
     flags = {
@@ -95,7 +98,7 @@ def flags_of(layer) -> dict:
     return flags
 
 
-def set_flags(layer, flags: dict):
+def set_flags(layer: Layer, flags: dict) -> None:
     """Gives a layer the flags of another one of as many variables.
 
     Args:
@@ -125,7 +128,9 @@ def set_flags(layer, flags: dict):
         variable.trainable = flag
 
 
-def _config_from_before(layer, get_config):
+def _config_from_before(
+    layer: Layer, get_config: Callable[[], dict]
+) -> dict[str, Any]:
     """The layer's configuration, with the flag that it had before `freeze`."""
     config = get_config()
     if "trainable" in config:

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 
-from keras_ether import methods
 from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters.adapted import Adapted
 from keras_ether.adapters.adapted import AdaptedKernel
@@ -17,8 +17,10 @@ from keras_ether.adapters.adapted_embedding import AdaptedEmbedding
 from keras_ether.adapters.adapted_embedding import AdaptedReversibleEmbedding
 from keras_ether.adapters.adapted_embedding import AdaptedTable
 from keras_ether.adapters.adapter import Adapter
+from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.ops.conv_view import ConvView
 from keras_ether.ops.matrix_view import MatrixView
+from keras_ether.types import Layer
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,12 @@ class Kind:
     has_input_side: bool = True
 
 
-def _dense(layer_class, view):
+def _dense(layer_class: type, view: Callable[[Layer], MatrixView]) -> Kind:
     return Kind(layer_class, view, AdaptedDense, AdaptedKernel, linear=True)
 
 
-def _conv(layer_class):
-    def view(layer):
+def _conv(layer_class: type) -> Kind:
+    def view(layer: Layer) -> ConvView:
         return ConvView(
             channels_first=layer.data_format == "channels_first",
             groups=layer.groups,
@@ -70,8 +72,8 @@ def _conv(layer_class):
     )
 
 
-def _conv_transpose(layer_class):
-    def view(layer):
+def _conv_transpose(layer_class: type) -> Kind:
+    def view(layer: Layer) -> ConvView:
         return ConvView(
             channels_first=layer.data_format == "channels_first",
             transposed=True,
@@ -80,7 +82,7 @@ def _conv_transpose(layer_class):
     return Kind(layer_class, view, AdaptedConvTranspose, AdaptedHeldKernel)
 
 
-def _embedding(layer_class, adapted):
+def _embedding(layer_class: type, adapted: type) -> Kind:
     # Ids stand for rows of the table: there are no inputs to transform.
     return Kind(
         layer_class,
@@ -112,48 +114,74 @@ KINDS = (
 ADAPTER = "ether"
 
 
-def is_adapted(layer) -> bool:
+def is_adapted(layer: Layer) -> bool:
     """Whether a layer has an adapter."""
     return isinstance(layer, Adapted)
 
 
-def is_adapter(layer) -> bool:
+def is_adapter(layer: Layer) -> bool:
     """Whether a layer is an adapter."""
     return isinstance(layer, Adapter)
 
 
-def kind_of(layer) -> Kind | None:
+def kind_of(layer: Layer) -> Kind | None:
     """The entry for a layer's class or its nearest base, or `None`."""
     return nearest(layer, {kind.layer_class: kind for kind in KINDS})
 
 
-def kernel_shape(layer) -> tuple[int, ...]:
+def known_kind(layer: Layer) -> Kind:
+    """The entry for a layer that can be adapted.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    kind = kind_of(layer)
+    if kind is None:
+        raise ValueError(
+            f"Layer '{layer.name}' of class {type(layer).__name__} can't have "
+            "an adapter."
+        )
+    return kind
+
+
+def view_of(layer: Layer) -> MatrixView | ConvView:
+    """How the kernel of a layer that can be adapted is read as a matrix."""
+    return known_kind(layer).view(layer)
+
+
+def is_linear(layer: Layer) -> bool:
+    """Whether `targets="all-linear"` means the layer."""
+    kind = kind_of(layer)
+    return kind is not None and kind.linear
+
+
+def kernel_shape(layer: Layer) -> tuple[int, ...]:
     """The shape of the kernel of a layer of a known kind."""
     if layer.quantization_mode in quantized_kernel.CALIBRATED:
         # What answers as kernel there are codes, transposed and flattened.
         shape = getattr(layer, "original_kernel_shape", None)
         return tuple(shape or layer.kernel_shape)
-    return tuple(getattr(layer, kind_of(layer).kernel).shape)
+    return tuple(getattr(layer, known_kind(layer).kernel).shape)
 
 
-def side_of(layer, method: str, side: str | None) -> str:
-    """The side that `side` means for a layer of a known kind.
+def config_for(layer: Layer, config: AdapterConfig) -> AdapterConfig:
+    """A config with the side that it means for a layer of a known kind.
 
     Raises:
         ValueError: if the layer has no such side.
     """
-    if kind_of(layer).has_input_side:
-        return side or methods.get(method).side
-    if side == "input":
+    if known_kind(layer).has_input_side:
+        return config.resolved
+    if config.side == "input":
         raise ValueError(
             f"Layer '{layer.name}' of class {layer.__class__.__name__} has no "
             "input side. `side` must be 'output', or None. Received: "
-            f"side={side!r}"
+            f"side={config.side!r}"
         )
-    return "output" if side in (None, "both") else side
+    return config.on_side("output")
 
 
-def nearest(layer, table):
+def nearest(layer: Layer, table: dict) -> Any:
     """The entry of the first class among a layer's bases that has one."""
     for layer_class in type(layer).__mro__:
         if layer_class in table:
@@ -161,7 +189,7 @@ def nearest(layer, table):
     return None
 
 
-def computes_itself(layer, kind):
+def computes_itself(layer: Layer, kind: Kind) -> bool:
     """Whether a subclass does not compute as the class in the table does."""
     return layer.quantization_mode is None and any(
         getattr(type(layer), name) is not getattr(kind.layer_class, name)

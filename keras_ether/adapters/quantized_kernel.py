@@ -7,6 +7,7 @@ that the layer had.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,6 +15,8 @@ from keras import ops
 
 from keras_ether import _keras_internals as internals
 from keras_ether.ops.values import to_numpy
+from keras_ether.types import Layer
+from keras_ether.types import Tensor
 
 # Codes and scales, which can be rounded anew from the numbers they stand for.
 INTEGERS = ("int8", "int4")
@@ -36,24 +39,24 @@ class Rounded:
     values: dict
     error: float
 
-    def assignments(self, layer) -> list:
+    def assignments(self, layer: Layer) -> list:
         """Pairs of a variable of the layer and its value."""
         return [(v, self.values[v.name]) for v in code_variables(layer)]
 
-    def assign_to(self, layer):
+    def assign_to(self, layer: Layer) -> None:
         """Sets the layer's variables."""
         for variable, value in self.assignments(layer):
             variable.assign(value)
 
 
-def code_variables(layer) -> list:
+def code_variables(layer: Layer) -> list:
     """The variables that hold the kernel of an int8 or int4 layer."""
     name = _name(layer)
     names = (name, f"{name}_scale", f"{name}_zero")
     return [v for v in layer.variables if v.name in names]
 
 
-def dequantize(layer):
+def dequantize(layer: Layer) -> Tensor:
     """The kernel of an int8 or int4 layer, in float32."""
     name, is_table = _name(layer), isinstance(layer, keras.layers.Embedding)
     codes = ops.cast(getattr(layer, name), "float32")
@@ -84,7 +87,7 @@ def dequantize(layer):
     return ops.reshape(matrix, codes.shape)
 
 
-def requantize(layer, kernel) -> Rounded:
+def requantize(layer: Layer, kernel: Tensor) -> Rounded:
     """Rounds a kernel to codes, as Keras would for an int8 or int4 layer.
 
     Args:
@@ -109,12 +112,12 @@ def requantize(layer, kernel) -> Rounded:
     return Rounded(values, distance / norm if norm else distance)
 
 
-def round_effective(layer) -> Rounded:
+def round_effective(layer: Layer) -> Rounded:
     """The codes of an adapted int8 or int4 layer's transformed kernel."""
     return requantize(layer, layer.ether.fold(dequantize(layer)))
 
 
-def check_mergeable(layers: dict, requantize: bool):
+def check_mergeable(layers: dict, requantize: bool) -> None:
     """Raises a `ValueError` for the first kernel that can't be merged into.
 
     Args:
@@ -140,9 +143,9 @@ def check_mergeable(layers: dict, requantize: bool):
             )
 
 
-def describe_merge(errors: dict, most: int = 5) -> str:
+def describe_merge(errors: dict[str, float], most: int = 5) -> str:
     """One sentence about relative errors by layer path, the largest first."""
-    worst = sorted(errors, key=errors.get, reverse=True)
+    worst = sorted(errors, key=errors.__getitem__, reverse=True)
     named = ", ".join(
         f"{errors[path]:.2%} in '{path}'" for path in worst[:most]
     )
@@ -154,12 +157,12 @@ def describe_merge(errors: dict, most: int = 5) -> str:
     )
 
 
-def _name(layer):
+def _name(layer: Layer) -> str:
     is_table = isinstance(layer, keras.layers.Embedding)
     return "embeddings" if is_table else "kernel"
 
 
-def _plain_layer(layer):
+def _plain_layer(layer: Layer) -> Layer:
     """A float layer of the Keras class behind `layer`, of the same kernel."""
     # A name of its own: an automatic one would count up the user's names.
     arguments = {"dtype": layer.variable_dtype, "name": "requantized"}
@@ -185,10 +188,20 @@ def _plain_layer(layer):
     return plain
 
 
-def _config(layer):
+def _config(layer: Layer) -> dict[str, Any]:
     config = layer.quantization_config
     if config is None and layer.quantization_mode == "int4":
         return keras.quantizers.Int4QuantizationConfig(
             block_size=internals.int4_block_size(layer)
         )
     return config
+
+
+def quantizing_error(layer_path: str, mode: str | None) -> ValueError:
+    """The error of quantizing a layer that has an adapter."""
+    return ValueError(
+        f"Layer '{layer_path}' has an ETHER adapter and can't be quantized. "
+        "Quantize the model first and apply ETHER to the quantized model, or "
+        "call `keras_ether.merge(model)` before quantizing. Received: "
+        f"mode={mode!r}"
+    )

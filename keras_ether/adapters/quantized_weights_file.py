@@ -12,29 +12,37 @@ a base kernel in place of the fine-tuned one.
 """
 
 import warnings
+from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
-from keras_ether import methods
 from keras_ether.adapters import freezing
 from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters import weights_file
 from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.values import settled
 from keras_ether.ops.values import to_numpy
+from keras_ether.types import Layer
+from keras_ether.types import LayerMixin
+from keras_ether.types import Variable
+
+if TYPE_CHECKING:
+    from keras_ether.adapters.adapter import Adapter
+
 
 # One entry more than a plain layer expects, which is why it refuses the file.
 ADAPTED = "adapted_by_keras_ether"
 
 
-class IntegerFile:
+class IntegerFile(LayerMixin):
     """Mixin for an adapted int8 or int4 layer that saves in its plain format.
 
     See `keras_ether.adapters.weights_file.PlainFile`.
     """
 
-    def save_own_variables(self, store):
-        entries = {}
+    def save_own_variables(self, store: Any) -> None:
+        entries: dict[str, Any] = {}
         super().save_own_variables(entries)
         values = {}
         if not (self.ether.is_switched_off or weights_file.is_of_base()):
@@ -47,16 +55,16 @@ class IntegerFile:
         variables = quantized_kernel.code_variables(self)
         self.ether.base_fingerprint = _fingerprint(_values(variables))
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         loading = _LoadingIntegers(self)
         super().load_own_variables(store)
         self.ether.loading = loading
 
 
-class CalibratedFile:
+class CalibratedFile(LayerMixin):
     """Mixin for an adapted GPTQ or AWQ layer: its file is for its like only."""
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         if self.ether.is_switched_off or weights_file.is_of_base():
             super().save_own_variables(store)
             return
@@ -64,7 +72,7 @@ class CalibratedFile:
             store[variable.name] = to_numpy(variable)
         store[ADAPTED] = np.ones((), "uint8")
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         loading = _Loading(freezing.own_variables(self))
         if ADAPTED in store:
             _read(self, loading.variables, store)
@@ -76,28 +84,28 @@ class CalibratedFile:
 class _Loading:
     """Variables that are about to be read, and their values before that."""
 
-    def __init__(self, variables):
+    def __init__(self, variables: list[Variable]) -> None:
         self.variables = variables
         self.values = _values(variables)
 
-    def undo(self):
+    def undo(self) -> None:
         for variable in self.variables:
             variable.assign(self.values[variable.name])
 
-    def settle(self, adapter, saved_fingerprint):
+    def settle(self, adapter: "Adapter", saved_fingerprint: np.ndarray) -> None:
         """Nothing is left to decide: the file holds the base itself."""
 
 
 class _LoadingIntegers(_Loading):
-    def __init__(self, layer):
+    def __init__(self, layer: Layer) -> None:
         super().__init__(quantized_kernel.code_variables(layer))
         self.layer = layer
 
-    def settle(self, adapter, saved_fingerprint):
+    def settle(self, adapter: "Adapter", saved_fingerprint: np.ndarray) -> None:
         """Decides what the base is, once the vectors are read."""
         if np.array_equal(_fingerprint(self.values), saved_fingerprint):
             self.undo()
-        elif methods.get(adapter.method).orthogonal:
+        elif adapter.orthogonal:
             effective = quantized_kernel.dequantize(self.layer)
             rounded = quantized_kernel.requantize(
                 self.layer, adapter.unfold(effective)
@@ -112,14 +120,14 @@ class _LoadingIntegers(_Loading):
             adapter.restart()
             warnings.warn(
                 f"The file's weights for '{self.layer.path}' were saved over "
-                f"another base kernel. '{adapter.method}' cannot be taken out "
-                "of a kernel, so the fine-tuned kernel is the base now and its "
-                "adapter starts anew at the identity.",
+                f"another base kernel. '{adapter.config.method}' cannot be "
+                "taken out of a kernel, so the fine-tuned kernel becomes the "
+                "base and its adapter starts at the identity again.",
                 stacklevel=2,
             )
 
 
-def _read(layer, variables, store):
+def _read(layer: Layer, variables: list[Variable], store: Any) -> None:
     expected = {v.name: tuple(v.shape) for v in variables}
     received = {
         name: tuple(np.shape(store[name]))
@@ -135,17 +143,17 @@ def _read(layer, variables, store):
         variable.assign(store[variable.name])
 
 
-def _values(variables):
+def _values(variables: list[Variable]) -> dict[str, np.ndarray]:
     return {v.name: to_numpy(v) for v in variables}
 
 
-def _fingerprint(values):
+def _fingerprint(values: dict[str, np.ndarray]) -> np.ndarray:
     return np.concatenate(
         [fingerprint(values[name]) for name in sorted(values)]
     )
 
 
-def _warn_of_error(layer, holds, error):
+def _warn_of_error(layer: Layer, holds: Any, error: float) -> None:
     warnings.warn(
         f"{holds} the kernel of '{layer.path}' rounded to "
         f"{layer.quantization_mode} again, at a relative error of {error:.2%}.",

@@ -6,11 +6,14 @@ sight of Keras's trackers. One record keeps what the dictionary had before.
 
 import functools
 from collections.abc import Callable
+from typing import Any
+
+from keras_ether.types import Layer
 
 RECORD = "_ether_shadowed"
 
 
-def shadow(layer, name: str, function: Callable):
+def shadow(layer: Layer, name: str, function: Callable) -> None:
     """Has `layer.name(...)` call `function(original, ...)`.
 
     `original` is the method as it would be without this. A second call replaces
@@ -28,18 +31,18 @@ def shadow(layer, name: str, function: Callable):
     # Keras marks its default methods by attributes, which it looks for before
     # it makes a configuration from the constructor's arguments, say.
     @functools.wraps(_original(layer, name))
-    def method(*args, **kwargs):
+    def method(*args: Any, **kwargs: Any) -> Any:
         return function(_original(layer, name), *args, **kwargs)
 
     layer.__dict__[name] = method
 
 
-def is_shadowed(layer, name: str) -> bool:
+def is_shadowed(layer: Layer, name: str) -> bool:
     """Whether `shadow` replaced this method of the layer."""
     return name in layer.__dict__.get(RECORD, {})
 
 
-def restore(layer, name: str):
+def restore(layer: Layer, name: str) -> None:
     """Undoes `shadow`, if it was called."""
     if not is_shadowed(layer, name):
         return
@@ -52,7 +55,7 @@ def restore(layer, name: str):
         del layer.__dict__[RECORD]
 
 
-def _original(layer, name):
+def _original(layer: Layer, name: str) -> Callable:
     """The method behind a shadow: the instance's own, or that of its class."""
     before = layer.__dict__[RECORD][name]
     # Looked up at each call: the class may have become another one.

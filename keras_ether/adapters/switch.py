@@ -2,8 +2,11 @@
 
 import contextlib
 import threading
+from collections.abc import Iterator
 
 from keras_ether.ops.backend import snapshot
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 
 class Switch:
@@ -13,13 +16,13 @@ class Switch:
     them is traced: the variable has its value back when the last one ends.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         # What each open block gives back, the first one the value from before.
-        self._before = []
+        self._before: list[tuple[object, Tensor]] = []
 
     @contextlib.contextmanager
-    def held_at_zero(self, variable):
+    def held_at_zero(self, variable: Variable) -> Iterator[None]:
         """A context in which `variable` is zero."""
         block = object()
         with self._lock:
@@ -31,7 +34,7 @@ class Switch:
             with self._lock:
                 self._end(block, variable)
 
-    def _end(self, block, variable):
+    def _end(self, block: object, variable: Variable) -> None:
         blocks = [opened for opened, _ in self._before]
         place = blocks.index(block)
         _, before = self._before.pop(place)

@@ -1,14 +1,16 @@
 """The class that a layer becomes when an adapter is put into it."""
 
 import functools
+from typing import Any
 
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters.kinds import computes_itself
-from keras_ether.adapters.kinds import kind_of
+from keras_ether.adapters.kinds import known_kind
 from keras_ether.adapters.quantized_weights_file import CalibratedFile
 from keras_ether.adapters.quantized_weights_file import IntegerFile
 from keras_ether.adapters.weights_file import PlainFile
+from keras_ether.types import Layer
 
 # The mixin that writes and reads a layer's files, by its quantization mode;
 # `PlainFile` for all others.
@@ -18,27 +20,28 @@ FILES = {
 }
 
 
-def adapted_class(layer) -> type:
+def adapted_class(layer: Layer) -> type:
     """The class that a layer becomes when an adapter is put into it."""
-    kind = kind_of(layer)
+    kind = known_kind(layer)
     folds = computes_itself(layer, kind)
     mixin = kind.folded if folds else kind.adapted
     file = FILES.get(layer.quantization_mode, PlainFile)
-    return _adapted_class(type(layer), mixin, file)
+    layer_class: Any = type(layer)
+    return _adapted_class(layer_class, mixin, file)
 
 
-def is_twin(layer) -> bool:
+def is_twin(layer: Layer) -> bool:
     """Whether `adapted_class` made the layer's class."""
     return getattr(type(layer), "is_twin", False)
 
 
-def plain_class(layer) -> type:
+def plain_class(layer: Layer) -> type:
     """The class that an adapted layer had, or that it stands for."""
     return layer.plain_class
 
 
 @functools.cache
-def _adapted_class(layer_class, mixin, file):
+def _adapted_class(layer_class: type, mixin: type, file: type) -> type:
     """A twin of `layer_class` that passes for it in files.
 
     Keras's files name classes: containers keep their layers' weights under the
@@ -56,7 +59,7 @@ def _adapted_class(layer_class, mixin, file):
             "plain_class": layer_class,
             "is_twin": True,
             "from_config": classmethod(
-                lambda cls, config: layer_class.from_config(config)
+                lambda cls, config: layer_class.from_config(config)  # type: ignore
             ),
         },
     )

@@ -23,14 +23,22 @@ kernel and their vectors, and are read by their own kind alone.
 import contextlib
 import contextvars
 import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from keras import ops
 
-from keras_ether import methods
 from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.values import settled
 from keras_ether.ops.values import to_numpy
+from keras_ether.types import LayerMixin
+from keras_ether.types import Tensor
+
+if TYPE_CHECKING:
+    from keras_ether.adapters.adapter import Adapter
+
 
 FINGERPRINT = "base_fingerprint"
 METHOD = "method"
@@ -40,7 +48,7 @@ _of_base = contextvars.ContextVar("of_base", default=False)
 
 
 @contextlib.contextmanager
-def of_base():
+def of_base() -> Iterator[None]:
     """Has integer layers write their base codes, in the plain format.
 
     For copies in memory, which get the base and the vectors besides: a file
@@ -59,15 +67,15 @@ def is_of_base() -> bool:
     return _of_base.get()
 
 
-class PlainFile:
+class PlainFile(LayerMixin):
     """Mixin for an adapted layer that saves and loads in its class's format.
 
     A layer is saved and loaded right before its sub-layers. What the adapter
     has to know of the layer's kernel is handed to it here.
     """
 
-    def save_own_variables(self, store):
-        entries = {}
+    def save_own_variables(self, store: Any) -> None:
+        entries: dict[str, Any] = {}
         super().save_own_variables(entries)
         base = self.base_kernel
         for key, value in entries.items():
@@ -77,7 +85,7 @@ class PlainFile:
             store[key] = settled(value)
         self.ether.base_fingerprint = fingerprint(base)
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: Any) -> None:
         base = to_numpy(self.base_kernel)
         super().load_own_variables(store)
         self.ether.loading = Loading(self.base_kernel, base)
@@ -86,38 +94,38 @@ class PlainFile:
 class Loading:
     """A kernel variable that was just read, and its value before that."""
 
-    def __init__(self, kernel, base):
+    def __init__(self, kernel: Tensor, base: np.ndarray) -> None:
         self.kernel = kernel
         self.base = base
 
-    def undo(self):
+    def undo(self) -> None:
         self.kernel.assign(self.base)
 
-    def settle(self, adapter, saved_fingerprint):
+    def settle(self, adapter: "Adapter", saved_fingerprint: np.ndarray) -> None:
         """Decides what the base is, once the vectors are read."""
         if np.array_equal(fingerprint(self.base), saved_fingerprint):
             self.kernel.assign(self.base)
-        elif methods.get(adapter.method).orthogonal:
+        elif adapter.orthogonal:
             effective = ops.convert_to_tensor(self.kernel)
             self.kernel.assign(adapter.unfold(effective))
         else:
             adapter.restart()
             warnings.warn(
                 f"The file's weights for '{self.kernel.path}' were saved over "
-                f"another base kernel. '{adapter.method}' cannot be taken out "
-                "of a kernel, so the fine-tuned kernel is the base now and its "
-                "adapter starts anew at the identity. The predictions are the "
-                "fine-tuned ones.",
+                f"another base kernel. '{adapter.config.method}' cannot be "
+                "taken out of a kernel, so the fine-tuned kernel becomes the "
+                "base and its adapter starts at the identity again. The "
+                "predictions are the fine-tuned ones.",
                 stacklevel=2,
             )
 
 
-def save_vectors(adapter, store):
+def save_vectors(adapter: "Adapter", store: Any) -> None:
     """Writes an adapter's vectors and method, and its base's fingerprint."""
     for name, vector in adapter.vectors.items():
         store[name] = to_numpy(vector)
-    store[METHOD] = np.frombuffer(adapter.method.encode(), "uint8")
-    if adapter.dropout:
+    store[METHOD] = np.frombuffer(adapter.config.method.encode(), "uint8")
+    if adapter.seed_generator is not None:
         state = to_numpy(adapter.seed_generator.state)
         # Every backend has an integer type of its own for it.
         store[DROPOUT] = np.asarray(state, "int64")
@@ -126,7 +134,7 @@ def save_vectors(adapter, store):
         adapter.base_fingerprint = None
 
 
-def load_vectors(adapter, store):
+def load_vectors(adapter: "Adapter", store: Any) -> None:
     """Reads an adapter's vectors, and settles its layer's base kernel.
 
     Raises:
@@ -144,13 +152,13 @@ def load_vectors(adapter, store):
         raise
     for name, vector in adapter.vectors.items():
         vector.assign(values[name])
-    if adapter.dropout and DROPOUT in store:
+    if adapter.seed_generator is not None and DROPOUT in store:
         adapter.seed_generator.state.assign(np.asarray(store[DROPOUT]))
     if loading is not None and FINGERPRINT in store:
         loading.settle(adapter, np.asarray(store[FINGERPRINT]))
 
 
-def _read(adapter, store):
+def _read(adapter: "Adapter", store: Any) -> dict[str, np.ndarray]:
     method = bytes(np.asarray(store[METHOD])).decode("ascii", "replace")
     names = set(store.keys()) - {METHOD, DROPOUT, FINGERPRINT}
     values = {name: np.asarray(store[name]) for name in sorted(names)}
@@ -158,10 +166,10 @@ def _read(adapter, store):
     expected = {
         name: tuple(vector.shape) for name, vector in adapter.vectors.items()
     }
-    if method != adapter.method or received != expected:
+    if method != adapter.config.method or received != expected:
         raise ValueError(
             f"The file's vectors for adapter '{adapter.path}' are not those of "
-            f"this model. Expected: method='{adapter.method}', {expected}. "
-            f"Received: method='{method}', {received}."
+            f"this model. Expected: method='{adapter.config.method}', "
+            f"{expected}. Received: method='{method}', {received}."
         )
     return values

@@ -2,28 +2,26 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 from keras import ops
 
+from keras_ether.adapters.adapter import Adapter
 from keras_ether.diagnostics import measures
 from keras_ether.ops import reflections
 from keras_ether.surgery import report
 from keras_ether.surgery.verbs import adapted_layers
+from keras_ether.types import Layer
 
 
 @dataclass(frozen=True)
-class LayerDiagnosis:
-    """What was measured of one adapted layer.
+class LayerDiagnosis(report.AdaptedLayer):
+    """The distances and energies of one adapted layer.
 
     Attributes:
-        path: Structural path of the layer.
-        layer_class: Name of its class.
-        kernel_shape: Shape of its kernel.
-        method: Name of the method.
-        rank_blocks: Number of blocks per transformed side.
-        side: `"input"`, `"output"` or `"both"`.
         input_distances: Distances of the blocks of `H` from the identity, one
             after the other; empty where the input is not transformed. Their
             root of the sum of squares is `‖H − I‖` of the whole matrix.
@@ -34,12 +32,6 @@ class LayerDiagnosis:
         energy_after: The same of the transformed kernel.
     """
 
-    path: str
-    layer_class: str
-    kernel_shape: tuple[int, ...]
-    method: str
-    rank_blocks: int
-    side: str
     input_distances: tuple[float, ...]
     output_distances: tuple[float, ...]
     kernel_distance: float | None
@@ -55,6 +47,8 @@ class LayerDiagnosis:
     def energy_change(self) -> float | None:
         """The energy after over that before, less one."""
         if not self.energy_before or not math.isfinite(self.energy_before):
+            return None
+        if self.energy_after is None:
             return None
         return self.energy_after / self.energy_before - 1.0
 
@@ -75,7 +69,7 @@ class Diagnosis:
         """The rows as dictionaries, for JSON or a data frame."""
         return [dataclasses.asdict(row) for row in self.rows]
 
-    def __str__(self):
+    def __str__(self) -> str:
         columns = {
             "Layer": [row.path for row in self.rows],
             "Kernel": [
@@ -104,7 +98,11 @@ class Diagnosis:
         )
 
 
-def diagnose(model, energy: bool = True, print_fn=None) -> Diagnosis:
+def diagnose(
+    model: Layer,
+    energy: bool = True,
+    print_fn: Callable[[str], Any] | None = None,
+) -> Diagnosis:
     """Measures how far adapters move a model; prints a table and returns it.
 
     It measures the adapters as they are, active or disabled, and leaves the
@@ -144,7 +142,9 @@ def diagnose(model, energy: bool = True, print_fn=None) -> Diagnosis:
     return diagnosis
 
 
-def diagnose_layer(path, layer, energy: bool = True) -> LayerDiagnosis:
+def diagnose_layer(
+    path: str, layer: Layer, energy: bool = True
+) -> LayerDiagnosis:
     """Measures one adapted layer."""
     adapter = layer.ether
     moved = before = after = None
@@ -165,9 +165,7 @@ def diagnose_layer(path, layer, energy: bool = True) -> LayerDiagnosis:
         path=path,
         layer_class=layer.__class__.__name__,
         kernel_shape=adapter.kernel_shape,
-        method=adapter.method,
-        rank_blocks=adapter.rank_blocks,
-        side=adapter.side,
+        config=adapter.config,
         input_distances=_distances(adapter, "input"),
         output_distances=_distances(adapter, "output"),
         kernel_distance=moved,
@@ -176,7 +174,7 @@ def diagnose_layer(path, layer, energy: bool = True) -> LayerDiagnosis:
     )
 
 
-def _distances(adapter, side):
+def _distances(adapter: Adapter, side: str) -> tuple[float, ...]:
     factors = adapter.trained_factors(side)
     if factors is None:
         return ()
@@ -184,9 +182,9 @@ def _distances(adapter, side):
     return tuple(float(distance) for distance in found)
 
 
-def _largest(distances):
+def _largest(distances: tuple[float, ...]) -> str:
     return _number(max(distances, default=None), ".4f")
 
 
-def _number(value, form):
+def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)

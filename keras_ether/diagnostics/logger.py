@@ -1,6 +1,7 @@
 """A callback that follows the adapters while they train."""
 
 import statistics
+from typing import Any
 
 import keras
 
@@ -42,7 +43,9 @@ class DistanceLogger(keras.callbacks.Callback):
     [(0, 0), (1, 1)]
     """
 
-    def __init__(self, every: int | None = None, log_dir=None):
+    def __init__(
+        self, every: int | None = None, log_dir: str | None = None
+    ) -> None:
         super().__init__()
         if every is not None and (
             isinstance(every, bool) or not isinstance(every, int) or every < 1
@@ -53,12 +56,12 @@ class DistanceLogger(keras.callbacks.Callback):
             )
         self.every = every
         self.log_dir = log_dir
-        self.history = []
+        self.history: list = []
         self._writer = None
         if log_dir is not None:
             _tensorboard()
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.history = []
         self._step = self._epoch = 0
         if self.log_dir is not None:
@@ -68,12 +71,16 @@ class DistanceLogger(keras.callbacks.Callback):
             )
         self._measure()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(
+        self, batch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         self._step += 1
         if self.every and self._step % self.every == 0:
             self._measure()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(
+        self, epoch: int, logs: dict[str, Any] | None = None
+    ) -> None:
         self._epoch = epoch + 1
         if self.history[-1]["step"] == self._step:
             self.history[-1]["epoch"] = self._epoch
@@ -85,12 +92,12 @@ class DistanceLogger(keras.callbacks.Callback):
                 if values:
                     logs[f"ether_{name}"] = statistics.fmean(values)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
-    def _measure(self):
+    def _measure(self) -> None:
         # On JAX, asking for `self.model` is what brings the trained values into
         # its variables.
         rows = diagnose(self.model, energy=False, print_fn=str).rows
@@ -115,7 +122,7 @@ class DistanceLogger(keras.callbacks.Callback):
         self._writer.flush()
 
 
-def _tensorboard():
+def _tensorboard() -> Any:
     try:
         from tensorboard import summary
     except ImportError as error:

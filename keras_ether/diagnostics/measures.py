@@ -4,8 +4,12 @@ The distance of a transformation from the identity is
 `keras_ether.ops.reflections.distance`.
 """
 
+from typing import Any
+
 import numpy as np
 from keras import ops
+
+from keras_ether.types import Tensor
 
 # Neurons are compared in tiles of this many times this many.
 TILE = 2048
@@ -16,7 +20,7 @@ CLOSE = 0.01
 MOST_NUMBERS = 2**22
 
 
-def kernel_distance(before, after) -> float:
+def kernel_distance(before: Tensor, after: Tensor) -> float:
     """Relative distance of two kernels, `‖after − before‖ / ‖before‖`.
 
     Frobenius norms, computed in float32.
@@ -47,7 +51,7 @@ def kernel_distance(before, after) -> float:
     return moved / _norm(before) if moved else 0.0
 
 
-def hyperspherical_energy(kernel) -> float:
+def hyperspherical_energy(kernel: Tensor) -> float:
     """Hyperspherical energy of a kernel's neurons.
 
         HE(W) = Σ_{i<j} 1 / ‖ŵᵢ − ŵⱼ‖        ŵ = w / ‖w‖
@@ -83,7 +87,7 @@ def hyperspherical_energy(kernel) -> float:
     return float(sum(_energy(matrix.T) for matrix in matrices))
 
 
-def _energy(neurons):
+def _energy(neurons: Any) -> float:
     """The energy of the rows of a matrix."""
     norms = np.sqrt(np.einsum("fd,fd->f", neurons, neurons, dtype="float64"))
     # Not `norms > 0`, which would pass over NaN.
@@ -110,7 +114,7 @@ def _energy(neurons):
     return total
 
 
-def _squared_distances(first, second):
+def _squared_distances(first: tuple, second: tuple) -> np.ndarray:
     """Squared distances of the directions of pairs of neurons, in float64."""
     width = first[0].shape[1]
     size = max(1, MOST_NUMBERS // width)
@@ -125,5 +129,5 @@ def _squared_distances(first, second):
     return np.concatenate(found)
 
 
-def _norm(x):
+def _norm(x: Tensor) -> float:
     return float(ops.convert_to_numpy(ops.sqrt(ops.sum(ops.square(x)))))

@@ -4,8 +4,14 @@ Each function returns a `matplotlib.figure.Figure`, which a notebook shows and
 `figure.savefig(path)` writes.
 """
 
+from collections.abc import Sequence
+from typing import Any
 
-def plot_distances(diagnosis):
+from keras_ether.diagnostics.diagnosis import Diagnosis
+from keras_ether.diagnostics.diagnosis import LayerDiagnosis
+
+
+def plot_distances(diagnosis: Diagnosis) -> Any:
     """Bars by layer: the transformation's distance, and the kernel's.
 
     Args:
@@ -36,7 +42,7 @@ def plot_distances(diagnosis):
     return figure
 
 
-def plot_energy(diagnosis):
+def plot_energy(diagnosis: Diagnosis) -> Any:
     """Bars by layer: by how much the hyperspherical energy has changed.
 
     Args:
@@ -57,14 +63,14 @@ def plot_energy(diagnosis):
             "not quantized."
         )
     figure, (axes,) = _figure(rows, columns=1)
-    changes = [100.0 * row.energy_change for row in rows]
+    changes = [100.0 * (row.energy_change or 0.0) for row in rows]
     axes.barh(range(len(rows)), changes, color="#a03c5b")
     axes.axvline(0.0, color="black", linewidth=1)
     axes.set_xlabel("change of the hyperspherical energy, %")
     return figure
 
 
-def plot_training(history):
+def plot_training(history: Any) -> Any:
     """Lines over the steps of training: every layer's distances.
 
     Args:
@@ -99,7 +105,7 @@ def plot_training(history):
     return figure
 
 
-def _figure(rows, columns):
+def _figure(rows: Sequence[LayerDiagnosis], columns: int) -> Any:
     """A figure with a line of bars for each layer, its path at the left."""
     figure = _matplotlib_figure()(
         figsize=(5 + 3 * columns, 1 + 0.22 * len(rows)), layout="constrained"
@@ -110,7 +116,7 @@ def _figure(rows, columns):
     return figure, axes
 
 
-def _matplotlib_figure():
+def _matplotlib_figure() -> type:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

@@ -1,5 +1,8 @@
 """`EtherConv1D`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 
 from keras_ether.adapters.adapted_conv import AdaptedConv
@@ -17,18 +20,42 @@ class EtherConv1D(StandaloneLayer, AdaptedConv, keras.layers.Conv1D):
     Args:
         filters: Integer, number `f` of filters.
         kernel_size: Integer, the size of the window.
-        *args: Further arguments of `keras.layers.Conv1D`, in its order.
+        strides: Integer or tuple, the step of the window. Defaults to 1.
+        padding: `"valid"`, `"same"` or, in one dimension, `"causal"`. Defaults
+            to `"valid"`.
+        data_format: `"channels_last"`, `"channels_first"`, or `None` for the
+            one of Keras's configuration. Defaults to `None`.
+        dilation_rate: Integer or tuple, the dilation of the window. Defaults to
+            1.
+        groups: Integer, number of groups of channels that are convolved apart.
+            Defaults to 1.
+        activation: Name or function, applied last. Defaults to `None`, none.
+        use_bias: Boolean, whether a bias is added. Defaults to `True`.
+        kernel_initializer: Initializer of the frozen kernel. Defaults to
+            `"glorot_uniform"`.
+        bias_initializer: Initializer of the frozen bias. Defaults to `"zeros"`.
+        kernel_regularizer: Regularizer of the kernel, or `None`. Defaults to
+            `None`.
+        bias_regularizer: Regularizer of the bias, or `None`. Defaults to
+            `None`.
+        activity_regularizer: Regularizer of the outputs, or `None`. Defaults to
+            `None`.
+        kernel_constraint: Constraint of the kernel, or `None`. Defaults to
+            `None`.
+        bias_constraint: Constraint of the bias, or `None`. Defaults to `None`.
         rank_blocks: Integer, number of diagonal blocks `n` per group. It must
             divide the channels of each group that are transformed. Defaults to
             4.
-        method: `"ether"` (`d` numbers for `d` channels), `"ether+"`
-            (`2 (d + f)` numbers), `"oft"` or `"naive"`. Defaults to `"ether"`.
+        method: `"ether"` (`d` parameters for `d` channels), `"ether+"`
+            (`2 (d + f)` parameters), `"oft"` or `"naive"`. Defaults to
+            `"ether"`.
         side: `"input"`, `"output"` or `"both"`. `None`, the default, takes the
             method's own: both for `"ether+"`, else the input.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the random start and for dropout.
-        **kwargs: Keyword arguments of `keras.layers.Conv1D`.
+        **kwargs: Further keyword arguments of `keras.layers.Conv1D`,
+            such as `name` and `dtype`.
 
     Raises:
         ValueError: if an argument is out of its range, or, when the layer is
@@ -44,3 +71,53 @@ class EtherConv1D(StandaloneLayer, AdaptedConv, keras.layers.Conv1D):
     """
 
     plain_class = keras.layers.Conv1D
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | tuple[int, ...],
+        strides: int | tuple[int, ...] = 1,
+        padding: str = "valid",
+        data_format: str | None = None,
+        dilation_rate: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        activation: str | Callable | None = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        rank_blocks: int = 4,
+        method: str = "ether",
+        side: str | None = None,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            filters,
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            data_format=data_format,
+            dilation_rate=dilation_rate,
+            groups=groups,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
+            rank_blocks=rank_blocks,
+            method=method,
+            side=side,
+            dropout=dropout,
+            seed=seed,
+            **kwargs,
+        )

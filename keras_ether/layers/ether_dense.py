@@ -1,5 +1,8 @@
 """`EtherDense`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 
 from keras_ether.adapters.adapted_dense import AdaptedDense
@@ -17,17 +20,31 @@ class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
 
     Args:
         units: Positive integer, dimensionality `f` of the output space.
-        *args: Further arguments of `keras.layers.Dense`, in its order.
+        activation: Name or function, applied last. Defaults to `None`, none.
+        use_bias: Boolean, whether a bias is added. Defaults to `True`.
+        kernel_initializer: Initializer of the frozen kernel. Defaults to
+            `"glorot_uniform"`.
+        bias_initializer: Initializer of the frozen bias. Defaults to `"zeros"`.
+        kernel_regularizer: Regularizer of the kernel, or `None`. Defaults to
+            `None`.
+        bias_regularizer: Regularizer of the bias, or `None`. Defaults to
+            `None`.
+        activity_regularizer: Regularizer of the outputs, or `None`. Defaults to
+            `None`.
+        kernel_constraint: Constraint of the kernel, or `None`. Defaults to
+            `None`.
+        bias_constraint: Constraint of the bias, or `None`. Defaults to `None`.
         rank_blocks: Integer, number of diagonal blocks `n`. It must divide
             every transformed dimension. Defaults to 4.
-        method: `"ether"` (`d` numbers), `"ether+"` (`2 (d + f)` numbers),
+        method: `"ether"` (`d` parameters), `"ether+"` (`2 (d + f)` parameters),
             `"oft"` or `"naive"`. Defaults to `"ether"`.
         side: `"input"`, `"output"` or `"both"`. `None`, the default, takes the
             method's own: both for `"ether+"`, else the input.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the random start and for dropout.
-        **kwargs: Keyword arguments of `keras.layers.Dense`.
+        **kwargs: Further keyword arguments of `keras.layers.Dense`,
+            such as `name` and `dtype`.
 
     Raises:
         ValueError: if an argument is out of its range, or, when the layer is
@@ -49,3 +66,41 @@ class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
     """
 
     plain_class = keras.layers.Dense
+
+    def __init__(
+        self,
+        units: int,
+        activation: str | Callable | None = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        rank_blocks: int = 4,
+        method: str = "ether",
+        side: str | None = None,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            units,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
+            rank_blocks=rank_blocks,
+            method=method,
+            side=side,
+            dropout=dropout,
+            seed=seed,
+            **kwargs,
+        )

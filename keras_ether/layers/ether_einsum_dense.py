@@ -1,5 +1,8 @@
 """`EtherEinsumDense`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import keras
 
 from keras_ether.adapters.adapted_dense import AdaptedDense
@@ -19,17 +22,30 @@ class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
         equation: Einsum equation, such as `"btd,dnh->btnh"`.
         output_shape: Integer or tuple, the shape of the output without the
             batch axis.
-        *args: Further arguments of `keras.layers.EinsumDense`, in its order.
+        activation: Name or function, applied last. Defaults to `None`, none.
+        bias_axes: String of the output axes that the bias has, or `None` for no
+            bias. Defaults to `None`.
+        kernel_initializer: Initializer of the frozen kernel. Defaults to
+            `"glorot_uniform"`.
+        bias_initializer: Initializer of the frozen bias. Defaults to `"zeros"`.
+        kernel_regularizer: Regularizer of the kernel, or `None`. Defaults to
+            `None`.
+        bias_regularizer: Regularizer of the bias, or `None`. Defaults to
+            `None`.
+        kernel_constraint: Constraint of the kernel, or `None`. Defaults to
+            `None`.
+        bias_constraint: Constraint of the bias, or `None`. Defaults to `None`.
         rank_blocks: Integer, number of diagonal blocks `n`. It must divide
             every transformed dimension. Defaults to 4.
-        method: `"ether"` (`d` numbers), `"ether+"` (`2 (d + f)` numbers),
+        method: `"ether"` (`d` parameters), `"ether+"` (`2 (d + f)` parameters),
             `"oft"` or `"naive"`. Defaults to `"ether"`.
         side: `"input"`, `"output"` or `"both"`. `None`, the default, takes the
             method's own: both for `"ether+"`, else the input.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the random start and for dropout.
-        **kwargs: Keyword arguments of `keras.layers.EinsumDense`.
+        **kwargs: Further keyword arguments of `keras.layers.EinsumDense`,
+            such as `name` and `dtype`.
 
     Raises:
         ValueError: if an argument is out of its range, or, when the layer is
@@ -45,3 +61,41 @@ class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
     """
 
     plain_class = keras.layers.EinsumDense
+
+    def __init__(
+        self,
+        equation: str,
+        output_shape: int | tuple[int | None, ...],
+        activation: str | Callable | None = None,
+        bias_axes: str | None = None,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        rank_blocks: int = 4,
+        method: str = "ether",
+        side: str | None = None,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            equation,
+            output_shape,
+            activation=activation,
+            bias_axes=bias_axes,
+            kernel_initializer=kernel_initializer,
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
+            rank_blocks=rank_blocks,
+            method=method,
+            side=side,
+            dropout=dropout,
+            seed=seed,
+            **kwargs,
+        )

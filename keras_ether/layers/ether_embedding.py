@@ -1,6 +1,9 @@
 """`EtherEmbedding`."""
 
+from typing import Any
+
 import keras
+import numpy as np
 
 from keras_ether.adapters.adapted_embedding import AdaptedEmbedding
 from keras_ether.layers.ether_layer import StandaloneLayer
@@ -16,18 +19,25 @@ class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
     Args:
         input_dim: Integer, size of the vocabulary.
         output_dim: Integer, dimensionality `f` of the output space.
-        *args: Further arguments of `keras.layers.Embedding`, in its order, up
-            to `mask_zero`.
+        embeddings_initializer: Initializer of the frozen table. Defaults to
+            `"uniform"`.
+        mask_zero: Boolean, whether id 0 is padding, to be masked. Defaults to
+            `False`.
+        embeddings_regularizer: Regularizer of the table, or `None`. Defaults to
+            `None`.
+        embeddings_constraint: Constraint of the table, or `None`. Defaults to
+            `None`.
         weights: Array of shape `(input_dim, output_dim)`, the table, or `None`.
         rank_blocks: Integer, number of diagonal blocks `n`. It must divide
             `output_dim`. Defaults to 4.
-        method: `"ether"` (`f` numbers), `"ether+"` (`2 f` numbers), `"oft"` or
-            `"naive"`. Defaults to `"ether"`.
+        method: `"ether"` (`f` parameters), `"ether+"` (`2 f` parameters),
+            `"oft"` or `"naive"`. Defaults to `"ether"`.
         side: `"output"` or `None`, which is the same. Defaults to `None`.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the random start and for dropout.
-        **kwargs: Keyword arguments of `keras.layers.Embedding`.
+        **kwargs: Further keyword arguments of `keras.layers.Embedding`,
+            such as `name` and `dtype`.
 
     Raises:
         ValueError: if an argument is out of its range, or, when the layer is
@@ -44,9 +54,37 @@ class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
 
     plain_class = keras.layers.Embedding
 
-    def __init__(self, *args, weights=None, **kwargs):
+    def __init__(
+        self,
+        input_dim: int,
+        output_dim: int,
+        embeddings_initializer: Any = "uniform",
+        embeddings_regularizer: Any = None,
+        embeddings_constraint: Any = None,
+        mask_zero: bool = False,
+        weights: np.ndarray | None = None,
+        rank_blocks: int = 4,
+        method: str = "ether",
+        side: str | None = None,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            input_dim,
+            output_dim,
+            embeddings_initializer=embeddings_initializer,
+            embeddings_regularizer=embeddings_regularizer,
+            embeddings_constraint=embeddings_constraint,
+            mask_zero=mask_zero,
+            rank_blocks=rank_blocks,
+            method=method,
+            side=side,
+            dropout=dropout,
+            seed=seed,
+            **kwargs,
+        )
         # `Embedding` would build itself around them before it has an adapter.
-        super().__init__(*args, **kwargs)
         if weights is not None:
             self.build()
             self.base_kernel.assign(weights)

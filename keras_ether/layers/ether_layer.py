@@ -1,12 +1,15 @@
 """What the layers of `keras_ether.layers` share."""
 
+from typing import Any
+
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
 from keras_ether.adapters.adapter import Adapter
-from keras_ether.adapters.arguments import check_blocks
+from keras_ether.adapters.adapter_config import AdapterConfig
+from keras_ether.types import LayerMixin
 
 
-class StandaloneLayer:
+class StandaloneLayer(LayerMixin):
     """A layer with an adapter of its own, saved as what it is.
 
     It is mixed in before the mixin that `keras_ether.adapters.kinds` names for
@@ -15,47 +18,36 @@ class StandaloneLayer:
 
     def __init__(
         self,
-        *args,
+        *args: Any,
         rank_blocks: int = 4,
         method: str = "ether",
         side: str | None = None,
         dropout: float = 0.0,
         seed: int | None = None,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        config = AdapterConfig(method, rank_blocks, side, dropout)
+        self.ether = Adapter(kinds.config_for(self, config), seed=seed)
         self.method = method
         self.side = side
-        self.ether = Adapter(
-            method=method,
-            rank_blocks=rank_blocks,
-            side=kinds.side_of(self, method, side),
-            dropout=dropout,
-            seed=seed,
-        )
-        # Numbers of plain Python there.
-        self.rank_blocks = self.ether.rank_blocks
-        self.dropout = self.ether.dropout
+        # NumPy's scalars have become plain numbers there.
+        self.rank_blocks = config.rank_blocks
+        self.dropout = config.dropout
         self.seed = None if seed is None else self.ether.seed
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: tuple[int | None, ...] | None = None) -> None:
         super().build(input_shape)
-        view = kinds.kind_of(self).view(self)
+        view = kinds.view_of(self)
         kernel_shape = kinds.kernel_shape(self)
-        check_blocks(
-            self.name,
-            view.sizes(kernel_shape),
-            self.method,
-            self.rank_blocks,
-            self.ether.side,
-        )
+        self.ether.config.check_fits(self.name, view.sizes(kernel_shape))
         freezing.freeze(self, trainable=True)
         self.ether.build(view, kernel_shape)
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: Any) -> None:
         self.stand_in().save_own_variables(store)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "rank_blocks": self.rank_blocks,

@@ -9,9 +9,10 @@ from keras import ops
 
 from keras_ether.methods.registry import Method
 from keras_ether.methods.registry import register
+from keras_ether.types import Tensor
 
 
-def oft_factors(r):
+def oft_factors(r: Tensor) -> tuple[Tensor, None]:
     """Deviation from the identity of OFT's Cayley blocks (section 2).
 
     `Q = (I + S)(I − S)⁻¹` with the skew matrix `S = (R − Rᵀ) / 2`, so that
@@ -29,7 +30,7 @@ def oft_factors(r):
     return ops.solve(identity - skew, 2.0 * skew), None
 
 
-def naive_factors(matrix):
+def naive_factors(matrix: Tensor) -> tuple[Tensor, None]:
     """Deviation from the identity of unconstrained blocks (section 5.3).
 
     Args:
@@ -42,12 +43,16 @@ def naive_factors(matrix):
     return matrix - ops.eye(matrix.shape[-1], dtype="float32"), None
 
 
-def zero_start(blocks, width, rng):
+def zero_start(
+    blocks: int, width: int, rng: np.random.Generator
+) -> tuple[np.ndarray]:
     """OFT's start: `R = 0`."""
     return (np.zeros((blocks, width, width), "float32"),)
 
 
-def identity_start(blocks, width, rng):
+def identity_start(
+    blocks: int, width: int, rng: np.random.Generator
+) -> tuple[np.ndarray]:
     """The control's start: every block the identity."""
     return (np.tile(np.eye(width, dtype="float32"), (blocks, 1, 1)),)
 

@@ -11,9 +11,10 @@ from keras_ether.ops.backend import reciprocal_norm
 from keras_ether.ops.reflections import in_few_operations
 from keras_ether.ops.reflections import unit
 from keras_ether.ops.reflections import unit_gradient
+from keras_ether.types import Tensor
 
 
-def ether_factors(u):
+def ether_factors(u: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of the ETHER block `I − 2 û ûᵀ` (section 3.2).
 
     Args:
@@ -26,7 +27,7 @@ def ether_factors(u):
     return left, -2.0 * left
 
 
-def ether_plus_factors(u, v):
+def ether_plus_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of the ETHER+ block `I − û ûᵀ + v̂ v̂ᵀ` (section 3.3).
 
     `v̂ v̂ᵀ − û ûᵀ` is written as `½ (p qᵀ + q pᵀ)` with `p = v̂ − û` and
@@ -43,7 +44,7 @@ def ether_plus_factors(u, v):
     return left, 0.5 * flip(left)
 
 
-def _difference_and_sum_forward(u, v):
+def _difference_and_sum_forward(u: Tensor, v: Tensor) -> tuple:
     """`v̂ − û` and `v̂ + û`, `(blocks, 2, width)`."""
     # Side by side, so that the norms of both take the operations of one.
     pair = concatenate([u[:, None], v[:, None]], axis=1)
@@ -55,7 +56,9 @@ def _difference_and_sum_forward(u, v):
     return concatenate([v - u, v + u], axis=1) * r_v, ((pair, r),)
 
 
-def _difference_and_sum_backward(arguments, kept, upstream):
+def _difference_and_sum_backward(
+    arguments: tuple, kept: tuple, upstream: Tensor
+) -> tuple[Tensor, Tensor]:
     ((pair, r),) = kept
     d_p, d_q = upstream[:, :1], upstream[:, 1:]
     upstream = concatenate([d_q - d_p, d_q + d_p], axis=1)
@@ -68,7 +71,9 @@ _difference_and_sum = in_few_operations(
 )
 
 
-def _random_normals(blocks, width, rng):
+def _random_normals(
+    blocks: int, width: int, rng: np.random.Generator
+) -> np.ndarray:
     """Uniform within ±1/√width: about 0.58 long, as in the authors' code.
 
     The length sets how far one step of an optimizer turns a vector, so the
@@ -78,11 +83,15 @@ def _random_normals(blocks, width, rng):
     return rng.uniform(-limit, limit, (blocks, width)).astype("float32")
 
 
-def _ether_start(blocks, width, rng):
+def _ether_start(
+    blocks: int, width: int, rng: np.random.Generator
+) -> tuple[np.ndarray]:
     return (_random_normals(blocks, width, rng),)
 
 
-def _ether_plus_start(blocks, width, rng):
+def _ether_plus_start(
+    blocks: int, width: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     u = _random_normals(blocks, width, rng)
     return u, u.copy()
 

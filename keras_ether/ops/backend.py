@@ -8,9 +8,14 @@ By their operators some take long on TensorFlow, whose tensors have none of the
 methods that JAX's and PyTorch's share.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
+
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 BACKEND = keras.backend.backend()
 
@@ -20,26 +25,26 @@ if BACKEND == "torch":
     _is_transformed = torch._C._are_functorch_transforms_active
 
 
-def reshape(x, shape):
+def reshape(x: Tensor, shape: Any) -> Tensor:
     """`keras.ops.reshape(x, shape)`."""
     if BACKEND == "tensorflow":
         return ops.reshape(x, shape)
     return x.reshape(shape)
 
 
-def transpose(x):
+def transpose(x: Tensor) -> Tensor:
     """`keras.ops.swapaxes(x, -1, -2)`."""
     return ops.swapaxes(x, -1, -2) if BACKEND == "tensorflow" else x.mT
 
 
-def swap_first(x):
+def swap_first(x: Tensor) -> Tensor:
     """`keras.ops.swapaxes(x, 0, 1)`."""
     if BACKEND == "tensorflow":
         return ops.swapaxes(x, 0, 1)
     return x.swapaxes(0, 1)
 
 
-def matmul(x, matrix):
+def matmul(x: Tensor, matrix: Tensor) -> Tensor:
     """`keras.ops.matmul(x, matrix)`, for a matrix.
 
     On TensorFlow `x @ matrix` multiplies each sample of a batch on its own,
@@ -48,7 +53,7 @@ def matmul(x, matrix):
     return ops.matmul(x, matrix) if BACKEND == "tensorflow" else x @ matrix
 
 
-def dense_product(x, kernel):
+def dense_product(x: Tensor, kernel: Tensor) -> Tensor:
     """`keras.ops.matmul(x, kernel)`, as a plain layer with a trained kernel.
 
     PyTorch multiplies all rows at once where the kernel has a gradient, and may
@@ -61,12 +66,12 @@ def dense_product(x, kernel):
     return rows.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def batch_matmul(x, y):
+def batch_matmul(x: Tensor, y: Tensor) -> Tensor:
     """`keras.ops.matmul(x, y)`, for stacks of matrices."""
     return x.bmm(y) if BACKEND == "torch" else x @ y
 
 
-def add_product(x, rows, matrix):
+def add_product(x: Tensor, rows: Tensor, matrix: Tensor) -> Tensor:
     """`x + rows @ matrix`, in one pass over `x` where the backend has one.
 
     PyTorch has, and what these operations take there is their memory traffic.
@@ -80,7 +85,7 @@ def add_product(x, rows, matrix):
     return flat.reshape(x.shape)
 
 
-def add_to(x, y):
+def add_to(x: Tensor, y: Tensor) -> Tensor:
     """`x + y`, in the memory of `x` where the backend's arrays can be changed.
 
     For an `x` that nothing else has: what PyTorch writes to new memory leaves
@@ -94,7 +99,7 @@ def add_to(x, y):
     return x.add_(y)
 
 
-def transposed_product(s, x):
+def transposed_product(s: Tensor, x: Tensor) -> Tensor:
     """`sᵀ x` for matrices of many rows and few columns of `s`."""
     if BACKEND == "torch" and s.shape[1] >= 16:
         # Quicker than the other way round, and much slower with fewer columns.
@@ -102,26 +107,26 @@ def transposed_product(s, x):
     return transpose(s) @ x
 
 
-def concatenate(arrays, axis=0):
+def concatenate(arrays: list[Tensor], axis: int = 0) -> Tensor:
     """`keras.ops.concatenate(arrays, axis)`."""
     if BACKEND == "torch":
         return torch.cat(arrays, axis)
     return ops.concatenate(arrays, axis=axis)
 
 
-def flip(x):
+def flip(x: Tensor) -> Tensor:
     """`keras.ops.flip(x, axis=1)`."""
     return x.flip(1) if BACKEND == "torch" else ops.flip(x, axis=1)
 
 
-def sum_last(x):
+def sum_last(x: Tensor) -> Tensor:
     """`keras.ops.sum(x, axis=-1, keepdims=True)`."""
     if BACKEND == "tensorflow":
         return ops.sum(x, axis=-1, keepdims=True)
     return x.sum(-1, keepdims=True)
 
 
-def reciprocal_norm(x):
+def reciprocal_norm(x: Tensor) -> Tensor:
     """`1 / ‖x‖` along the last axis, which is kept, and 1 for a zero."""
     squared = sum_last(x * x)
     # A zero is replaced before `rsqrt`, not after: the gradient of an infinity
@@ -131,20 +136,20 @@ def reciprocal_norm(x):
     return ops.rsqrt(squared + ops.cast(squared == 0, squared.dtype))
 
 
-def block_diagonal(x):
+def block_diagonal(x: Tensor) -> Tensor:
     """Blocks among zeros, from `(g, n, a, b)` to `(g, n, a, n, b)`."""
     if BACKEND == "torch":
         return x.permute(0, 2, 3, 1).diag_embed(0, 1, 3)
     return x[:, :, :, None] * _diagonal(x)
 
 
-def _diagonal(x):
+def _diagonal(x: Tensor) -> Tensor:
     # Not `ops.eye`: on TensorFlow it is an operation that OpenVINO can't read.
     eye = ops.cast(np.eye(x.shape[1], dtype="float32"), x.dtype)
     return eye[:, None, :, None]
 
 
-def snapshot(variable):
+def snapshot(variable: Variable) -> Tensor:
     """The value of a variable now, which later assignments don't change.
 
     PyTorch assigns in place, and a gradient refuses what changed since.
@@ -152,7 +157,7 @@ def snapshot(variable):
     return variable.value.clone() if BACKEND == "torch" else tensor(variable)
 
 
-def tensor(variable, dtype=None):
+def tensor(variable: Variable, dtype: str | None = None) -> Tensor:
     """The value of a variable, `keras.ops.cast(variable, dtype)`."""
     if BACKEND == "torch":
         value = variable.value
@@ -163,7 +168,7 @@ def tensor(variable, dtype=None):
     return ops.cast(variable, dtype or variable.dtype)
 
 
-def float32(x):
+def float32(x: Tensor) -> Tensor:
     """`keras.ops.cast(x, "float32")`, or `x` where it is float32 already."""
     if ops.is_tensor(x) and is_float32(x):
         return x
@@ -175,7 +180,7 @@ def is_eager_torch() -> bool:
     return BACKEND == "torch" and not torch.compiler.is_compiling()
 
 
-def is_sparse(x) -> bool:
+def is_sparse(x: Tensor) -> bool:
     """Whether a tensor, symbolic or not, is a sparse one."""
     if isinstance(x, keras.KerasTensor):
         return x.sparse
@@ -185,10 +190,10 @@ def is_sparse(x) -> bool:
     return hasattr(x, "indices")
 
 
-def is_float32(x):
+def is_float32(x: Tensor) -> bool:
     return dtype_name(x) == "float32"
 
 
-def dtype_name(x):
+def dtype_name(x: Tensor) -> str:
     """The dtype of a tensor as Keras names it."""
     return keras.backend.standardize_dtype(x.dtype)

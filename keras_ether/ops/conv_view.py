@@ -1,8 +1,12 @@
 """A convolution's kernel as matrices over its channels."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from keras import ops
+
+from keras_ether.types import Sizes
+from keras_ether.types import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,14 @@ class ConvView:
     transposed: bool = False
     groups: int = 1
 
-    def sizes(self, kernel_shape):
+    def sizes(self, kernel_shape: tuple[int, ...]) -> Sizes:
         """Returns `(e, d, f)`: groups, and the channels and filters of each."""
         inputs, outputs = kernel_shape[-2:]
         if self.transposed:
             inputs, outputs = outputs, inputs
         return self.groups, inputs, outputs // self.groups
 
-    def neurons(self, kernel):
+    def neurons(self, kernel: Tensor) -> Tensor:
         """The kernel as `(e, places · d, f)`: each filter is a column."""
         experts, _, outputs = self.sizes(kernel.shape)
         if self.transposed:
@@ -47,15 +51,21 @@ class ConvView:
         kernel = ops.reshape(kernel, (-1, experts, outputs))
         return ops.swapaxes(kernel, 0, 1)
 
-    def map_inputs(self, function, x):
+    def map_inputs(
+        self, function: Callable[[Tensor], Tensor], x: Tensor
+    ) -> Tensor:
         """Applies `function` to the inputs with `e · d` as their last axis."""
         return self._map_channels(function, x)
 
-    def map_outputs(self, function, y):
+    def map_outputs(
+        self, function: Callable[[Tensor], Tensor], y: Tensor
+    ) -> Tensor:
         """Applies `function` to the outputs with `e · f` as their last axis."""
         return self._map_channels(function, y)
 
-    def map_kernel_inputs(self, function, kernel):
+    def map_kernel_inputs(
+        self, function: Callable[[Tensor], Tensor], kernel: Tensor
+    ) -> Tensor:
         """Applies `function` to the kernel with `e · d` as its last axis."""
         if self.transposed:
             return function(kernel)
@@ -67,13 +77,17 @@ class ConvView:
         kernel = ops.reshape(function(kernel), swapped)
         return ops.reshape(ops.swapaxes(kernel, -1, -3), shape)
 
-    def map_kernel_outputs(self, function, kernel):
+    def map_kernel_outputs(
+        self, function: Callable[[Tensor], Tensor], kernel: Tensor
+    ) -> Tensor:
         """Applies `function` to the kernel with `e · f` as its last axis."""
         if not self.transposed:
             return function(kernel)
         return ops.swapaxes(function(ops.swapaxes(kernel, -1, -2)), -1, -2)
 
-    def _map_channels(self, function, x):
+    def _map_channels(
+        self, function: Callable[[Tensor], Tensor], x: Tensor
+    ) -> Tensor:
         if not self.channels_first:
             return function(x)
         return ops.moveaxis(function(ops.moveaxis(x, 1, -1)), -1, 1)

@@ -5,6 +5,8 @@ import hashlib
 import numpy as np
 from keras import ops
 
+from keras_ether.types import Tensor
+
 # Kernels up to this size are read whole, of larger ones about as many values:
 # a model of 7 B parameters has a few hundred kernels, each read in less than a
 # millisecond or two.
@@ -14,7 +16,7 @@ MAX_PLACES = 2**31 - 1
 GOLDEN = 0.6180339887498949
 
 
-def fingerprint(kernel) -> np.ndarray:
+def fingerprint(kernel: Tensor) -> np.ndarray:
     """Digest of a kernel's shape and of values spread over it.
 
     Equal values give equal digests on every backend and in every dtype that
@@ -56,7 +58,7 @@ def fingerprint_all(variables: dict) -> str:
     return digest.hexdigest()[:16]
 
 
-def _at(values, places):
+def _at(values: Tensor, places: np.ndarray) -> Tensor:
     """Values at places of the flat tensor, without a copy of the whole."""
     try:
         view = np.from_dlpack(values)
@@ -70,7 +72,7 @@ def _at(values, places):
     return view.reshape(-1)[places]
 
 
-def _spread(size, count):
+def _spread(size: int, count: int) -> np.ndarray:
     """Places below `size`: the ends, and others that follow no pattern.
 
     Steps of equal length could stay within a few columns of a matrix.

@@ -9,12 +9,16 @@ axis is `e · d` or `e · f`: experts only add blocks.
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from dataclasses import field
 
 from keras import ops
 
 from keras_ether.ops.backend import dense_product
 from keras_ether.ops.backend import reshape
+from keras_ether.types import Sizes
+from keras_ether.types import Tensor
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,15 @@ class MatrixView:
 
     equation: str
     is_matmul: bool = False
+    # The labels of each operand, and of the kernel's experts, rows, columns.
+    inputs: str = field(init=False, repr=False, compare=False)
+    kernel: str = field(init=False, repr=False, compare=False)
+    outputs: str = field(init=False, repr=False, compare=False)
+    experts: str = field(init=False, repr=False, compare=False)
+    rows: str = field(init=False, repr=False, compare=False)
+    columns: str = field(init=False, repr=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         operands, _, output = self.equation.replace(" ", "").partition("->")
         inputs, _, kernel = operands.partition(",")
         shared = [a for a in kernel if a in inputs and a in output]
@@ -53,16 +64,17 @@ class MatrixView:
         ):
             object.__setattr__(self, name, value)
 
-    def sizes(self, kernel_shape):
+    def sizes(self, kernel_shape: tuple[int, ...]) -> Sizes:
         """Returns `(e, d, f)`: experts, inputs and outputs of the kernel."""
         size_of = dict(zip(self.kernel, kernel_shape, strict=True))
-        return tuple(
+        e, d, f = (
             math.prod(size_of[axis] for axis in axes)
             for axes in (self.experts, self.rows, self.columns)
         )
+        return e, d, f
 
     @functools.cached_property
-    def is_one_matrix(self):
+    def is_one_matrix(self) -> bool:
         """Whether the layer multiplies rows of its inputs by one matrix.
 
         Without experts, and with its rows in one order before and after.
@@ -71,29 +83,29 @@ class MatrixView:
         after = [a for a in self.outputs if a not in self.columns]
         return not self.experts and before == after
 
-    def product(self, x, kernel):
+    def product(self, x: Tensor, kernel: Tensor) -> Tensor:
         """The layer's own product of inputs and kernel."""
         if self.is_matmul:
             return dense_product(x, kernel)
         return ops.einsum(self.equation, x, kernel)
 
-    def inputs_matrix(self, x):
+    def inputs_matrix(self, x: Tensor) -> Tensor:
         """The inputs as rows of `d`, for a kernel without experts."""
         return _matrix(x, self.inputs, self.rows)
 
-    def from_inputs_matrix(self, rows, like):
+    def from_inputs_matrix(self, rows: Tensor, like: Tensor) -> Tensor:
         """The inverse of `inputs_matrix`, in the shape of `like`."""
         return _from_matrix(rows, self.inputs, self.rows, like)
 
-    def outputs_matrix(self, y):
+    def outputs_matrix(self, y: Tensor) -> Tensor:
         """The outputs as rows of `f`, for a kernel without experts."""
         return _matrix(y, self.outputs, self.columns)
 
-    def from_outputs_matrix(self, rows, like):
+    def from_outputs_matrix(self, rows: Tensor, like: Tensor) -> Tensor:
         """The inverse of `outputs_matrix`, in the shape of `like`."""
         return _from_matrix(rows, self.outputs, self.columns, like)
 
-    def kernel_matrix(self, kernel):
+    def kernel_matrix(self, kernel: Tensor) -> Tensor:
         """A kernel without experts as a `(d, f)` matrix."""
         if not self._is_in_order:
             kernel = _transpose(kernel, self._matrix_axes)
@@ -102,7 +114,9 @@ class MatrixView:
         size = math.prod(kernel.shape[: len(self.rows)])
         return reshape(kernel, (size, -1))
 
-    def from_kernel_matrix(self, matrix, kernel_shape):
+    def from_kernel_matrix(
+        self, matrix: Tensor, kernel_shape: tuple[int, ...]
+    ) -> Tensor:
         """The inverse of `kernel_matrix`."""
         if self._is_in_order:
             return reshape(matrix, kernel_shape)
@@ -112,42 +126,52 @@ class MatrixView:
         return _transpose(matrix, [axes.index(a) for a in range(len(axes))])
 
     @property
-    def _is_in_order(self):
+    def _is_in_order(self) -> bool:
         """Whether the axes of the kernel are those of its matrix, in order."""
         return self.kernel == self.rows + self.columns
 
     @property
-    def _matrix_axes(self):
+    def _matrix_axes(self) -> list[int]:
         return [self.kernel.index(a) for a in self.rows + self.columns]
 
-    def neurons(self, kernel):
+    def neurons(self, kernel: Tensor) -> Tensor:
         """The kernel as `(e, d, f)`: each output's weights are a column."""
         labels = self.experts + self.rows + self.columns
         axes = [self.kernel.index(label) for label in labels]
         return ops.reshape(_transpose(kernel, axes), self.sizes(kernel.shape))
 
-    def map_inputs(self, function, x):
+    def map_inputs(
+        self, function: Callable[[Tensor], Tensor], x: Tensor
+    ) -> Tensor:
         """Applies `function` to the inputs with `e · d` as their last axis."""
         return _map_last(function, x, self.inputs, self.experts + self.rows)
 
-    def map_outputs(self, function, y):
+    def map_outputs(
+        self, function: Callable[[Tensor], Tensor], y: Tensor
+    ) -> Tensor:
         """Applies `function` to the outputs with `e · f` as their last axis."""
         return _map_last(function, y, self.outputs, self.experts + self.columns)
 
-    def map_kernel_inputs(self, function, kernel):
+    def map_kernel_inputs(
+        self, function: Callable[[Tensor], Tensor], kernel: Tensor
+    ) -> Tensor:
         """Applies `function` to the kernel with `e · d` as its last axis."""
         return _map_last(
             function, kernel, self.kernel, self.experts + self.rows
         )
 
-    def map_kernel_outputs(self, function, kernel):
+    def map_kernel_outputs(
+        self, function: Callable[[Tensor], Tensor], kernel: Tensor
+    ) -> Tensor:
         """Applies `function` to the kernel with `e · f` as its last axis."""
         return _map_last(
             function, kernel, self.kernel, self.experts + self.columns
         )
 
 
-def _map_last(function, x, labels, merged):
+def _map_last(
+    function: Callable[[Tensor], Tensor], x: Tensor, labels: str, merged: str
+) -> Tensor:
     """Applies `function` to `x` with the axes `merged` made one, the last."""
     axes = _axes_to_last(x, labels, merged)
     shape = ops.shape(x)
@@ -157,7 +181,7 @@ def _map_last(function, x, labels, merged):
     return _transpose(x, [axes.index(axis) for axis in range(len(axes))])
 
 
-def _merge(x, labels, merged):
+def _merge(x: Tensor, labels: str, merged: str) -> Tensor:
     """`x` with the axes that the labels `merged` name made one, the last."""
     x = _transpose(x, _axes_to_last(x, labels, merged))
     if len(merged) == 1:
@@ -167,7 +191,7 @@ def _merge(x, labels, merged):
     return reshape(x, (*ops.shape(x)[:leading], size))
 
 
-def _matrix(x, labels, merged):
+def _matrix(x: Tensor, labels: str, merged: str) -> Tensor:
     """`x` as a matrix, the axes that `merged` names as its columns."""
     if not labels.endswith(merged):
         x = _transpose(x, _axes_to_last(x, labels, merged))
@@ -176,7 +200,9 @@ def _matrix(x, labels, merged):
     return reshape(x, (-1, math.prod(x.shape[-len(merged) :])))
 
 
-def _from_matrix(rows, labels, merged, like):
+def _from_matrix(
+    rows: Tensor, labels: str, merged: str, like: Tensor
+) -> Tensor:
     """The inverse of `_matrix`, in the shape of `like`."""
     shape = ops.shape(like)
     if labels.endswith(merged):
@@ -186,17 +212,17 @@ def _from_matrix(rows, labels, merged, like):
     return _transpose(rows, [axes.index(axis) for axis in range(len(axes))])
 
 
-def _axes_to_last(x, labels, wanted):
+def _axes_to_last(x: Tensor, labels: str, wanted: str) -> list[int]:
     """All axes of `x`, those that the labels `wanted` name at the end."""
     last = _positions(labels, wanted, len(x.shape))
     return [a for a in range(len(x.shape)) if a not in last] + last
 
 
-def _transpose(x, axes):
+def _transpose(x: Tensor, axes: list[int]) -> Tensor:
     return x if axes == sorted(axes) else ops.transpose(x, axes)
 
 
-def _positions(labels, wanted, ndim):
+def _positions(labels: str, wanted: str, ndim: int) -> list[int]:
     """Axes of a tensor of `ndim` axes that the labels `wanted` name."""
     left, ellipsis, right = labels.partition("...")
     position = {label: axis for axis, label in enumerate(left)}

@@ -2,13 +2,16 @@
 
 import numbers
 import operator
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_ether.types import Variable
 
-def integer(value) -> int | None:
+
+def integer(value: Any) -> int | None:
     """The integer that a value is, or `None` if it is none.
 
     NumPy's integers are, and whatever else Python takes as an index; a boolean
@@ -22,7 +25,7 @@ def integer(value) -> int | None:
         return None
 
 
-def real(value) -> float | None:
+def real(value: Any) -> float | None:
     """The real number that a value is, or `None` if it is none.
 
     NumPy's are; a boolean is not.
@@ -35,7 +38,7 @@ def real(value) -> float | None:
         return None
 
 
-def to_numpy(variable) -> np.ndarray:
+def to_numpy(variable: Variable) -> np.ndarray:
     """The value of a variable or tensor, an array of its own."""
     value = ops.convert_to_tensor(variable)
     if keras.config.backend() == "torch":
@@ -45,13 +48,13 @@ def to_numpy(variable) -> np.ndarray:
     return np.array(np.asarray(value))
 
 
-def settled(value):
+def settled(value: Any) -> Any:
     """A value to be written to a file: never a variable or tensor."""
     is_tensor = isinstance(value, keras.Variable) or ops.is_tensor(value)
     return to_numpy(value) if is_tensor else value
 
 
-def _is_boolean(value):
+def _is_boolean(value: Any) -> bool:
     # Some frameworks take their boolean scalars as an index.
     dtype = getattr(value, "dtype", "")
     return isinstance(value, bool) or "bool" in str(dtype)

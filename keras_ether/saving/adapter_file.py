@@ -7,12 +7,17 @@ of them. Reading runs no code of the file and touches no other file.
 
 import hashlib
 import os
+from collections.abc import Iterable
+from collections.abc import Set
 from dataclasses import dataclass
+from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 
 from keras_ether.saving import adapter_header
 from keras_ether.saving import atomic_write
+from keras_ether.saving.adapter_header import Header
 
 KEY = "keras_ether"
 SUFFIX = ".safetensors"
@@ -50,7 +55,7 @@ class AdapterFile:
     tensors: dict[str, np.ndarray]
 
 
-def check_name(filepath) -> str:
+def check_name(filepath: str | os.PathLike) -> str:
     """The path as a string.
 
     Raises:
@@ -65,7 +70,7 @@ def check_name(filepath) -> str:
     return path
 
 
-def write(filepath, content: AdapterFile):
+def write(filepath: str | os.PathLike, content: AdapterFile) -> None:
     """Writes a file, at once or not at all.
 
     Raises:
@@ -87,7 +92,7 @@ def write(filepath, content: AdapterFile):
     atomic_write.write(path, save(tensors, metadata))
 
 
-def read(filepath) -> AdapterFile:
+def read(filepath: str | os.PathLike) -> AdapterFile:
     """Reads a file and checks all that can be checked without a model.
 
     Raises:
@@ -103,7 +108,7 @@ def read(filepath) -> AdapterFile:
             ) from error
 
 
-def _read(file):
+def _read(file: BinaryIO) -> AdapterFile:
     import safetensors
 
     start = file.read(8)
@@ -126,7 +131,7 @@ def _read(file):
     return AdapterFile(header, tensors)
 
 
-def _header_of(text):
+def _header_of(text: bytes) -> Header:
     outer = adapter_header.from_text(text.decode())
     metadata = outer.get("__metadata__") if isinstance(outer, dict) else None
     inner = metadata.get(KEY) if isinstance(metadata, dict) else None
@@ -139,14 +144,14 @@ def _header_of(text):
     return header
 
 
-def _array(name, entry):
+def _array(name: str, entry: dict[str, Any]) -> np.ndarray:
     dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
         raise ValueError(f"tensor '{name}' has dtype {entry['dtype']}")
     return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
 
 
-def _check_names(header, names):
+def _check_names(header: Header, names: Set[str]) -> None:
     expected = adapter_header.tensor_names(header)
     if names != expected:
         raise ValueError(
@@ -155,7 +160,7 @@ def _check_names(header, names):
         )
 
 
-def _check_tensors(header, tensors):
+def _check_tensors(header: Header, tensors: dict[str, np.ndarray]) -> None:
     _check_names(header, tensors.keys())
     for name, value in tensors.items():
         dtype = SECTION_DTYPES.get(name.partition("/")[0])
@@ -168,7 +173,7 @@ def _check_tensors(header, tensors):
             raise ValueError(f"tensor '{name}' has values that are not finite")
 
 
-def digest_of(header, tensors):
+def digest_of(header: Header, tensors: dict[str, np.ndarray]) -> str:
     header = {k: v for k, v in header.items() if k != "sha256"}
     digest = hashlib.sha256(adapter_header.to_text(header).encode())
     for name in sorted(tensors):
@@ -178,7 +183,7 @@ def digest_of(header, tensors):
     return digest.hexdigest()
 
 
-def _some(names):
+def _some(names: Iterable[str]) -> str:
     names = sorted(names)
     more = f", and {len(names) - 4} more" if len(names) > 4 else ""
     return f"{names[:4]}{more}"

@@ -2,9 +2,15 @@
 
 import json
 import re
+from dataclasses import dataclass
+from typing import Any
+from typing import NoReturn
 
 from keras_ether import methods
-from keras_ether.adapters.arguments import check_arguments
+from keras_ether.adapters.adapter_config import AdapterConfig
+
+# JSON: see `FIELDS`.
+Header = dict[str, Any]
 
 FORMAT = "keras_ether.adapter"
 FORMAT_VERSION = 1
@@ -67,7 +73,7 @@ def from_text(text: str) -> dict:
         raise ValueError(f"its header is not JSON ({error})") from None
 
 
-def check(header):
+def check(header: Any) -> None:
     """Checks a header by itself.
 
     Raises:
@@ -83,7 +89,7 @@ def check(header):
         )
     training = {"training": dict} if "training" in header else {}
     _check_fields(header, FIELDS | training, "header")
-    seen = set()
+    seen: set[str] = set()
     for group in header["adapters"]:
         _check_group(group, seen)
     if not seen:
@@ -103,11 +109,28 @@ def check(header):
         _check_training(header["training"])
 
 
-def layers_of(header: dict) -> dict:
+@dataclass(frozen=True)
+class Group:
+    """Adapted layers of one config, with the fingerprints of their bases."""
+
+    config: AdapterConfig
+    layers: dict[str, str]
+
+
+def groups_of(header: Header) -> list[Group]:
+    """The groups of adapted layers of a header."""
+    return [
+        Group(
+            AdapterConfig(**{n: v for n, v in entry.items() if n != "layers"}),
+            entry["layers"],
+        )
+        for entry in header["adapters"]
+    ]
+
+
+def layers_of(header: Header) -> dict[str, Group]:
     """The adapted layers of a header, each path with its group."""
-    return {
-        path: group for group in header["adapters"] for path in group["layers"]
-    }
+    return {path: group for group in groups_of(header) for path in group.layers}
 
 
 def tensor_name(*parts: str) -> str:
@@ -121,8 +144,8 @@ def tensor_names(header: dict) -> set[str]:
         tensor_name("adapter", path, f"{side}_{weight}")
         for path, group in layers_of(header).items()
         for side in ("input", "output")
-        if group["side"] in (side, "both")
-        for weight in methods.get(group["method"]).weights
+        if group.config.transforms(side)
+        for weight in methods.get(group.config.method).weights
     }
     names |= {
         tensor_name("weights", path, name)
@@ -146,7 +169,7 @@ def tensor_names(header: dict) -> set[str]:
     return names
 
 
-def check_path(path):
+def check_path(path: Any) -> None:
     """Raises a `ValueError` for what can't be the path of a layer."""
     if path == "":
         return
@@ -160,7 +183,7 @@ def check_path(path):
         raise ValueError(f"{_shown(path)} is not the path of a layer")
 
 
-def _check_fields(value, fields, where):
+def _check_fields(value: Any, fields: dict[str, Any], where: str) -> None:
     if not isinstance(value, dict):
         raise ValueError(f"its {where} is {_shown(value)}")
     missing, unknown = fields.keys() - value.keys(), value.keys() - fields
@@ -175,15 +198,9 @@ def _check_fields(value, fields, where):
             raise ValueError(f"its {where} has {name}={_shown(value[name])}")
 
 
-def _check_group(group, seen):
+def _check_group(group: Any, seen: set[str]) -> None:
     _check_fields(group, GROUP_FIELDS, "group of adapters")
-    check_arguments(
-        group["method"],
-        group["rank_blocks"],
-        group["side"],
-        group["dropout"],
-        0,
-    )
+    AdapterConfig(**{n: v for n, v in group.items() if n != "layers"})
     for path, fingerprint in group["layers"].items():
         check_path(path)
         if path in seen:
@@ -192,7 +209,7 @@ def _check_group(group, seen):
         _check_fingerprint(fingerprint)
 
 
-def _check_names(names, what, paths=False):
+def _check_names(names: Any, what: str, paths: bool = False) -> None:
     if (
         not isinstance(names, list)
         or not all(isinstance(name, str) for name in names)
@@ -205,12 +222,12 @@ def _check_names(names, what, paths=False):
             raise ValueError(f"its {what} are {_shown(names)}")
 
 
-def _check_fingerprint(value):
+def _check_fingerprint(value: Any) -> None:
     if not isinstance(value, str) or not FINGERPRINT.fullmatch(value):
         raise ValueError(f"{_shown(value)} is not a fingerprint")
 
 
-def _check_training(training):
+def _check_training(training: Any) -> None:
     _check_fields(training, TRAINING_FIELDS, "state of training")
     counts = {
         name: training[name]
@@ -232,17 +249,17 @@ def _check_training(training):
         raise ValueError("its state of training has too many variables")
 
 
-def _unique(pairs):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("its header names something twice")
     return found
 
 
-def _no_constant(name):
+def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"its header holds the number {name}")
 
 
-def _shown(value):
+def _shown(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -6,7 +6,7 @@ import os
 import uuid
 
 
-def write(path, data: bytes):
+def write(path: str, data: bytes) -> None:
     """Writes a file beside `path` and renames it.
 
     Whoever reads `path` finds the file from before or the new one, even if this
@@ -32,7 +32,7 @@ def write(path, data: bytes):
         ) from error
 
 
-def check_place(path):
+def check_place(path: str) -> None:
     """Checks that a file can be at `path`, as far as that is seen beforehand.
 
     Raises:
@@ -56,7 +56,7 @@ def check_place(path):
         )
 
 
-def _write(path, data):
+def _write(path: str, data: bytes) -> None:
     folder, name = os.path.split(path)
     beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -72,7 +72,7 @@ def _write(path, data):
     _sync_folder(folder)
 
 
-def _sync_folder(folder):
+def _sync_folder(folder: str) -> None:
     """Has the new name on the disk too, where a folder can be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

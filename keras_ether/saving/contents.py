@@ -6,24 +6,27 @@ all; and the rest, the base, of which a file holds fingerprints only.
 """
 
 import re
+from collections.abc import Collection
+
+import keras
 
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
 from keras_ether.ops.fingerprint import fingerprint_all
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.types import Layer
 
 MADE_UP_NAME = re.compile(r"variable(_\d+)?")
 
 
-def layers_of(model) -> dict:
+def layers_of(tree: LayerTree) -> dict[str, Layer]:
     """Every layer of a model by path; the model itself has the path `""`."""
-    layers = walk(model)
-    if any(layer is model for layer in layers.values()):
-        return layers
-    return {"": model, **layers}
+    if any(layer is tree.model for layer in tree.layers.values()):
+        return tree.layers
+    return {"": tree.model, **tree.layers}
 
 
-def own_weights(layer) -> dict:
+def own_weights(layer: Layer) -> dict:
     """The weights that a layer owns itself, by names that any process gives."""
     ids = {id(weight) for weight in layer.weights}
     named = {}
@@ -40,7 +43,7 @@ def own_weights(layer) -> dict:
     return named
 
 
-def is_kept(layer) -> bool:
+def is_kept(layer: Layer) -> bool:
     """Whether a layer trains as a whole: all its weights belong in the file."""
     if kinds.is_adapted(layer) or kinds.is_adapter(layer):
         return False
@@ -51,7 +54,9 @@ def is_kept(layer) -> bool:
     )
 
 
-def travelling(layers: dict) -> dict:
+def trained_beside(
+    layers: dict[str, Layer],
+) -> dict[str, dict[str, keras.Variable]]:
     """The weights that train or move beside the vectors.
 
     Args:
@@ -60,7 +65,8 @@ def travelling(layers: dict) -> dict:
     Returns:
         Dictionary from layer path to a dictionary from name to variable.
     """
-    found, seen = {}, set()
+    found: dict = {}
+    seen: set[int] = set()
     for path, layer in layers.items():
         if kinds.is_adapter(layer):
             continue
@@ -76,20 +82,23 @@ def travelling(layers: dict) -> dict:
     return found
 
 
-def base_fingerprints(layers: dict, adapted, weights: dict):
+def base_fingerprints(
+    layers: dict, adapted: Collection[str], weights: dict
+) -> tuple[dict[str, str], str]:
     """Fingerprints of what an adapter was trained over.
 
     Args:
         layers: Dictionary from path to layer.
         adapted: The paths of layers that have, or will have, an adapter.
-        weights: What does not belong to the base, see `travelling`.
+        weights: What does not belong to the base, see `trained_beside`.
 
     Returns:
         A dictionary from adapted path to fingerprint, and one fingerprint of
         all other layers.
     """
     apart = {id(v) for own in weights.values() for v in own.values()}
-    of_layers, others = {}, {}
+    of_layers: dict[str, str] = {}
+    others: dict[str, keras.Variable] = {}
     for path, layer in layers.items():
         if kinds.is_adapter(layer):
             continue
@@ -111,7 +120,8 @@ def random_states(layers: dict) -> dict:
     Returns:
         Dictionary from layer path to a list of variables.
     """
-    found, seen = {}, set()
+    found: dict = {}
+    seen: set[int] = set()
     for path, layer in layers.items():
         weights = {id(weight) for weight in layer.weights}
         own = [

@@ -14,8 +14,10 @@ As with any Keras layer, `copy.copy` is as deep as `copy.deepcopy`.
 import inspect
 import re
 import warnings
+from typing import Any
 
 import keras
+import numpy as np
 
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import freezing
@@ -26,9 +28,13 @@ from keras_ether.adapters.adapter import Adapter
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import contents
 from keras_ether.surgery import insertion
+from keras_ether.surgery import refusals
+from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.surgery.planning import Target
+from keras_ether.types import Layer
+from keras_ether.types import Model
+from keras_ether.types import Variable
 
-ARGUMENTS = ("method", "rank_blocks", "side", "dropout", "seed")
 # Keras about what is put in afterwards.
 EXPECTED = (
     "Skipping variable loading for optimizer",
@@ -36,7 +42,7 @@ EXPECTED = (
 )
 
 
-def install():
+def install() -> None:
     """Has Python's `copy` and `pickle` know of adapters.
 
     Keras gives `__reduce__` to every layer, and the layer that is copied may be
@@ -53,8 +59,8 @@ class State:
     Nothing changes it, so `deepcopy` need not copy it too.
     """
 
-    def __init__(self, layer):
-        layers = contents.layers_of(layer)
+    def __init__(self, layer: Layer) -> None:
+        layers = contents.layers_of(LayerTree(layer))
         _check_active(layers)
         self.name = layer.name
         with weights_file.of_base():
@@ -76,24 +82,24 @@ class State:
             if getattr(part, "compiled", False)
         }
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict) -> Any:
         return self
 
 
 class AdapterState:
     """Everything that makes a copy of an adapter alone."""
 
-    def __init__(self, adapter):
+    def __init__(self, adapter: Adapter) -> None:
         self.arguments = _arguments(adapter)
         self.built = (adapter.view, adapter.kernel_shape)
         self.layers = {"": (_variables(adapter), freezing.flags_of(adapter))}
         self.name = adapter.name
 
-    def __deepcopy__(self, memo):
+    def __deepcopy__(self, memo: dict) -> Any:
         return self
 
 
-def _reduce(layer):
+def _reduce(layer: Layer) -> tuple | None:
     """What `__reduce__` of a layer returns, `None` if it has no adapter."""
     if kinds.is_adapter(layer):
         if not layer.built:
@@ -107,7 +113,7 @@ def _reduce(layer):
     return None
 
 
-def _rebuild(state):
+def _rebuild(state: State) -> Layer:
     """The copy.
 
     Raises:
@@ -117,16 +123,16 @@ def _rebuild(state):
         for message in EXPECTED:
             warnings.filterwarnings("ignore", message)
         copy = _from_archive(state)
-    layers = contents.layers_of(copy)
+    layers = contents.layers_of(LayerTree(copy))
     for path in state.twins:
         if path not in layers or not kinds.kind_of(layers[path]):
             raise _other(state, f"it has no layer '{path}'")
         _adapt(path, layers[path], state.adapters[path])
-    layers = contents.layers_of(copy)
+    layers = contents.layers_of(LayerTree(copy))
     _fill(state, layers)
     for path, arguments in state.adapters.items():
         layers[path].ether.seed = arguments["seed"]
-    insertion.put_up_guards(copy)
+    refusals.forbid(LayerTree(copy))
     for part in layers.values():
         internals.renew_torch_parameters(part)
     variables = _in_order(layers)
@@ -135,7 +141,7 @@ def _rebuild(state):
     return copy
 
 
-def _from_archive(state):
+def _from_archive(state: State) -> Layer:
     try:
         return internals.from_archive(state.archive)
     except (ValueError, TypeError) as error:
@@ -145,7 +151,7 @@ def _from_archive(state):
         ) from error
 
 
-def _rebuild_adapter(state):
+def _rebuild_adapter(state: AdapterState) -> Adapter:
     adapter = Adapter(**state.arguments, name=state.name)
     adapter.build(*state.built)
     _fill(state, {"": adapter})
@@ -153,19 +159,13 @@ def _rebuild_adapter(state):
     return adapter
 
 
-def _adapt(path, layer, arguments):
-    target = Target(
-        path=path,
-        layer=layer,
-        view=kinds.kind_of(layer).view(layer),
-        kernel_shape=kinds.kernel_shape(layer),
-        **{name: arguments[name] for name in ARGUMENTS if name != "seed"},
-    )
+def _adapt(path: str, layer: Layer, arguments: dict[str, Any]) -> None:
+    target = Target.of(path, layer, arguments["config"])
     adapter = insertion.build_adapter(target, arguments["seed"])
     insertion.place(layer, adapter)
 
 
-def _fill(state, layers):
+def _fill(state: State | AdapterState, layers: dict[str, Layer]) -> None:
     """Gives layers the variables' values and flags, if they are alike."""
     if layers.keys() != state.layers.keys():
         paths = sorted(layers.keys() ^ state.layers.keys())
@@ -187,7 +187,7 @@ def _fill(state, layers):
         freezing.set_flags(layer, flags)
 
 
-def _put_in_order(layer, expected):
+def _put_in_order(layer: Layer, expected: list) -> bool:
     """Has a layer list its variables in this order, if it has them.
 
     A float8 layer lists its kernel first if it was quantized when built, and
@@ -213,7 +213,7 @@ def _put_in_order(layer, expected):
 class _Compiled:
     """How a model is compiled, and the state of its optimizer."""
 
-    def __init__(self, model, places):
+    def __init__(self, model: Layer, places: Any) -> None:
         self.config = dict(model.get_compile_config())
         self.extras = _extras(model, self.config)
         self.values, self.optimized = [], None
@@ -235,7 +235,7 @@ class _Compiled:
                 "`compile(...)` on it again first."
             )
 
-    def compile(self, model, variables):
+    def compile(self, model: Layer, variables: list[Variable]) -> None:
         if not self.config:
             return
         deserialize = keras.saving.deserialize_keras_object
@@ -265,7 +265,7 @@ class _Compiled:
         for variable, value in pairs:
             variable.assign(value)
 
-    def _fits(self, model):
+    def _fits(self, model: Layer) -> bool:
         signature = inspect.signature(model.compile)
         names = {*self.config, *self.extras}
         try:
@@ -275,7 +275,7 @@ class _Compiled:
         return True
 
 
-def _extras(model, config):
+def _extras(model: Model, config: Any) -> dict[str, Any]:
     """Arguments of a `compile` of the model's own that it kept: a sampler."""
     known = {*config, "self"}
     return {
@@ -285,7 +285,7 @@ def _extras(model, config):
     }
 
 
-def _check_active(layers):
+def _check_active(layers: dict[str, Layer]) -> None:
     for path, layer in layers.items():
         if _is_adapted(layer) and layer.ether.is_switched_off:
             raise ValueError(
@@ -296,41 +296,41 @@ def _check_active(layers):
             )
 
 
-def _is_adapted(layer):
+def _is_adapted(layer: Layer) -> bool:
     return kinds.is_adapted(layer) and layer.ether.built
 
 
-def _arguments(adapter):
-    return {name: getattr(adapter, name) for name in ARGUMENTS}
+def _arguments(adapter: Adapter) -> dict[str, Any]:
+    return {"config": adapter.config, "seed": adapter.seed}
 
 
-def _variables(layer):
+def _variables(layer: Layer) -> list:
     return [
         (_described(v), v.path, _value(v))
         for v in freezing.own_variables(layer)
     ]
 
 
-def _described(variable):
+def _described(variable: Variable) -> tuple:
     """Name, shape and dtype, without a count within the process."""
     name = re.sub(r"(_\d+)?$", "", variable.name)
     return name, tuple(variable.shape), variable.dtype
 
 
-def _value(variable):
+def _value(variable: Variable) -> np.ndarray:
     # A copy: an array on JAX or PyTorch would share the variable's memory.
     return to_numpy(variable)
 
 
-def _places(layers):
+def _places(layers: dict[str, Layer]) -> dict[int, int]:
     return {id(v): place for place, v in enumerate(_in_order(layers))}
 
 
-def _in_order(layers):
+def _in_order(layers: dict[str, Layer]) -> list[Variable]:
     return [v for y in layers.values() for v in freezing.own_variables(y)]
 
 
-def _other(state, what):
+def _other(state: State | AdapterState, what: str) -> ValueError:
     return ValueError(
         f"'{state.name}' can't be copied: from its configuration Keras makes "
         f"another one, {what}. See that `get_config`, `build` and "

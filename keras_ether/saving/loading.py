@@ -1,101 +1,118 @@
 """Putting the values of an adapter file into a model: what fits where."""
 
 import dataclasses
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
 
+import keras
 import numpy as np
 
 from keras_ether.adapters import kinds
+from keras_ether.adapters.adapter import Adapter
 from keras_ether.saving import adapter_header
 from keras_ether.saving import contents
+from keras_ether.saving.adapter_file import AdapterFile
+from keras_ether.saving.adapter_header import Group
+from keras_ether.saving.adapter_header import Header
 from keras_ether.surgery import insertion
 from keras_ether.surgery import planning
 from keras_ether.surgery import targets as targets_lib
+from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.types import Layer
 
 
+@dataclass(frozen=True)
 class Fill:
     """The content of an adapter file, checked against one model.
 
-    Making it changes nothing. If it `is_new`, the adapters have to be put in;
-    then come the assignments.
-
-    Args:
-        model: A built Keras model or layer.
-        content: An `AdapterFile`.
-
     Attributes:
-        layers: The model's layers by path.
+        tree: The layers of the model.
         weights: The variables that the file's weights are for, by layer path
             and name.
-        is_new: Whether the model has no adapters yet.
-        plan: What `insertion.put_in` has to do then.
-        adapters: Built adapters for it.
+        plan: The adapters that the model has to get first, or `None` if it has
+            those of the file already.
+        adapters: Built adapters for the plan.
         assignments: Pairs of variable and value.
+    """
+
+    tree: LayerTree
+    weights: dict[str, dict[str, keras.Variable]]
+    plan: planning.Plan | None
+    adapters: list[Adapter]
+    assignments: list[tuple[keras.Variable, np.ndarray]]
+
+    def put_in(self) -> None:
+        """Puts the adapters in, if the model has none yet."""
+        if self.plan is not None:
+            insertion.put_in(self.plan, self.adapters)
+
+
+def checked(tree: LayerTree, content: AdapterFile) -> Fill:
+    """Checks the content of a file against a model, and changes nothing.
 
     Raises:
         ValueError: if the content does not fit the model.
     """
+    header = content.header
+    layers = contents.layers_of(tree)
+    groups = adapter_header.layers_of(header)
+    _check_paths(layers, [*groups, *header["weights"], *header["trainable"]])
+    adapted = {path: layer.ether for path, layer in tree.adapted.items()}
+    plan, adapters = None, []
+    if adapted:
+        _check_same(adapted, groups)
+    else:
+        plan = _plan(tree, layers, header)
+        adapters = insertion.build_adapters(plan)
+        paths = [target.path for target in plan.targets]
+        adapted = dict(zip(paths, adapters, strict=True))
+    weights = _weights(layers, header, plan)
+    variables = {
+        adapter_header.tensor_name("adapter", path, name): vector
+        for path, adapter in adapted.items()
+        for name, vector in adapter.vectors.items()
+    } | {
+        adapter_header.tensor_name("weights", path, name): variable
+        for path, own in weights.items()
+        for name, variable in own.items()
+    }
+    assignments = fitting(variables, content.tensors)
+    return Fill(tree, weights, plan, adapters, assignments)
 
-    def __init__(self, model, content):
-        planning.check_built(model)
-        header = content.header
-        self.layers = contents.layers_of(model)
-        groups = adapter_header.layers_of(header)
-        _check_paths(
-            self.layers, [*groups, *header["weights"], *header["trainable"]]
-        )
-        adapted = {
-            path: layer.ether
-            for path, layer in self.layers.items()
-            if kinds.is_adapted(layer)
-        }
-        self.is_new = not adapted
-        if self.is_new:
-            self.plan = _plan(model, self.layers, header)
-            self.adapters = insertion.build_adapters(model, self.plan)
-            paths = [target.path for target in self.plan.targets]
-            adapted = dict(zip(paths, self.adapters, strict=True))
-        else:
-            _check_same(adapted, groups)
-        self.weights = self._weights(model, header)
-        variables = {
-            adapter_header.tensor_name("adapter", path, name): vector
-            for path, adapter in adapted.items()
-            for name, vector in adapter.vectors.items()
-        } | {
-            adapter_header.tensor_name("weights", path, name): variable
-            for path, own in self.weights.items()
-            for name, variable in own.items()
-        }
-        self.assignments = fitting(variables, content.tensors)
 
-    def _weights(self, model, header):
-        """The model's variables for the file's weights."""
-        found = {}
-        for path, names in header["weights"].items():
-            own = contents.own_weights(self.layers[path])
-            unknown = set(names) - own.keys()
-            if unknown:
-                raise ValueError(
-                    f"layer '{path}' has no weights {sorted(unknown)}, it has "
-                    f"{sorted(own)}."
-                )
-            found[path] = {name: own[name] for name in names}
-        needed = contents.travelling(self.layers)
-        if self.is_new:
-            needed = {
-                path: contents.own_weights(layer)
-                for path, layer in self.layers.items()
-                if id(layer) in self.plan.kept
-            }
-        have = {id(v) for own in found.values() for v in own.values()}
-        for path, own in needed.items():
-            missing = [name for name, v in own.items() if id(v) not in have]
-            if missing:
-                raise ValueError(
-                    f"the file has no {missing} for layer '{path}', which is "
-                    "one that trains beside the adapters."
-                )
-        return found
+def _weights(
+    layers: dict[str, Layer], header: Header, plan: planning.Plan | None
+) -> dict[str, dict[str, keras.Variable]]:
+    """The model's variables for the file's weights."""
+    found = {}
+    for path, names in header["weights"].items():
+        own = contents.own_weights(layers[path])
+        unknown = set(names) - own.keys()
+        if unknown:
+            raise ValueError(
+                f"layer '{path}' has no weights {sorted(unknown)}, it has "
+                f"{sorted(own)}."
+            )
+        found[path] = {name: own[name] for name in names}
+    if plan is None:
+        needed = contents.trained_beside(layers)
+    else:
+        needed = {
+            path: contents.own_weights(layer)
+            for path, layer in layers.items()
+            if id(layer) in plan.kept
+        }
+    have = {id(v) for own in found.values() for v in own.values()}
+    for path, own in needed.items():
+        missing = [name for name, v in own.items() if id(v) not in have]
+        if missing:
+            raise ValueError(
+                f"the file has no {missing} for layer '{path}', which trains "
+                "beside the adapters."
+            )
+    return found
 
 
 def fitting(variables: dict, tensors: dict) -> list:
@@ -130,7 +147,7 @@ def fitting(variables: dict, tensors: dict) -> list:
     return pairs
 
 
-def _cast(value, dtype):
+def _cast(value: Any, dtype: str) -> np.ndarray | None:
     """The value in another dtype, or `None` if it does not fit there."""
     if _is_float(value.dtype.name) != _is_float(dtype):
         return None
@@ -144,11 +161,11 @@ def _cast(value, dtype):
     return cast if fits else None
 
 
-def _is_float(dtype):
+def _is_float(dtype: str) -> bool:
     return "float" in dtype
 
 
-def _check_paths(layers, paths):
+def _check_paths(layers: dict[str, Layer], paths: Iterable[str]) -> None:
     unknown = [path for path in paths if path not in layers]
     if unknown:
         raise ValueError(
@@ -157,12 +174,11 @@ def _check_paths(layers, paths):
         )
 
 
-def _check_same(adapted, groups):
+def _check_same(adapted: dict[str, Adapter], groups: dict[str, Group]) -> None:
     """Raises a `ValueError` unless these adapters are the file's."""
     for path in sorted(adapted.keys() | groups.keys()):
-        has = _described(adapted[path]) if path in adapted else "no adapter"
-        wants = groups.get(path)
-        wants = _described_group(wants) if wants else "no adapter"
+        has = str(adapted[path].config) if path in adapted else "no adapter"
+        wants = str(groups[path].config) if path in groups else "no adapter"
         if has != wants:
             raise ValueError(
                 f"layer '{path}' has {has}, and in the file {wants}. Call "
@@ -171,21 +187,9 @@ def _check_same(adapted, groups):
             )
 
 
-def _described(adapter):
-    return (
-        f"method='{adapter.method}', rank_blocks={adapter.rank_blocks}, "
-        f"side='{adapter.side}'"
-    )
-
-
-def _described_group(group):
-    return (
-        f"method='{group['method']}', rank_blocks={group['rank_blocks']}, "
-        f"side='{group['side']}'"
-    )
-
-
-def _plan(model, layers, header):
+def _plan(
+    tree: LayerTree, layers: dict[str, Layer], header: Header
+) -> planning.Plan:
     """What `apply` would do, called once for each of the file's groups."""
     for path in adapter_header.layers_of(header):
         if kinds.kind_of(layers[path]) is None:
@@ -194,23 +198,20 @@ def _plan(model, layers, header):
                 "have an adapter."
             )
     plans = []
-    for group in header["adapters"]:
-        if not group["layers"]:
+    for group in adapter_header.groups_of(header):
+        if not group.layers:
             continue
         plan = planning.make_plan(
-            model,
-            rank_blocks=group["rank_blocks"],
-            method=group["method"],
-            targets=lambda path, layer, g=group: path in g["layers"],
-            side=group["side"],
-            dropout=group["dropout"],
+            tree,
+            group.config,
+            targets=functools.partial(_is_in, group),
         )
-        planned = {target.path: target.side for target in plan.targets}
-        if planned != dict.fromkeys(group["layers"], group["side"]):
+        planned = {target.path: target.config for target in plan.targets}
+        if planned != dict.fromkeys(group.layers, group.config):
             raise ValueError(
-                f"of {targets_lib.shorten(group['layers'])} only "
+                f"of {targets_lib.shorten(group.layers)} only "
                 f"{targets_lib.shorten(planned)} can be adapted on "
-                f"side='{group['side']}'."
+                f"side='{group.config.side}'."
             )
         plans.append(plan)
     kept = {id(layers[path]) for path in header["trainable"]}
@@ -219,3 +220,7 @@ def _plan(model, layers, header):
         targets=tuple(target for plan in plans for target in plan.targets),
         kept=plans[0].kept | kept,
     )
+
+
+def _is_in(group: Group, path: str, layer: Layer) -> bool:
+    return path in group.layers

@@ -1,8 +1,11 @@
 """Saving adapters to small files, and putting them onto a base again."""
 
+import os
 import warnings
+from typing import Any
 
 from keras_ether import version
+from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_file
 from keras_ether.saving import adapter_header
@@ -10,12 +13,17 @@ from keras_ether.saving import atomic_write
 from keras_ether.saving import contents
 from keras_ether.saving import loading
 from keras_ether.saving.adapter_file import AdapterFile
+from keras_ether.saving.adapter_header import Header
 from keras_ether.surgery import insertion
 from keras_ether.surgery import undo
 from keras_ether.surgery import verbs
+from keras_ether.surgery.layer_tree import tree_of
+from keras_ether.types import Layer
 
 
-def save_adapter(model, filepath, metadata: dict | None = None):
+def save_adapter(
+    model: Layer, filepath: str | os.PathLike, metadata: dict | None = None
+) -> None:
     """Saves a model's adapters and head to one small `.safetensors` file.
 
     It holds the vectors, the weights that train beside them (the head of a
@@ -47,7 +55,9 @@ def save_adapter(model, filepath, metadata: dict | None = None):
     adapter_file.write(filepath, content_of(model, metadata))
 
 
-def load_adapter(model, filepath, check_base: bool = True):
+def load_adapter(
+    model: Layer, filepath: str | os.PathLike, check_base: bool = True
+) -> Layer:
     """Puts a file's adapters onto a model, in place.
 
     A model without adapters gets those of the file, as by `keras_ether.apply`,
@@ -79,17 +89,16 @@ def load_adapter(model, filepath, check_base: bool = True):
     >>> model = keras_ether.load_adapter(base, "m.ether.safetensors")
     """
     fill = prepare(model, adapter_file.read(filepath), filepath, check_base)
-    if fill.is_new:
+    if fill.plan is not None:
         insertion.warn_of_outer_model(model)
-    with undo.on_error(model) as back:
-        if fill.is_new:
-            insertion.put_in(model, fill.plan, fill.adapters)
+    with undo.on_error(fill.tree) as back:
+        fill.put_in()
         for variable, value in fill.assignments:
             undo.assign(back, variable, value)
     return model
 
 
-def read_adapter_header(filepath) -> dict:
+def read_adapter_header(filepath: str | os.PathLike) -> dict:
     """Reads and checks an adapter file, without a model.
 
     Args:
@@ -117,15 +126,16 @@ def read_adapter_header(filepath) -> dict:
     return adapter_file.read(filepath).header
 
 
-def content_of(model, metadata: dict | None = None) -> AdapterFile:
+def content_of(model: Layer, metadata: dict | None = None) -> AdapterFile:
     """What `save_adapter` writes.
 
     Raises:
         ValueError: if there is no adapter, or `metadata` is not for JSON.
     """
-    adapted = verbs.adapted_layers(model)
-    layers = contents.layers_of(model)
-    weights = contents.travelling(layers)
+    tree = verbs.adapted_tree(model)
+    adapted = tree.adapted
+    layers = contents.layers_of(tree)
+    weights = contents.trained_beside(layers)
     of_layers, base = contents.base_fingerprints(layers, adapted, weights)
     header = {
         "format": adapter_header.FORMAT,
@@ -149,14 +159,19 @@ def content_of(model, metadata: dict | None = None) -> AdapterFile:
     return AdapterFile(header, {n: to_numpy(v) for n, v in variables.items()})
 
 
-def prepare(model, content, filepath, check_base=True) -> loading.Fill:
+def prepare(
+    model: Layer,
+    content: AdapterFile,
+    filepath: str | os.PathLike,
+    check_base: bool = True,
+) -> loading.Fill:
     """Checks a file's content against a model, which stays as it is.
 
     Raises:
         ValueError: if it does not fit, or the model is another base.
     """
     try:
-        fill = loading.Fill(model, content)
+        fill = loading.checked(tree_of(model), content)
     except ValueError as error:
         raise ValueError(
             f"Adapter file '{filepath}' does not fit model '{model.name}': "
@@ -178,32 +193,26 @@ def prepare(model, content, filepath, check_base=True) -> loading.Fill:
     return fill
 
 
-def _groups(adapted, fingerprints):
+def _groups(
+    adapted: dict[str, Layer], fingerprints: dict[str, str]
+) -> list[dict[str, Any]]:
     """The adapted layers, those of one configuration together."""
-    groups = {}
+    groups: dict[AdapterConfig, dict[str, str]] = {}
     for path, layer in adapted.items():
-        adapter = layer.ether
-        key = (
-            adapter.method,
-            adapter.rank_blocks,
-            adapter.side,
-            float(adapter.dropout),
-        )
-        groups.setdefault(key, {})[path] = fingerprints[path]
-    fields = ("method", "rank_blocks", "side", "dropout")
+        groups.setdefault(layer.ether.config, {})[path] = fingerprints[path]
     return [
-        {**dict(zip(fields, key, strict=True)), "layers": layers}
-        for key, layers in groups.items()
+        {**config.to_dict(), "layers": layers}
+        for config, layers in groups.items()
     ]
 
 
-def _checked_metadata(metadata):
+def _checked_metadata(metadata: dict[str, Any] | None) -> dict[str, Any]:
     metadata = {} if metadata is None else metadata
     try:
         # As it will be read again: JSON has no tuples, and no keys but strings.
         again = adapter_header.from_text(adapter_header.to_text(metadata))
-    except (TypeError, ValueError, RecursionError) as error:
-        again = error
+    except (TypeError, ValueError, RecursionError):
+        again = None
     if not isinstance(metadata, dict) or again != metadata:
         raise ValueError(
             "`metadata` must be a dictionary from strings to strings, finite "
@@ -213,16 +222,16 @@ def _checked_metadata(metadata):
     return again
 
 
-def _other_base(fill, header):
+def _other_base(fill: loading.Fill, header: Header) -> str | None:
     """Says which weights are not those of the file's base, or `None`."""
     layers = adapter_header.layers_of(header)
     of_layers, base = contents.base_fingerprints(
-        fill.layers, layers, fill.weights
+        contents.layers_of(fill.tree), layers, fill.weights
     )
     others = [
         path
         for path, group in layers.items()
-        if of_layers[path] != group["layers"][path]
+        if of_layers[path] != group.layers[path]
     ]
     if others:
         more = f" and {len(others) - 1} more" if len(others) > 1 else ""

@@ -5,15 +5,25 @@ which the order of the trained variables fixes, since their names count up
 within a process.
 """
 
+import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
+import numpy as np
 
 from keras_ether import _keras_internals as internals
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_header
 from keras_ether.saving import contents
+from keras_ether.saving.adapter_file import AdapterFile
+from keras_ether.saving.adapter_header import Header
 from keras_ether.saving.loading import fitting
+from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.types import Layer
+from keras_ether.types import Optimizer
+from keras_ether.types import Variable
 
 # `fit` draws a batch of its own, from PyTorch's global generator, to build the
 # metrics of a model just compiled.
@@ -39,7 +49,7 @@ class Position:
     best: float | None
 
 
-def optimizer_of(model):
+def optimizer_of(model: Layer) -> Optimizer:
     """The optimizer that a model is compiled with, built.
 
     Raises:
@@ -56,17 +66,19 @@ def optimizer_of(model):
     return optimizer
 
 
-def described(optimizer) -> str:
+def described(optimizer: Optimizer) -> str:
     """The classes of an optimizer and of the one that it wraps, if any."""
     inner = getattr(optimizer, "inner_optimizer", None)
     name = type(optimizer).__name__
     return f"{name} of {described(inner)}" if inner is not None else name
 
 
-def content_of(model, epoch: int, batch: int, best: float | None):
+def content_of(
+    model: Layer, epoch: int, batch: int, best: float | None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The header's entry and the tensors for a model's state of training."""
     optimizer = optimizer_of(model)
-    states = contents.random_states(contents.layers_of(model))
+    states = contents.random_states(contents.layers_of(LayerTree(model)))
     generators = internals.global_generators()
     entry = {
         "epoch": epoch,
@@ -90,7 +102,7 @@ def content_of(model, epoch: int, batch: int, best: float | None):
     return entry, tensors
 
 
-def fitting_state(model, content) -> list:
+def fitting_state(model: Layer, content: AdapterFile) -> list:
     """Pairs of variable and value that bring back a state of training.
 
     Raises:
@@ -98,7 +110,7 @@ def fitting_state(model, content) -> list:
     """
     entry = content.header["training"]
     optimizer = optimizer_of(model)
-    states = contents.random_states(contents.layers_of(model))
+    states = contents.random_states(contents.layers_of(LayerTree(model)))
     counts = {path: len(own) for path, own in states.items()}
     for what, has, wants in (
         ("optimizer", described(optimizer), entry["optimizer"]),
@@ -119,7 +131,9 @@ def fitting_state(model, content) -> list:
     )
 
 
-def set_global_generators(model, content, undo):
+def set_global_generators(
+    model: Layer, content: AdapterFile, undo: contextlib.ExitStack
+) -> None:
     """Sets the global generators, if they are of the file's sort.
 
     Args:
@@ -149,24 +163,24 @@ def set_global_generators(model, content, undo):
     model.__dict__[PENDING] = (entry["step"], states)
 
 
-def set_global_generators_again(model):
+def set_global_generators_again(model: Layer) -> None:
     """Undoes what `fit` drew between `resume` and the first epoch."""
     step, states = model.__dict__.pop(PENDING, (None, ()))
     if step == _step(model.optimizer):
         _set_generators(states)
 
 
-def _set_generators(states):
+def _set_generators(states: Iterable[np.ndarray]) -> None:
     pairs = zip(internals.global_generators(), states, strict=True)
     for generator, state in pairs:
         internals.set_generator_state(generator, state)
 
 
-def _step(optimizer):
+def _step(optimizer: Optimizer) -> int:
     return int(to_numpy(optimizer.iterations))
 
 
-def position_of(header) -> Position:
+def position_of(header: Header) -> Position:
     """How far the training had come that a header tells of."""
     entry = header["training"]
     return Position(
@@ -174,11 +188,11 @@ def position_of(header) -> Position:
     )
 
 
-def _optimizer_variables(optimizer):
+def _optimizer_variables(optimizer: Optimizer) -> dict[str, Variable]:
     return {f"optimizer/{i}": v for i, v in enumerate(optimizer.variables)}
 
 
-def _random_variables(states):
+def _random_variables(states: dict[str, list[Variable]]) -> dict[str, Variable]:
     return {
         adapter_header.tensor_name("random_states", path, str(i)): variable
         for path, own in states.items()

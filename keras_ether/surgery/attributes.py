@@ -1,7 +1,9 @@
 """The attributes of an object, to be put back as they were."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from keras_ether import _keras_internals as internals
 
@@ -34,7 +36,7 @@ def taken(owner: object) -> Attributes:
     )
 
 
-def put_back(before: Attributes):
+def put_back(before: Attributes) -> None:
     """Gives an object back the class and the attributes that it had."""
     if type(before.owner) is not before.kind:
         before.owner.__class__ = before.kind
@@ -53,16 +55,16 @@ def leaves(value: object) -> list:
     return _parts(value)[1]
 
 
-def items(container) -> list:
+def items(container: Any) -> list:
     """What is in a container, keys with values if it is a dictionary."""
     is_dict = isinstance(container, dict)
     return list(container.items() if is_dict else container)
 
 
-def refill(container, parts: list):
+def refill(container: Any, parts: list) -> None:
     """Gives a container other `items`."""
     # Past the methods of Keras's own containers, which track what is put in.
-    base = next(base for base in CONTAINERS if isinstance(container, base))
+    base: Any = next(b for b in CONTAINERS if isinstance(container, b))
     base.clear(container)
     if base is list:
         list.extend(container, parts)
@@ -70,22 +72,23 @@ def refill(container, parts: list):
         base.update(container, parts)
 
 
-def _parts(value):
-    containers, others, todo = {}, [], [value]
+def _parts(whole: object) -> tuple[list, list]:
+    containers: dict[int, Any] = {}
+    others, todo = [], [whole]
     while todo:
-        value = internals.unwrapped(todo.pop())
+        value: Any = internals.unwrapped(todo.pop())
         if isinstance(value, tuple):
             todo.extend(value)
         elif not isinstance(value, CONTAINERS):
             others.append(value)
         elif id(value) not in containers:
             containers[id(value)] = value
-            is_dict = isinstance(value, dict)
-            todo.extend(value.values() if is_dict else value)
+            inner = value.values() if isinstance(value, dict) else value
+            todo.extend(inner)
     return list(containers.values()), others
 
 
-def _same(parts, others):
+def _same(parts: Sequence, others: Sequence) -> bool:
     """Whether these are the very objects, without asking whether they equal."""
     return len(parts) == len(others) and all(
         one is other

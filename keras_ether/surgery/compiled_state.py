@@ -1,11 +1,13 @@
 """The compiled state of models whose layers change under them."""
 
+from typing import Any
+
 import keras
 
 from keras_ether import _keras_internals as internals
 from keras_ether.ops.values import to_numpy
 from keras_ether.surgery import slots
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
 
 FUNCTIONS = (
     "train_function",
@@ -15,35 +17,32 @@ FUNCTIONS = (
 )
 
 
-def reset(model):
-    """Has a model, and the models in it, go on from the layers of now.
+def reset(tree: LayerTree) -> None:
+    """Makes a model, and the models in it, use their layers as they are now.
 
-    Their functions are traced anew. Their optimizers stay, with all that was
-    set on them, and only their slots start anew.
-
-    Args:
-        model: A Keras model or layer.
+    Their functions are traced again. Their optimizers stay, with all that was
+    set on them; only their slots start again.
     """
-    drop_functions(model)
-    for optimizer in slots.optimizers_of(model):
+    drop_functions(tree)
+    for optimizer in slots.optimizers_of(tree):
         slots.drop(optimizer)
-    for layer in [model, *walk(model).values()]:
+    for layer in tree.everything:
         internals.renew_torch_parameters(layer)
-    for part in _models(model):
-        internals.forget_compiled_trainable_state(part)
+    for model in tree.models:
+        internals.forget_compiled_trainable_state(model)
 
 
-def drop_functions(model):
-    """Drops compiled functions, so that the next call traces the model anew."""
-    for part in _models(model):
+def drop_functions(tree: LayerTree) -> None:
+    """Drops compiled functions, so that the next call traces them again."""
+    for model in tree.models:
         for name in FUNCTIONS:
-            if getattr(part, name, None) is not None:
-                setattr(part, name, None)
+            if getattr(model, name, None) is not None:
+                setattr(model, name, None)
 
 
-def constant_learning_rate(model) -> float | None:
+def constant_learning_rate(model: keras.layers.Layer) -> float | None:
     """The rate that a model is compiled with, unless it follows a schedule."""
-    optimizer = getattr(model, "optimizer", None)
+    optimizer: Any = getattr(model, "optimizer", None)
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer
     if not isinstance(optimizer, keras.optimizers.Optimizer):
@@ -56,11 +55,3 @@ def constant_learning_rate(model) -> float | None:
     if getattr(optimizer, "learning_rate", None) is not rate:
         return None
     return float(to_numpy(rate))
-
-
-def _models(model):
-    return [
-        part
-        for part in [model, *walk(model).values()]
-        if isinstance(part, keras.Model)
-    ]

@@ -1,6 +1,7 @@
 """Putting built adapters into a model, and taking them out again."""
 
 import warnings
+from collections.abc import Sequence
 
 import keras
 
@@ -12,28 +13,27 @@ from keras_ether.adapters.adapter import Adapter
 from keras_ether.surgery import compiled_state
 from keras_ether.surgery import refusals
 from keras_ether.surgery import torch_parameters
-from keras_ether.surgery import transformers_export
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.surgery.planning import Plan
+from keras_ether.surgery.planning import Target
+from keras_ether.types import Layer
 
 
-def build_adapters(model, plan, seeds=None):
+def build_adapters(
+    plan: Plan, seeds: Sequence[int | None] | None = None
+) -> list[Adapter]:
     """Adapters for a plan's targets, not yet in the model."""
     seeds = seeds or [None] * len(plan.targets)
-    with internals.strategy_scope(model):
+    with internals.strategy_scope(plan.tree.model):
         return [
             build_adapter(target, seed)
             for target, seed in zip(plan.targets, seeds, strict=True)
         ]
 
 
-def build_adapter(target, seed):
-    adapter = Adapter(
-        method=target.method,
-        rank_blocks=target.rank_blocks,
-        side=target.side,
-        dropout=target.dropout,
-        seed=seed,
-    )
+def build_adapter(target: Target, seed: int | None) -> Adapter:
+    """One adapter, built for a target."""
+    adapter = Adapter(target.config, seed=seed)
     # As if built by the layer itself, so that the rules of a layout map for the
     # layer find the vectors.
     parent, _, name = (target.layer.path or target.layer.name).rpartition("/")
@@ -42,45 +42,43 @@ def build_adapter(target, seed):
     return adapter
 
 
-def put_in(model, plan, adapters):
+def put_in(plan: Plan, adapters: Sequence[Adapter]) -> None:
     """Puts built adapters into a model, and freezes what doesn't train."""
-    _freeze_all_but(model, plan)
+    _freeze_all_but(plan)
     for target, adapter in zip(plan.targets, adapters, strict=True):
         place(target.layer, adapter)
-    put_up_guards(model)
-    compiled_state.reset(model)
+    refusals.forbid(plan.tree)
+    compiled_state.reset(plan.tree)
 
 
-def place(layer, adapter):
+def place(layer: Layer, adapter: Adapter) -> None:
     """Makes a plain layer an adapted one."""
     layer.__class__ = twin_class.adapted_class(layer)
     internals.add_sublayer(layer, kinds.ADAPTER, adapter)
     torch_parameters.renew()
 
 
-def put_up_guards(model):
-    """Has an adapted model refuse what its adapters can't bear."""
-    refusals.put_up(model)
-    for part in [model, *walk(model).values()]:
-        transformers_export.suspend(part)
-
-
-def take_out(layer):
-    """Makes an adapted layer the plain one that it was."""
-    plain_class = twin_class.plain_class(layer)
-    internals.remove_sublayer(layer, kinds.ADAPTER)
-    layer.__class__ = plain_class
+def take_out(tree: LayerTree) -> None:
+    """Makes adapted layers the plain ones that they were."""
+    for layer in tree.adapted.values():
+        plain_class = twin_class.plain_class(layer)
+        internals.remove_sublayer(layer, kinds.ADAPTER)
+        layer.__class__ = plain_class
     torch_parameters.renew()
+    refusals.allow(tree)
+    for layer in tree.everything:
+        freezing.thaw(layer)
+    compiled_state.reset(tree)
 
 
-def _freeze_all_but(model, plan):
+def _freeze_all_but(plan: Plan) -> None:
     """Freezes all but the kept layers, and what holds what trains."""
     targets = {id(target.layer) for target in plan.targets}
-    holds = {}
+    holds: dict[int, bool] = {}
 
-    def trains(layer):
+    def trains(layer: Layer) -> bool:
         if id(layer) not in holds:
-            parts = [trains(part) for part in internals.children(layer)]
+            parts = [trains(part) for part in plan.tree.parts(layer)]
             holds[id(layer)] = (
                 any(parts)
                 or id(layer) in targets | plan.kept
@@ -89,7 +87,7 @@ def _freeze_all_but(model, plan):
             )
         return holds[id(layer)]
 
-    for layer in [model, *walk(model).values()]:
+    for layer in plan.tree.everything:
         if id(layer) in plan.kept:
             # An `apply` from before may have frozen it.
             freezing.thaw(layer)
@@ -98,15 +96,7 @@ def _freeze_all_but(model, plan):
             freezing.freeze(layer, trainable=trains(layer))
 
 
-def thaw(model):
-    """Undoes what `put_in` did besides putting adapters in."""
-    refusals.take_down(model)
-    for layer in [model, *walk(model).values()]:
-        freezing.thaw(layer)
-        transformers_export.resume(layer)
-
-
-def warn_of_outer_model(model, stacklevel: int = 3):
+def warn_of_outer_model(model: Layer, stacklevel: int = 3) -> None:
     """Says what to do about a compiled model that can't be found from here.
 
     Before anything is touched, since a warning may be made an error.

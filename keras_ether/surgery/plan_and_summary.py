@@ -1,27 +1,35 @@
 """`plan` and `summary`: what would be adapted, and what is."""
 
+from collections.abc import Callable
+from typing import Any
+
 from keras_ether.adapters import eligibility
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
+from keras_ether.adapters.adapter_config import AdapterConfig
+from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.surgery import planning
+from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.surgery.layer_tree import tree_of
 from keras_ether.surgery.report import Report
 from keras_ether.surgery.report import Row
 from keras_ether.surgery.report import Skipped
 from keras_ether.surgery.report import count
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.targets import Targets
+from keras_ether.types import Layer
 
 
 def plan(
-    model,
+    model: Layer,
     rank_blocks: int = 4,
     method: str = "ether",
-    targets=None,
-    exclude=None,
+    targets: Targets = None,
+    exclude: Targets = None,
     side: str | None = None,
-    trainable=None,
+    trainable: Targets = None,
     dropout: float = 0.0,
     seed: int | None = None,
-    print_fn=None,
+    print_fn: Callable[[str], Any] | None = None,
 ) -> Report:
     """Prints what `keras_ether.apply` would do, and returns it.
 
@@ -53,40 +61,30 @@ def plan(
     >>> table.trainable
     48
     """
-    resolved = planning.make_plan(
-        model,
-        rank_blocks=rank_blocks,
-        method=method,
-        targets=targets,
-        exclude=exclude,
-        side=side,
-        trainable=trainable,
-        dropout=dropout,
-        seed=seed,
-    )
+    config = AdapterConfig(method, rank_blocks, side, dropout)
+    checked_seed(seed)
+    tree = tree_of(model)
+    resolved = planning.make_plan(tree, config, targets, exclude, trainable)
     rows = tuple(
         Row(
             path=target.path,
             layer_class=target.layer.__class__.__name__,
             kernel_shape=target.kernel_shape,
-            method=target.method,
-            rank_blocks=target.rank_blocks,
-            side=target.side,
-            numbers=target.numbers,
+            config=target.config,
+            parameters=target.config.parameters(target.sizes),
         )
         for target in resolved.targets
     )
-    layers = walk(model)
     head = count(
         variable
-        for layer in layers.values()
+        for layer in tree.layers.values()
         if id(layer) in resolved.kept
         for variable in layer.trainable_weights
     )
     report = Report(
         rows=rows,
-        skipped=_skipped(model, layers, rows, resolved.reasons),
-        trainable=sum(row.numbers for row in rows),
+        skipped=_skipped(tree, rows, resolved.reasons),
+        trainable=sum(row.parameters for row in rows),
         head=head,
         frozen=count(model.weights) - head,
     )
@@ -94,7 +92,9 @@ def plan(
     return report
 
 
-def summary(model, print_fn=None) -> Report:
+def summary(
+    model: Layer, print_fn: Callable[[str], Any] | None = None
+) -> Report:
     """Prints a table of the adapters that a model has, and returns it.
 
     Args:
@@ -103,9 +103,9 @@ def summary(model, print_fn=None) -> Report:
 
     Returns:
         A `keras_ether.surgery.report.Report`: the adapted layers with the shape
-        of their kernels, method, blocks and numbers; layers without an adapter;
-        and the totals `trainable` (the adapters), `head` (whatever else
-        trains), `frozen` and `percentage`.
+        of their kernels, method, blocks and parameters; layers without an
+        adapter; and the totals `trainable` (the adapters), `head` (whatever
+        else trains), `frozen` and `percentage`.
 
     Raises:
         ValueError: if the model is not built.
@@ -117,42 +117,30 @@ def summary(model, print_fn=None) -> Report:
     >>> keras_ether.summary(model, print_fn=str).percentage
     19.047619047619047
     """
-    planning.check_built(model)
-    layers = walk(model)
+    tree = tree_of(model)
+    adapters = {path: layer.ether for path, layer in tree.adapted.items()}
     rows = tuple(
         Row(
             path=path,
-            layer_class=layer.__class__.__name__,
-            kernel_shape=layer.ether.kernel_shape,
-            method=layer.ether.method,
-            rank_blocks=layer.ether.rank_blocks,
-            side=layer.ether.side,
-            numbers=count(layer.ether.vectors.values()),
+            layer_class=tree.layers[path].__class__.__name__,
+            kernel_shape=adapter.kernel_shape,
+            config=adapter.config,
+            parameters=count(adapter.vectors.values()),
         )
-        for path, layer in layers.items()
-        if kinds.is_adapted(layer)
+        for path, adapter in adapters.items()
     )
-    vectors = {
-        id(vector)
-        for layer in layers.values()
-        if kinds.is_adapted(layer)
-        for vector in layer.ether.vectors.values()
-    }
-    switches = {
-        id(layer.ether.strength)
-        for layer in layers.values()
-        if kinds.is_adapted(layer)
-    }
+    vectors = {id(v) for a in adapters.values() for v in a.vectors.values()}
+    switches = {id(adapter.strength) for adapter in adapters.values()}
     head = count(v for v in model.trainable_weights if id(v) not in vectors)
     reasons = {
         path: "kept trainable"
-        for path, layer in layers.items()
+        for path, layer in tree.layers.items()
         if freezing.is_kept(layer)
     }
     report = Report(
         rows=rows,
-        skipped=_skipped(model, layers, rows, reasons),
-        trainable=sum(row.numbers for row in rows),
+        skipped=_skipped(tree, rows, reasons),
+        trainable=sum(row.parameters for row in rows),
         head=head,
         frozen=count(v for v in model.weights if id(v) not in switches)
         - count(model.trainable_weights),
@@ -161,12 +149,12 @@ def summary(model, print_fn=None) -> Report:
     return report
 
 
-def _skipped(model, layers, rows, reasons):
+def _skipped(
+    tree: LayerTree, rows: tuple[Row, ...], reasons: dict[str, str]
+) -> tuple[Skipped, ...]:
     adapted = {row.path for row in rows}
     skipped = []
-    # The walk passes over the model itself, which may own weights as well.
-    root = [(model.name, model)] if eligibility.why_unknown(model) else []
-    for path, layer in [*root, *layers.items()]:
+    for path, layer in tree.with_model.items():
         if path in adapted:
             continue
         known = kinds.kind_of(layer) is not None

@@ -2,91 +2,84 @@
 
 from dataclasses import dataclass
 
-import keras
-import numpy as np
-
 from keras_ether import _keras_internals as internals
-from keras_ether import methods
 from keras_ether.adapters import eligibility
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
-from keras_ether.adapters.arguments import check_arguments
-from keras_ether.adapters.arguments import check_blocks
+from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.ops.conv_view import ConvView
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.surgery import targets as targets_lib
+from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.surgery.targets import Targets
+from keras_ether.types import Layer
 
 
 @dataclass(frozen=True)
 class Target:
-    """A layer that gets an adapter."""
+    """A layer that gets an adapter, and how."""
 
     path: str
-    layer: keras.layers.Layer
+    layer: Layer
     view: MatrixView | ConvView
     kernel_shape: tuple[int, ...]
-    method: str
-    rank_blocks: int
-    side: str
-    dropout: float
+    config: AdapterConfig
+
+    @classmethod
+    def of(cls, path: str, layer: Layer, config: AdapterConfig) -> "Target":
+        """The target that a layer of a known kind makes."""
+        view = kinds.view_of(layer)
+        return cls(path, layer, view, kinds.kernel_shape(layer), config)
 
     @property
-    def numbers(self):
-        """Count of the numbers that its adapter would train."""
-        experts, inputs, outputs = self.view.sizes(self.kernel_shape)
-        start = methods.get(self.method).start
-        rng = np.random.default_rng(0)
-        return sum(
-            experts * self.rank_blocks * weight.size
-            for name, size in (("input", inputs), ("output", outputs))
-            if self.side in (name, "both")
-            for weight in start(1, size // self.rank_blocks, rng)
-        )
+    def sizes(self) -> tuple[int, int, int]:
+        """`(experts, d, f)` of its kernel."""
+        return self.view.sizes(self.kernel_shape)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The arguments of `apply`, checked and resolved on one model."""
+    """The arguments of `apply`, checked and resolved on one model.
 
+    Attributes:
+        tree: The layers of the model.
+        targets: The layers that get an adapter.
+        kept: Ids of the layers that stay trainable: the head, and those that
+            the user named.
+        reasons: Why layers that could have matched did not, by path.
+    """
+
+    tree: LayerTree
     targets: tuple[Target, ...]
-    # Ids of the layers that stay trainable: the head, and what the user kept.
     kept: frozenset[int]
-    # Why layers that could have matched did not, by path.
     reasons: dict[str, str]
 
 
 def make_plan(
-    model,
-    rank_blocks=4,
-    method="ether",
-    targets=None,
-    exclude=None,
-    side=None,
-    trainable=None,
-    dropout=0.0,
-    seed=None,
+    tree: LayerTree,
+    config: AdapterConfig,
+    targets: Targets = None,
+    exclude: Targets = None,
+    trainable: Targets = None,
 ) -> Plan:
     """Resolves and checks the arguments of `keras_ether.apply`.
+
+    Args:
+        tree: The layers of a built model.
+        config: Method, blocks, side and dropout.
+        targets: See `keras_ether.apply`.
+        exclude: See `keras_ether.apply`.
+        trainable: See `keras_ether.apply`.
 
     Raises:
         ValueError: if the model or an argument is not as it must be.
     """
-    rank_blocks, dropout, seed = check_arguments(
-        method, rank_blocks, side, dropout, seed
-    )
     targets = targets_lib.checked(targets, "targets")
     exclude = targets_lib.checked(exclude, "exclude")
     trainable = targets_lib.checked(trainable, "trainable")
-    check_built(model)
-    # Adapters from before are no layers that a user knows of.
-    layers = {
-        path: layer
-        for path, layer in targets_lib.walk(model).items()
-        if not kinds.is_adapter(layer)
-    }
-    head = targets_lib.head_of(model)
-    named = targets_lib.match_kept(layers, trainable)
-    for path in sorted(named):
+    layers = tree.without_adapters
+    named = targets_lib.match_kept(tree, trainable)
+    for path in sorted(named & layers.keys()):
         if kinds.is_adapted(layers[path]):
             raise ValueError(
                 f"Layer '{path}' can't be kept trainable: it has an ETHER "
@@ -97,27 +90,24 @@ def make_plan(
         path: "kept trainable"
         for path, layer in layers.items()
         if path in named or freezing.is_kept(layer)
-    }
-    reasons |= {
-        p: "in the head" for p, layer in layers.items() if id(layer) in head
-    }
+    } | {p: "in the head" for p, y in layers.items() if id(y) in tree.head}
     candidates = {
         path: layer
         for path, layer in layers.items()
         if kinds.kind_of(layer) and path not in reasons
     }
-    if targets is None:
-        matched = targets_lib.default_match(model, layers, candidates)
-    else:
-        matched = targets_lib.match(layers, candidates, targets)
-    excluded = targets_lib.match_excluded(layers, candidates, exclude)
+    matched = targets_lib.match(tree, candidates, targets)
+    excluded = targets_lib.match_excluded(tree, candidates, exclude)
     if isinstance(targets, list):
-        _check_named(layers, candidates, reasons, targets, excluded)
+        _check_named(tree, candidates, reasons, targets, excluded)
     reasons |= dict.fromkeys(matched & excluded, "excluded")
-    matched -= excluded
-    chosen = {p: layer for p, layer in candidates.items() if p in matched}
+    chosen = {
+        path: layer
+        for path, layer in candidates.items()
+        if path in matched - excluded
+    }
     by_name = targets not in (None, "all-linear", "all")
-    refused = _refused(chosen, method, dropout, side, by_name)
+    refused = _refused(chosen, config, by_name)
     reasons |= refused
     chosen = {p: layer for p, layer in chosen.items() if p not in refused}
     if not chosen:
@@ -125,55 +115,40 @@ def make_plan(
         if by_name and isinstance(targets, str) and not matched | excluded:
             hint = targets_lib.pattern_hint("targets", targets)
         raise ValueError(
-            f"No layer of model '{model.name}' matches targets={targets!r}, "
-            f"exclude={exclude!r}. {hint}Layers that could have matched: "
+            f"No layer of model '{tree.model.name}' matches "
+            f"targets={targets!r}, exclude={exclude!r}. {hint}Layers that "
+            "could have matched: "
             f"{targets_lib.shorten(candidates) or 'none'}."
         )
-    _check_unshared(model, layers, chosen)
-    resolved = []
-    for path, layer in chosen.items():
-        target = Target(
-            path=path,
-            layer=layer,
-            view=kinds.kind_of(layer).view(layer),
-            kernel_shape=kinds.kernel_shape(layer),
-            method=method,
-            rank_blocks=rank_blocks,
-            side=kinds.side_of(layer, method, side),
-            dropout=dropout,
-        )
-        sizes = target.view.sizes(target.kernel_shape)
-        check_blocks(path, sizes, method, rank_blocks, target.side)
-        resolved.append(target)
-    kept = head | {id(layers[path]) for path in named}
-    return Plan(tuple(resolved), frozenset(kept), reasons)
+    _check_unshared(tree, chosen)
+    resolved = tuple(
+        Target.of(path, layer, kinds.config_for(layer, config))
+        for path, layer in chosen.items()
+    )
+    for target in resolved:
+        target.config.check_fits(target.path, target.sizes)
+    kept = tree.head | {id(layers[path]) for path in named & layers.keys()}
+    return Plan(tree, resolved, kept, reasons)
 
 
-def check_built(model):
-    """Raises a `ValueError` unless `model` is a built Keras model or layer."""
-    if not isinstance(model, keras.layers.Layer):
-        raise ValueError(
-            "`model` must be a Keras model or layer. Received: "
-            f"model={model!r} of type {type(model).__name__}"
-        )
-    if not model.built or not model.weights:
-        raise ValueError(
-            f"Model '{model.name}' is not built, so it has no kernels yet. "
-            "Call it on data, or `model.build(input_shape)`, first."
-        )
-
-
-def _check_named(layers, candidates, reasons, targets, excluded):
+def _check_named(
+    tree: LayerTree,
+    candidates: dict[str, Layer],
+    reasons: dict[str, str],
+    targets: list[str],
+    excluded: set[str],
+) -> None:
     """Raises a `ValueError` if a list names what can't be a target.
 
     Where several layers have the name, one target among them is enough, unless
     another one has kernels that are then left out unnoticed.
     """
+    layers = tree.without_adapters
     for entry in targets:
         paths = targets_lib.named(layers, entry) - excluded
         meant = paths & candidates.keys()
         for path in (p for p in layers if p in paths - meant):
-            below = targets_lib.with_below(layers, {path}) & candidates.keys()
+            below = tree.with_inner({path}) & candidates.keys()
             inside = [p for p in layers if p in below - excluded]
             unknown = path not in reasons and eligibility.why_unknown(
                 layers[path]
@@ -193,7 +168,9 @@ def _check_named(layers, candidates, reasons, targets, excluded):
             )
 
 
-def _refused(chosen, method, dropout, side, by_name):
+def _refused(
+    chosen: dict[str, Layer], config: AdapterConfig, by_name: bool
+) -> dict[str, str]:
     """Reasons by path, for layers that can't have an adapter.
 
     A layer that the user named is an error, and so is one that has an adapter
@@ -208,8 +185,8 @@ def _refused(chosen, method, dropout, side, by_name):
         )
     refused = {}
     for path, layer in chosen.items():
-        reason = eligibility.refusal_reason(layer, dropout, side)
-        reason = reason or eligibility.why_constant(layer, method, side)
+        reason = eligibility.refusal_reason(layer, config)
+        reason = reason or eligibility.why_constant(layer, config)
         if reason is None:
             continue
         if by_name or getattr(layer, "lora_enabled", False):
@@ -218,13 +195,10 @@ def _refused(chosen, method, dropout, side, by_name):
     return refused
 
 
-def _check_unshared(model, layers, chosen):
+def _check_unshared(tree: LayerTree, chosen: dict[str, Layer]) -> None:
     """Raises a `ValueError` if another layer holds a target's kernel too."""
-    owners = {}
-    holders = list(layers.items())
-    if all(layer is not model for layer in layers.values()):
-        holders.insert(0, (model.name, model))
-    for path, layer in holders:
+    owners: dict[int, list[str]] = {}
+    for path, layer in tree.with_model.items():
         for variable in internals.held_variables(layer):
             if len(variable.shape) > 1:
                 owners.setdefault(id(variable), []).append(path)

@@ -7,35 +7,39 @@ layers that have sub-layers and quantize the others.
 `enable_lora` of a KerasHub backbone freezes every layer first, the adapters
 among them, and that of a layer which `apply` has frozen gives it weights that
 do not train.
+
+Some exporters behind KerasHub's `export_to_transformers` read a layer's first
+variable. In an adapted layer that is the base kernel, and the folder would hold
+the base model without a warning.
 """
 
 import functools
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
 from keras_ether.adapters import shadowing
-from keras_ether.adapters.arguments import quantizing_error
-from keras_ether.surgery.targets import walk
+from keras_ether.adapters.quantized_kernel import quantizing_error
+from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.types import Layer
 
 QUANTIZE = "quantize"
 LORA = "enable_lora"
+EXPORT = "export_to_transformers"
 ADVICE = (
     "Enable LoRA first and apply ETHER to other layers then, or call "
     "`keras_ether.merge` or `keras_ether.remove` on the model before."
 )
 
 
-def put_up(model):
-    """Makes the layers of a model refuse what its adapters can't bear.
-
-    Args:
-        model: A Keras model or layer, adapted.
-    """
-    root = weakref.ref(model)
-    for layer in [model, *walk(model).values()]:
+def forbid(tree: LayerTree) -> None:
+    """Makes the layers of an adapted model refuse what adapters can't bear."""
+    root = weakref.ref(tree.model)
+    for layer in tree.everything:
         adapted = kinds.is_adapted(layer)
         if adapted or isinstance(layer, keras.Model):
             shadowing.shadow(
@@ -47,29 +51,40 @@ def put_up(model):
             shadowing.shadow(
                 layer, LORA, functools.partial(_enable_lora, layer, root)
             )
+        if hasattr(type(layer), EXPORT):
+            shadowing.shadow(layer, EXPORT, functools.partial(_export, layer))
 
 
-def take_down(model):
-    """Undoes `put_up`, for a model without adapters.
-
-    Args:
-        model: A Keras model or layer.
-    """
-    for layer in [model, *walk(model).values()]:
-        shadowing.restore(layer, QUANTIZE)
-        shadowing.restore(layer, LORA)
+def allow(tree: LayerTree) -> None:
+    """Undoes `forbid`, for a model without adapters."""
+    for layer in tree.everything:
+        for name in (QUANTIZE, LORA, EXPORT):
+            shadowing.restore(layer, name)
 
 
-def _quantize(layer, quantize, mode=None, config=None, **kwargs):
+def _quantize(
+    layer: Layer,
+    quantize: Callable,
+    mode: str | None = None,
+    config: Any = None,
+    **kwargs: Any,
+) -> Any:
     # The adapters may have been merged by way of a part or of a model around.
     adapted = _adapted_in(layer)
     if adapted:
         mode = mode or getattr(config, "mode", None)
-        raise quantizing_error(adapted[0].path, mode)
+        first = next(iter(adapted.values()))
+        raise quantizing_error(first.path, mode)
     return quantize(mode, config, **kwargs)
 
 
-def _enable_lora(layer, root, enable_lora, *args, **kwargs):
+def _enable_lora(
+    layer: Layer,
+    root: weakref.ref,
+    enable_lora: Callable,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     is_model = isinstance(layer, keras.Model)
     what = f"{'Model' if is_model else 'Layer'} '{layer.name}'"
     if _adapted_in(layer):
@@ -92,5 +107,15 @@ def _enable_lora(layer, root, enable_lora, *args, **kwargs):
     return enable_lora(*args, **kwargs)
 
 
-def _adapted_in(layer):
-    return [part for part in walk(layer).values() if kinds.is_adapted(part)]
+def _export(model: Layer, export: Callable, *args: Any, **kwargs: Any) -> Any:
+    for path in _adapted_in(model):
+        raise ValueError(
+            f"Model '{model.name}' can't be exported to Transformers: its "
+            f"layer '{path}' has an adapter, which is not part of that format. "
+            "Call `keras_ether.merge(model)` first."
+        )
+    return export(*args, **kwargs)
+
+
+def _adapted_in(layer: Layer) -> dict[str, Layer]:
+    return LayerTree(layer).adapted

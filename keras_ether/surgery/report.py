@@ -3,30 +3,56 @@
 import dataclasses
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+from typing import TypeVar
+
+from keras_ether.adapters.adapter_config import AdapterConfig
+from keras_ether.types import Variable
 
 
 @dataclass(frozen=True)
-class Row:
-    """One adapted layer.
+class AdaptedLayer:
+    """One adapted layer, and how it is adapted.
 
     Attributes:
         path: Structural path of the layer.
         layer_class: Name of its class.
         kernel_shape: Shape of its kernel.
-        method: Name of the method.
-        rank_blocks: Number of blocks per transformed side.
-        side: `"input"`, `"output"` or `"both"`.
-        numbers: Count of trained numbers.
+        config: `AdapterConfig` with method, blocks, side and dropout.
     """
 
     path: str
     layer_class: str
     kernel_shape: tuple[int, ...]
-    method: str
-    rank_blocks: int
-    side: str
-    numbers: int
+    config: AdapterConfig
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.config.method
+
+    @property
+    def rank_blocks(self) -> int:
+        """Number of blocks per transformed side."""
+        return self.config.rank_blocks
+
+    @property
+    def side(self) -> str:
+        """`"input"`, `"output"` or `"both"`."""
+        return self.config.resolved_side
+
+
+@dataclass(frozen=True)
+class Row(AdaptedLayer):
+    """One adapted layer, with the size of its adapter.
+
+    Attributes:
+        parameters: Number of parameters that train.
+    """
+
+    parameters: int
 
 
 @dataclass(frozen=True)
@@ -70,7 +96,7 @@ class Report:
         """Size of the adapters' numbers, which are float32."""
         return 4 * self.trainable
 
-    def __str__(self):
+    def __str__(self) -> str:
         """The table, with one line for rows that differ in numbers only."""
         groups = list(_alike(self.rows))
         texts = {
@@ -85,12 +111,12 @@ class Report:
             "Blocks": [str(rows[0].rank_blocks) for rows in groups],
             "Layers": [str(len(rows)) for rows in groups],
             "Numbers": [
-                f"{sum(row.numbers for row in rows):,}" for rows in groups
+                f"{sum(row.parameters for row in rows):,}" for rows in groups
             ],
         }
         return draw(texts, numbers) + self._totals()
 
-    def _totals(self):
+    def _totals(self) -> str:
         plural = "" if len(self.rows) == 1 else "s"
         lines = [
             "",
@@ -100,7 +126,7 @@ class Report:
             f"Frozen:    {self.frozen:>15,} numbers",
             f"Trainable: {self.percentage:>14.3f} %",
         ]
-        reasons = {}
+        reasons: dict[str, list[Skipped]] = {}
         for skipped in self.skipped:
             reasons.setdefault(skipped.reason, []).append(skipped)
         for reason, layers in reasons.items():
@@ -113,9 +139,12 @@ class Report:
         return "\n".join(lines)
 
 
-def _alike(rows):
+T = TypeVar("T", AdaptedLayer, Row, Skipped)
+
+
+def _alike(rows: Iterable[T]) -> Iterable[list[T]]:
     """Groups rows that are equal but for the numbers in their paths."""
-    groups = {}
+    groups: dict[Any, list[T]] = {}
     for row in rows:
         pattern = re.sub(r"\d+", "#", row.path)
         key = dataclasses.replace(row, path=pattern)
@@ -123,7 +152,7 @@ def _alike(rows):
     return groups.values()
 
 
-def _common_path(paths):
+def _common_path(paths: list[str]) -> str:
     """One path for several, such as `layer_{0..5}/query`."""
     text = re.split(r"\d+", paths[0])
     slots = zip(*(re.findall(r"\d+", path) for path in paths), strict=True)
@@ -171,13 +200,13 @@ def draw(texts: dict, numbers: dict) -> str:
     return "\n".join(line for line in lines if line)
 
 
-def count(variables) -> int:
+def count(variables: Iterable[Variable]) -> int:
     """Count of the numbers in some variables, each counted once."""
     unique = {id(variable): variable for variable in variables}
     return sum(math.prod(v.shape) for v in unique.values())
 
 
-def _size(number_of_bytes):
+def _size(number_of_bytes: int) -> str:
     if number_of_bytes < 1e6:
         return f"{number_of_bytes / 1e3:.1f} KB"
     return f"{number_of_bytes / 1e6:.1f} MB"

@@ -1,4 +1,4 @@
-"""The slots of optimizers, and having them start anew.
+"""The slots of optimizers, and how they start again.
 
 Slots are what an optimizer's `build` makes for the variables that it trains:
 moments, averages, accumulated gradients. All else on it has been set by
@@ -13,22 +13,23 @@ import keras
 
 from keras_ether import _keras_internals as internals
 from keras_ether.surgery import attributes
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.types import Optimizer
+from keras_ether.types import Variable
 
 
-def optimizers_of(model) -> list:
+def optimizers_of(tree: LayerTree) -> list[keras.optimizers.Optimizer]:
     """Every optimizer of a model and of the models in it, wrapped ones too.
 
     One that wraps stands before what it wraps.
     """
-    found = {}
-    for part in [model, *walk(model).values()]:
-        if isinstance(part, keras.Model):
-            found |= _optimizers_in(part)
+    found: dict[int, keras.optimizers.Optimizer] = {}
+    for model in tree.models:
+        found |= _optimizers_in(model)
     return list(found.values())
 
 
-def drop(optimizer):
+def drop(optimizer: Optimizer) -> None:
     """Makes a built optimizer one that has yet to be built.
 
     `fit` builds it then for what trains, and only then are slots allocated.
@@ -46,7 +47,7 @@ def drop(optimizer):
     internals.update_count(optimizer).assign(0)
 
 
-def _slots(optimizer):
+def _slots(optimizer: Optimizer) -> set[int]:
     """The ids of what `build` has made.
 
     Nothing marks these variables, so the optimizer is built anew for one small
@@ -88,9 +89,9 @@ def _slots(optimizer):
     return (named | found) - trained
 
 
-def _named_after_trained(optimizer):
+def _named_after_trained(optimizer: Optimizer) -> set[int]:
     """The ids of variables made by `add_variable_from_reference`."""
-    shapes = {}
+    shapes: dict[tuple, list[str]] = {}
     for variable in internals.trained_variables(optimizer):
         path = getattr(variable, "path", variable.name).replace("/", "_")
         shapes.setdefault(tuple(variable.shape), []).append(f"{path}_")
@@ -103,17 +104,17 @@ def _named_after_trained(optimizer):
     }
 
 
-def _tracked_since(optimizer, named):
+def _tracked_since(optimizer: Optimizer, named: set[int]) -> set[int]:
     """The ids of the first of these variables and of all made after it."""
     ids = [id(v) for v in internals.tracked_variables(optimizer)]
     first = next((i for i, known in enumerate(ids) if known in named), len(ids))
     return set(ids[first:])
 
 
-def _forget(optimizer, slots):
+def _forget(optimizer: Optimizer, slots: set[int]) -> None:
     """Takes variables out of an optimizer's attributes, and unbuilds it."""
 
-    def is_slot(part):
+    def is_slot(part: object) -> bool:
         return any(id(leaf) in slots for leaf in attributes.leaves(part))
 
     own = vars(optimizer)
@@ -136,7 +137,7 @@ def _forget(optimizer, slots):
     internals.set_unbuilt(optimizer, slots)
 
 
-def _optimizers_in(owner):
+def _optimizers_in(owner: object) -> dict[int, Optimizer]:
     """The optimizers among an object's attributes, and those in them, by id."""
     found, todo = {}, [owner]
     while todo:
@@ -148,7 +149,7 @@ def _optimizers_in(owner):
     return found
 
 
-def _variables_in(value):
+def _variables_in(value: object) -> dict[int, Variable]:
     """The variables that a value holds, by id."""
     return {
         id(leaf): leaf
@@ -157,5 +158,5 @@ def _variables_in(value):
     }
 
 
-def _size(variable):
+def _size(variable: Variable) -> int:
     return math.prod(variable.shape)

@@ -9,19 +9,21 @@ when PyTorch next asks for them. Otherwise the vectors would be missing from
 
 import functools
 import weakref
+from typing import Any
 
 import keras
 
 from keras_ether import _keras_internals as internals
+from keras_ether.types import Layer
 
 # What PyTorch's other methods call, also those of a module around a layer.
 ASKING = ("named_modules", "state_dict", "load_state_dict", "_apply")
 
 _changes = 0
-_seen = weakref.WeakKeyDictionary()
+_seen: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
-def renew():
+def renew() -> None:
     """Has every model's list renewed before it is used, on PyTorch."""
     global _changes
     if keras.config.backend() != "torch":
@@ -32,11 +34,11 @@ def renew():
     _changes += 1
 
 
-def _watch(layer_class, name):
+def _watch(layer_class: type, name: str) -> None:
     original = getattr(layer_class, name)
 
     @functools.wraps(original)
-    def method(layer, *args, **kwargs):
+    def method(layer: Layer, *args: Any, **kwargs: Any) -> Any:
         # Keras asks at each training step, so once for each change.
         if _seen.get(layer) != _changes:
             for part in internals.everything_in(layer):

@@ -1,16 +1,19 @@
 """All or nothing: a model that is put back if changing it fails half way."""
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 from keras_ether import _keras_internals as internals
 from keras_ether.ops.values import to_numpy
 from keras_ether.surgery import attributes
 from keras_ether.surgery import slots
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.types import Variable
 
 
 @contextlib.contextmanager
-def on_error(model):
+def on_error(tree: LayerTree) -> Iterator[contextlib.ExitStack]:
     """Puts a model back as it was if the `with` block raises.
 
     Layers and their classes, flags, compiled functions and optimizers with
@@ -18,15 +21,15 @@ def on_error(model):
     are set by `assign`.
 
     Args:
-        model: A Keras model or layer.
+        tree: The layers of the model, as they are before the change.
 
     Yields:
         A `contextlib.ExitStack` for what is to be undone besides.
     """
-    optimizers = slots.optimizers_of(model)
-    layers = [model, *walk(model).values()]
-    states = [attributes.taken(owner) for owner in [*layers, *optimizers]]
-    flags = [(variable, variable.trainable) for variable in model.variables]
+    optimizers = slots.optimizers_of(tree)
+    owners = [*tree.everything, *optimizers]
+    states = [attributes.taken(owner) for owner in owners]
+    flags = [(v, v.trainable) for v in tree.model.variables]
     with contextlib.ExitStack() as undo:
         undo.callback(_put_back, states, flags)
         for optimizer in optimizers:
@@ -35,7 +38,7 @@ def on_error(model):
         undo.pop_all()
 
 
-def assign(undo, variable, value):
+def assign(undo: contextlib.ExitStack, variable: Variable, value: Any) -> None:
     """Sets a variable, and has `undo` put its value of now back.
 
     Args:
@@ -47,7 +50,7 @@ def assign(undo, variable, value):
     variable.assign(value)
 
 
-def _keep(undo, variable):
+def _keep(undo: contextlib.ExitStack, variable: Variable) -> None:
     value = variable.value
     # In the memory of the host, where there is more of it; but an array of
     # several processes can't come there, and JAX does not change arrays.
@@ -56,7 +59,9 @@ def _keep(undo, variable):
     undo.callback(variable.assign, value)
 
 
-def _put_back(states, flags):
+def _put_back(
+    states: list[attributes.Attributes], flags: list[tuple[Variable, bool]]
+) -> None:
     for state in states:
         attributes.put_back(state)
     for variable, flag in flags:

@@ -3,6 +3,8 @@
 import contextlib
 import random
 import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -11,25 +13,31 @@ from keras_ether import methods
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
 from keras_ether.adapters import quantized_kernel
-from keras_ether.ops import values
+from keras_ether.adapters.adapter_config import AdapterConfig
+from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.surgery import compiled_state
 from keras_ether.surgery import insertion
 from keras_ether.surgery import planning
 from keras_ether.surgery import undo
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.surgery.layer_tree import tree_of
+from keras_ether.surgery.planning import Plan
+from keras_ether.surgery.targets import Targets
+from keras_ether.types import Layer
+from keras_ether.types import Variable
 
 
 def apply(
-    model,
+    model: Layer,
     rank_blocks: int = 4,
     method: str = "ether",
-    targets=None,
-    exclude=None,
+    targets: Targets = None,
+    exclude: Targets = None,
     side: str | None = None,
-    trainable=None,
+    trainable: Targets = None,
     dropout: float = 0.0,
     seed: int | None = None,
-):
+) -> Layer:
     """Adapts a built model in place with ETHER or ETHER+.
 
     Each target layer computes `activation((x H) W G + b)`, with its kernel `W`
@@ -96,34 +104,27 @@ def apply(
     >>> sum(int(np.prod(w.shape)) for w in model.trainable_weights)
     115
     """
-    plan = planning.make_plan(
-        model,
-        rank_blocks=rank_blocks,
-        method=method,
-        targets=targets,
-        exclude=exclude,
-        side=side,
-        trainable=trainable,
-        dropout=dropout,
-        seed=seed,
-    )
+    config = AdapterConfig(method, rank_blocks, side, dropout)
+    seed = checked_seed(seed)
+    tree = tree_of(model)
+    plan = planning.make_plan(tree, config, targets, exclude, trainable)
     # `keras.utils.set_random_seed` seeds Python's generator, and Keras's own
     # seeds are signed integers of 32 bits.
     rng = np.random.default_rng(
-        random.getrandbits(64) if seed is None else values.integer(seed)
+        random.getrandbits(64) if seed is None else seed
     )
     seeds = rng.integers(2**31, size=len(plan.targets))
-    adapters = insertion.build_adapters(model, plan, seeds.tolist())
+    adapters = insertion.build_adapters(plan, seeds.tolist())
     # Warnings may be errors: they come before anything is touched.
     insertion.warn_of_outer_model(model)
-    _warn_of_frozen_head(model, plan)
+    _warn_of_frozen_head(plan)
     _warn_of_low_rate(model, methods.get(method))
-    with undo.on_error(model):
-        insertion.put_in(model, plan, adapters)
+    with undo.on_error(tree):
+        insertion.put_in(plan, adapters)
     return model
 
 
-def merge(model, requantize: bool = False):
+def merge(model: Layer, requantize: bool = False) -> Layer:
     """Folds a model's adapters into its kernels.
 
     The layers are ordinary ones again, of the classes that they had, and the
@@ -151,7 +152,8 @@ def merge(model, requantize: bool = False):
     >>> model.count_params()
     68
     """
-    layers = adapted_layers(model)
+    tree = adapted_tree(model)
+    layers = tree.adapted
     quantized_kernel.check_mergeable(layers, requantize)
     insertion.warn_of_outer_model(model)
     rounded = {
@@ -162,17 +164,15 @@ def merge(model, requantize: bool = False):
     if rounded:
         errors = {path: codes.error for path, codes in rounded.items()}
         warnings.warn(quantized_kernel.describe_merge(errors), stacklevel=2)
-    with undo.on_error(model) as back:
+    with undo.on_error(tree) as back:
         for path, layer in layers.items():
             for variable, value in _merged(layer, rounded.get(path)):
                 undo.assign(back, variable, value)
-            insertion.take_out(layer)
-        insertion.thaw(model)
-        compiled_state.reset(model)
+        insertion.take_out(tree)
     return model
 
 
-def remove(model):
+def remove(model: Layer) -> Layer:
     """Drops a model's adapters: the base model again, bit for bit.
 
     The head keeps what it has learned. The `trainable` flags are what they were
@@ -187,18 +187,15 @@ def remove(model):
     Raises:
         ValueError: if there is no adapter.
     """
-    layers = adapted_layers(model)
+    tree = adapted_tree(model)
     insertion.warn_of_outer_model(model)
-    with undo.on_error(model):
-        for layer in layers.values():
-            insertion.take_out(layer)
-        insertion.thaw(model)
-        compiled_state.reset(model)
+    with undo.on_error(tree):
+        insertion.take_out(tree)
     return model
 
 
 @contextlib.contextmanager
-def disabled(model):
+def disabled(model: Layer) -> Iterator[Layer]:
     """Lets a model compute as its base model within a `with` block.
 
     The switch is a variable of each adapter, so nothing is compiled again, and
@@ -227,27 +224,33 @@ def disabled(model):
         yield model
 
 
-def adapted_layers(model) -> dict:
+def adapted_tree(model: Layer) -> LayerTree:
+    """The layers of a model that has adapters.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    tree = tree_of(model)
+    if not tree.adapted:
+        raise ValueError(
+            f"Model '{model.name}' has no ETHER adapter. Call "
+            "`keras_ether.apply(model)` first."
+        )
+    return tree
+
+
+def adapted_layers(model: Layer) -> dict[str, Layer]:
     """The layers of a model that have an adapter, by path.
 
     Raises:
         ValueError: if there is none.
     """
-    planning.check_built(model)
-    layers = {
-        path: layer
-        for path, layer in walk(model).items()
-        if kinds.is_adapted(layer)
-    }
-    if not layers:
-        raise ValueError(
-            f"Model '{model.name}' has no ETHER adapter. Call "
-            "`keras_ether.apply(model)` first."
-        )
-    return layers
+    return adapted_tree(model).adapted
 
 
-def _merged(layer, codes):
+def _merged(
+    layer: Layer, codes: quantized_kernel.Rounded | None
+) -> list[tuple[Variable, Any]]:
     """Pairs of variable and value that fold a layer's adapter in."""
     if codes is not None:
         return codes.assignments(layer)
@@ -255,14 +258,15 @@ def _merged(layer, codes):
     return [(kernel, layer.ether.fold(ops.convert_to_tensor(kernel)))]
 
 
-def _warn_of_frozen_head(model, plan):
+def _warn_of_frozen_head(plan: Plan) -> None:
     """Says so where the last linear layer of a plain model won't train."""
+    model = plan.tree.model
     if hasattr(model, "backbone") or hasattr(model, "default_lora_layer_names"):
         return
     linear = [
         (path, layer)
-        for path, layer in walk(model).items()
-        if kinds.kind_of(layer) and kinds.kind_of(layer).linear
+        for path, layer in plan.tree.layers.items()
+        if kinds.is_linear(layer)
     ]
     path, last = linear[-1] if linear else (None, None)
     if last is None or last is model:
@@ -277,7 +281,7 @@ def _warn_of_frozen_head(model, plan):
     )
 
 
-def _warn_of_low_rate(model, method):
+def _warn_of_low_rate(model: Layer, method: methods.Method) -> None:
     rate = compiled_state.constant_learning_rate(model)
     if rate is not None and rate < method.learning_rate / 10:
         warnings.warn(

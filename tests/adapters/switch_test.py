@@ -7,7 +7,7 @@ from keras import ops
 
 import keras_ether
 from keras_ether.adapters.switch import Switch
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
 from tests import kinds
 from tests import models
 
@@ -104,7 +104,9 @@ def test_switching_compiles_nothing_again(name, rng):
         rank_blocks=2,
         trainable=["head"] if name == "mlp" else None,
     )
-    layer = next(v for v in walk(model).values() if hasattr(v, "ether"))
+    layer = next(
+        v for v in LayerTree(model).layers.values() if hasattr(v, "ether")
+    )
     activation = layer.activation
     layer.activation = lambda y: (calls.append(1), activation(y))[1]
     active = model.predict(x, verbose=0)

@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_ether.adapters import kinds
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
 from tests import models
 
 
@@ -58,7 +58,7 @@ def vectors_of(model):
     """Ids of the vectors of all adapters of a model."""
     return {
         id(vector)
-        for layer in walk(model).values()
+        for layer in LayerTree(model).layers.values()
         if kinds.is_adapted(layer)
         for vector in layer.ether.vectors.values()
     }

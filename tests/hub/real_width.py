@@ -52,7 +52,7 @@ class RealWidth:
 
     def numbers(self, method):
         """Count of the numbers that the real model would train."""
-        return sum(row.numbers * times for row, times in self.rows(method))
+        return sum(row.parameters * times for row, times in self.rows(method))
 
     def _times(self, path):
         for pattern, times in self.times.items():

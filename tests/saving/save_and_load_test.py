@@ -13,7 +13,7 @@ import pytest
 import keras_ether
 from keras_ether.saving import adapter_file
 from keras_ether.saving.adapter_file import AdapterFile
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
 from tests import kinds as kinds_of_layers
 from tests import models
 
@@ -49,7 +49,7 @@ def adapted(name="mlp", **kwargs):
 
 def snapshot(model):
     state = []
-    for layer in [model, *walk(model).values()]:
+    for layer in LayerTree(model).everything:
         state.append((type(layer), layer.trainable, dict(vars(layer)).keys()))
         state += [(v.path, v.trainable) for v in layer.variables]
     return state, models.values(model.variables)
@@ -123,7 +123,10 @@ def test_several_configurations_in_one_file(rng, path):
     rows = keras_ether.summary(fresh, print_fn=str).rows
     assert rows == keras_ether.summary(model, print_fn=str).rows
     assert [row.method for row in rows] == ["ether", "ether+"]
-    assert [layer.ether.dropout for layer in fresh.layers[::2][:2]] == [0.25, 0]
+    assert [layer.ether.config.dropout for layer in fresh.layers[::2][:2]] == [
+        0.25,
+        0,
+    ]
     x = models.inputs_of("mlp", rng)
     np.testing.assert_array_equal(models.call(fresh, x), models.call(model, x))
 
@@ -184,7 +187,7 @@ def test_numbers_of_numpy_are_plain_in_the_file(path):
     (group,) = keras_ether.read_adapter_header(path)["adapters"]
     assert (group["rank_blocks"], group["dropout"]) == (2, 0.25)
     fresh = keras_ether.load_adapter(make("mlp"), path)
-    assert fresh.layers[0].ether.dropout == 0.25
+    assert fresh.layers[0].ether.config.dropout == 0.25
 
 
 @pytest.mark.skipif(
@@ -235,7 +238,7 @@ def test_onto_the_same_adapters_fills_them(rng, path):
     assert model.optimizer is optimizer
     other = adapted(dropout=0.5)
     keras_ether.load_adapter(other, path)
-    assert other.layers[0].ether.dropout == 0.5
+    assert other.layers[0].ether.config.dropout == 0.5
     np.testing.assert_array_equal(models.call(other, x), expected)
 
 

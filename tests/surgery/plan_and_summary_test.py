@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import keras_ether
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
 from tests import models
 
 
@@ -12,11 +12,14 @@ from tests import models
 @pytest.mark.parametrize("method", ["ether", "ether+", "oft", "naive"])
 def test_plan_tells_what_summary_will(method):
     model = models.bert()
-    classes = [type(layer) for layer in walk(model).values()]
+    layers = LayerTree(model).layers.values()
+    classes = [type(layer) for layer in layers]
     printed = []
     arguments = {"targets": "all-linear", "rank_blocks": 4, "method": method}
     planned = keras_ether.plan(model, print_fn=printed.append, **arguments)
-    assert [type(layer) for layer in walk(model).values()] == classes
+    assert [
+        type(layer) for layer in LayerTree(model).layers.values()
+    ] == classes
     keras_ether.apply(model, **arguments)
     found = keras_ether.summary(model, print_fn=printed.append)
     assert planned.rows == found.rows

@@ -8,7 +8,7 @@ from keras import ops
 
 import keras_ether
 from keras_ether.adapters import kinds
-from keras_ether.surgery import targets
+from keras_ether.surgery.layer_tree import LayerTree
 from tests import models
 
 pytestmark = [
@@ -24,16 +24,16 @@ def paths(model, **kwargs):
 
 @pytest.mark.parametrize("name", models.ALL)
 def test_paths_do_not_depend_on_what_was_built_before(name):
-    first = list(targets.walk(models.ALL[name]()))
+    first = list(LayerTree(models.ALL[name]()).layers)
     for _ in range(3):
         keras.layers.Dense(1), keras.layers.LayerNormalization()
-    assert list(targets.walk(models.ALL[name]())) == first
+    assert list(LayerTree(models.ALL[name]()).layers) == first
     assert len(set(first)) == len(first)
 
 
 def test_every_layer_stands_in_the_walk_once():
     model = models.functional()
-    layers = list(targets.walk(model).values())
+    layers = list(LayerTree(model).layers.values())
     assert len({id(layer) for layer in layers}) == len(layers)
     assert {id(v) for layer in layers for v in layer.variables} == {
         id(v) for v in model.variables
@@ -54,7 +54,7 @@ def test_equal_names_get_a_count():
 
     pair = Pair()
     pair.build((None, 2))
-    assert list(targets.walk(pair)) == ["x", "x_1", "x_1_1"]
+    assert list(LayerTree(pair).layers) == ["x", "x_1", "x_1_1"]
     assert paths(pair, targets=["x"]) == ["x", "x_1"]
 
 
@@ -119,7 +119,7 @@ def counted_on():
             *(keras.layers.Dense(8, name=f"dense_{i}") for i in (1, 2, 3)),
         ]
     )
-    every = [path for path in targets.walk(model) if "dense" in path]
+    every = [path for path in LayerTree(model).layers if "dense" in path]
     return model, ["dense_1", "dense_2", "dense_3"], every
 
 
@@ -143,7 +143,7 @@ def test_name_of_a_layer_that_cannot_be_a_target_is_no_path():
             keras.layers.Dropout(0.1, name="dense"),
         ]
     )
-    assert "dense" in targets.walk(model)
+    assert "dense" in LayerTree(model).layers
     with pytest.raises(ValueError, match=r"of class Dropout.*no kernel"):
         paths(model, targets=["dense"])
     assert paths(model, exclude=["dense"]) == paths(model)
@@ -164,11 +164,11 @@ def test_forms_of_a_list(form, argument):
 
 def check_refused(model, message, **kwargs):
     """The same error from both verbs, and the model as it was."""
-    before = [(type(y), y.trainable) for y in targets.walk(model).values()]
+    before = [(type(y), y.trainable) for y in LayerTree(model).layers.values()]
     for verb in (keras_ether.plan, keras_ether.apply):
         with pytest.raises(ValueError, match=message):
             verb(model, rank_blocks=1, **kwargs)
-    after = [(type(y), y.trainable) for y in targets.walk(model).values()]
+    after = [(type(y), y.trainable) for y in LayerTree(model).layers.values()]
     assert after == before
 
 
@@ -514,13 +514,13 @@ def test_trainable_takes_names_patterns_and_whole_parts():
 
 def test_head_is_what_stands_outside_the_backbone():
     model = models.bert()
-    head = targets.head_of(model)
+    head = LayerTree(model).head
     assert id(model.output_dense) in head
     assert id(model.backbone) not in head
     assert not head & {
-        id(layer) for layer in targets.walk(model.backbone).values()
+        id(layer) for layer in LayerTree(model.backbone).layers.values()
     }
-    assert targets.head_of(models.mlp()) == set()
+    assert not LayerTree(models.mlp()).head
 
 
 def test_container_around_the_backbone_is_no_head():
@@ -534,7 +534,7 @@ def test_container_around_the_backbone_is_no_head():
             self.built = True
 
     model = Wrapped()
-    assert targets.head_of(model) == {id(model.top)}
+    assert LayerTree(model).head == {id(model.top)}
 
 
 def test_a_single_layer_is_a_model_too():

@@ -13,7 +13,7 @@ import keras_ether
 from keras_ether.callbacks import AdapterCheckpoint
 from keras_ether.callbacks import resume
 from keras_ether.surgery import undo
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
 from tests import models
 
 pytestmark = [
@@ -79,7 +79,7 @@ def fingerprint(model):
     """Everything that a verb could have changed."""
     optimizer = getattr(model, "optimizer", None)
     inner = getattr(optimizer, "inner_optimizer", None)
-    owners = [model, *walk(model).values()]
+    owners = LayerTree(model).everything
     owners += [o for o in (optimizer, inner) if o is not None]
     variables = list(model.variables)
     if optimizer is not None:
@@ -328,7 +328,7 @@ def test_state_of_another_optimizer_brings_the_slots_back(path):
 
 def test_what_else_was_done_is_undone_first_to_last():
     model, order = models.mlp(), []
-    with pytest.raises(Stop), undo.on_error(model) as back:
+    with pytest.raises(Stop), undo.on_error(LayerTree(model)) as back:
         back.callback(order.append, 1)
         back.callback(order.append, 2)
         raise Stop

@@ -9,7 +9,7 @@ from keras import ops
 
 import keras_ether
 from keras_ether.adapters import kinds
-from keras_ether.surgery.targets import walk
+from keras_ether.surgery.layer_tree import LayerTree
 from tests import dense_oracle
 from tests import models
 
@@ -76,7 +76,7 @@ def check_life(model, x, method):
     np.testing.assert_allclose(models.call(model, x), active, atol=1e-5)
     np.testing.assert_allclose(model.predict(x, verbose=0), active, atol=1e-5)
     assert [v.trainable for v in model.variables] == base_flags
-    assert not any(map(kinds.is_adapted, walk(model).values()))
+    assert not any(map(kinds.is_adapted, LayerTree(model).layers.values()))
 
     for variable, value in zip(model.weights, base_weights, strict=True):
         variable.assign(value)
@@ -98,7 +98,9 @@ def head_name(model):
 
 def layer_named(model, name):
     (layer,) = {
-        id(layer): layer for layer in walk(model).values() if layer.name == name
+        id(layer): layer
+        for layer in LayerTree(model).layers.values()
+        if layer.name == name
     }.values()
     return layer
 
@@ -109,7 +111,7 @@ def test_only_vectors_and_head_move(model, x, method):
     head = layer_named(model, head_name(model)).variables
     vectors = [
         vector
-        for layer in walk(model).values()
+        for layer in LayerTree(model).layers.values()
         if kinds.is_adapted(layer)
         for vector in layer.ether.vectors.values()
     ]
@@ -127,7 +129,7 @@ def test_only_vectors_and_head_move(model, x, method):
 def test_kernel_is_what_explicit_matrices_give(method, side):
     model = models.functional()
     apply(model, method=method, side=side)
-    for layer in walk(model).values():
+    for layer in LayerTree(model).layers.values():
         if not kinds.is_adapted(layer):
             continue
         for vector in layer.ether.vectors.values():
@@ -260,7 +262,9 @@ def test_default_targets_are_query_and_value():
     task = models.bert()
     keras_ether.apply(task)
     adapted = [
-        path for path, layer in walk(task).items() if kinds.is_adapted(layer)
+        path
+        for path, layer in LayerTree(task).layers.items()
+        if kinds.is_adapted(layer)
     ]
     assert len(adapted) == 2
     assert {path.rpartition("/")[2] for path in adapted} == {"query", "value"}
@@ -315,8 +319,10 @@ def test_numbers_of_numpy_are_those_of_python(integer):
     )
     keras_ether.apply(other, rank_blocks=2, seed=3, dropout=0.25, **options)
     adapters = [model.layers[0].ether for model in (one, other)]
-    for name in ("rank_blocks", "seed", "dropout"):
-        now, expected = (getattr(adapter, name) for adapter in adapters)
+    for values in zip(
+        *((*a.config.to_dict().values(), a.seed) for a in adapters), strict=True
+    ):
+        now, expected = values
         assert type(now) is type(expected)
         assert now == expected
     for pair in zip(*(a.vectors.values() for a in adapters), strict=True):
@@ -416,7 +422,7 @@ def bad_arguments():
         ),
         "blocks of one number": (
             {"rank_blocks": 16, "targets": ["first"]},
-            r"blocks of one number, which never train, in layer 'first'.*d=16"
+            r"blocks of width 1, which never train, in layer 'first'.*d=16"
             r".*fit: \[1, 2, 4, 8\]",
         ),
         "an output of one number": (
@@ -451,7 +457,7 @@ def test_one_number_is_no_block():
         keras_ether.apply(model, rank_blocks=1, targets=["wide"])
     report = keras_ether.plan(model, rank_blocks=1, print_fn=str)
     assert [row.path for row in report.rows] == ["square"]
-    assert "side of one number" in report.skipped[0].reason
+    assert "side of width 1" in report.skipped[0].reason
     # A number that is no unit vector does train.
     keras_ether.apply(model, method="naive", rank_blocks=1, targets=["wide"])
 
@@ -465,7 +471,7 @@ def test_apply_replaces_and_copies_no_kernel():
     )
     vectors = {
         id(variable)
-        for layer in walk(model).values()
+        for layer in LayerTree(model).layers.values()
         if kinds.is_adapted(layer)
         for variable in layer.ether.variables
     }
@@ -476,7 +482,7 @@ def test_apply_replaces_and_copies_no_kernel():
 def snapshot(model):
     return [
         (type(layer), layer.trainable, [v.trainable for v in layer.variables])
-        for layer in walk(model).values()
+        for layer in LayerTree(model).layers.values()
     ]
 
 
@@ -633,7 +639,7 @@ def test_low_compiled_rate_is_warned_of():
 def test_remote_adapter_paths_stand_under_their_layer():
     task = models.bert()
     keras_ether.apply(task, rank_blocks=2)
-    for layer in walk(task).values():
+    for layer in LayerTree(task).layers.values():
         if kinds.is_adapted(layer):
             prefix = layer.base_kernel.path.rpartition("/")[0]
             for name, vector in layer.ether.vectors.items():

@@ -1,0 +1,172 @@
+"""How one kernel is adapted: the record that plans, files and reports share."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keras_ether import methods
+from keras_ether.ops import values
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """How one kernel is adapted.
+
+    Args:
+        method: String, name of a registered method. Defaults to `"ether"`.
+        rank_blocks: Integer, the number of diagonal blocks `n` per side.
+            Defaults to 4.
+        side: `"input"`, `"output"`, `"both"`, or `None` for the default of the
+            method or of the layer. Defaults to `None`.
+        dropout: Float in `[0, 1)`. While training, each block is the identity
+            with this probability. Defaults to 0.
+
+    Raises:
+        ValueError: if an argument is not one of the above.
+
+    Example:
+
+    >>> AdapterConfig("ether+", rank_blocks=2).resolved_side
+    'both'
+    """
+
+    method: str = "ether"
+    rank_blocks: int = 4
+    side: str | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        methods.get(self.method)
+        blocks = values.integer(self.rank_blocks)
+        if blocks is None or blocks <= 0:
+            raise ValueError(
+                "`rank_blocks` must be a positive integer. Received: "
+                f"rank_blocks={self.rank_blocks!r}"
+            )
+        if self.side is not None and self.side not in methods.SIDES:
+            raise ValueError(
+                f"`side` must be one of {methods.SIDES}, or None for the "
+                f"method's own. Received: side={self.side!r}"
+            )
+        probability = values.real(self.dropout)
+        if probability is None or not 0 <= probability < 1:
+            raise ValueError(
+                "`dropout` must be a number of at least 0 and less than 1. "
+                f"Received: dropout={self.dropout!r}"
+            )
+        # NumPy's scalars become plain Python's, which files can hold.
+        object.__setattr__(self, "rank_blocks", blocks)
+        object.__setattr__(self, "dropout", float(probability))
+
+    @property
+    def resolved(self) -> "AdapterConfig":
+        """The same with the method's own side in place of `None`."""
+        return self.on_side(self.resolved_side)
+
+    @property
+    def resolved_side(self) -> str:
+        """The side, or the method's own in place of `None`."""
+        return self.side or methods.get(self.method).side
+
+    def on_side(self, side: str) -> "AdapterConfig":
+        """The same on another side."""
+        return dataclasses.replace(self, side=side)
+
+    def transforms(self, side: str) -> bool:
+        """Whether `"input"` or `"output"` is transformed."""
+        return self.resolved_side in (side, "both")
+
+    def widths(self, sizes: tuple[int, int, int]) -> dict[str, int]:
+        """The width of a block on each transformed side.
+
+        Args:
+            sizes: `(experts, d, f)` of the kernel.
+        """
+        _, inputs, outputs = sizes
+        return {
+            side: size // self.rank_blocks
+            for side, size in (("input", inputs), ("output", outputs))
+            if self.transforms(side)
+        }
+
+    def parameters(self, sizes: tuple[int, int, int]) -> int:
+        """Number of parameters that train for a kernel of these sizes.
+
+        Args:
+            sizes: `(experts, d, f)` of the kernel.
+        """
+        start = methods.get(self.method).start
+        rng = np.random.default_rng(0)
+        return sum(
+            sizes[0] * self.rank_blocks * math.prod(weight.shape)
+            for width in self.widths(sizes).values()
+            for weight in start(1, width, rng)
+        )
+
+    def check_fits(self, layer_path: str, sizes: tuple[int, int, int]) -> None:
+        """Raises a `ValueError` if the blocks do not fit a transformed side.
+
+        Their number must divide it, and blocks must be wide enough to train: a
+        unit vector of one entry is 1 or −1.
+
+        Args:
+            layer_path: String that names the layer in the message.
+            sizes: `(experts, d, f)` of the kernel.
+        """
+        _, inputs, outputs = sizes
+        side = self.resolved_side
+        transformed = [
+            size
+            for name, size in (("input", inputs), ("output", outputs))
+            if self.transforms(name)
+        ]
+        width = methods.get(self.method).min_width
+        fitting = [
+            n
+            for n in range(1, min(transformed) // width + 1)
+            if all(size % n == 0 for size in transformed)
+        ]
+        blocks = self.rank_blocks
+        if blocks in fitting:
+            return
+        if all(size % blocks == 0 for size in transformed):
+            problem = "gives blocks of width 1, which never train, in"
+        else:
+            problem = "does not divide"
+        near = sorted(sorted(fitting, key=lambda n: abs(n - blocks))[:4])
+        counts = f"Block counts near it that fit: {near}. Or" if near else ""
+        raise ValueError(
+            f"`rank_blocks={blocks}` {problem} layer '{layer_path}', whose "
+            f"kernel has d={inputs} inputs and f={outputs} outputs "
+            f"(method='{self.method}' transforms side='{side}'). "
+            f"{counts or 'Either'} leave the layer out with `exclude`, or keep "
+            "it trainable with `trainable`."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, as adapter files hold them."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"method='{self.method}', rank_blocks={self.rank_blocks}, "
+            f"side='{self.resolved_side}'"
+        )
+
+
+def checked_seed(seed: Any) -> int | None:
+    """A seed as a plain integer, or `None`.
+
+    Raises:
+        ValueError: if it is neither a non-negative integer nor `None`.
+    """
+    number = values.integer(seed)
+    if seed is not None and (number is None or number < 0):
+        raise ValueError(
+            "`seed` must be a non-negative integer or None. Received: "
+            f"seed={seed!r}"
+        )
+    return number

@@ -1,0 +1,27 @@
+"""The types that signatures of this package name."""
+
+from typing import TYPE_CHECKING
+from typing import Any
+from typing import TypeAlias
+
+import keras
+
+# The base class of mixins of layers: they find a layer's attributes on `self`.
+if TYPE_CHECKING:
+    LayerMixin: TypeAlias = keras.layers.Layer
+else:
+    LayerMixin = object
+
+Layer: TypeAlias = keras.layers.Layer
+Model: TypeAlias = keras.Model
+Optimizer: TypeAlias = keras.optimizers.Optimizer
+Variable: TypeAlias = keras.Variable
+# A tensor of the backend in use, or whatever `keras.ops` takes for one.
+Tensor: TypeAlias = Any
+# `None` where a size is not known yet.
+Shape: TypeAlias = tuple[int | None, ...]
+# `(left, right)` of a side's blocks, see `keras_ether.ops.reflections`. `right`
+# is `None` for methods whose blocks have no thin factors.
+Factors: TypeAlias = tuple[Tensor, Tensor | None]
+# `(experts, d, f)` of a kernel.
+Sizes: TypeAlias = tuple[int, int, int]
