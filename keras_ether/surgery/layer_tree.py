@@ -33,7 +33,7 @@ class LayerTree:
 
     >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
     >>> list(LayerTree(model).layers)
-    ['dense']
+    ['input_layer', 'dense']
     """
 
     def __init__(self, model: Layer) -> None:
