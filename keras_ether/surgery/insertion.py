@@ -10,6 +10,7 @@ from keras_ether.adapters import kinds
 from keras_ether.adapters import twin_class
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.surgery import compiled_state
+from keras_ether.surgery import low_rate
 from keras_ether.surgery import refusals
 from keras_ether.surgery import torch_parameters
 from keras_ether.surgery import transformers_export
@@ -59,8 +60,9 @@ def place(layer, adapter):
 
 
 def put_up_guards(model):
-    """Has an adapted model refuse what its adapters can't bear."""
+    """Has an adapted model refuse or warn of what its adapters can't bear."""
     refusals.put_up(model)
+    low_rate.put_up(model)
     for part in [model, *walk(model).values()]:
         transformers_export.suspend(part)
 
@@ -101,6 +103,7 @@ def _freeze_all_but(model, plan):
 def thaw(model):
     """Undoes what `put_in` did besides putting adapters in."""
     refusals.take_down(model)
+    low_rate.take_down(model)
     for layer in [model, *walk(model).values()]:
         freezing.thaw(layer)
         transformers_export.resume(layer)

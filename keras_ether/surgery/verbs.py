@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 from keras import ops
 
-from keras_ether import methods
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
 from keras_ether.adapters import quantized_kernel
@@ -44,7 +43,8 @@ def apply(
     a compiled model around the one passed can't be found from inside and has to
     be compiled again. ETHER wants higher learning rates than full fine-tuning
     does: with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good first
-    tries.
+    tries. If the rate is below a tenth of that where training starts, `fit` and
+    `train_on_batch` warn of it once.
 
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
@@ -117,7 +117,6 @@ def apply(
     # Warnings may be errors: they come before anything is touched.
     insertion.warn_of_outer_model(model)
     _warn_of_frozen_head(model, plan)
-    _warn_of_low_rate(model, methods.get(method))
     with undo.on_error(model):
         insertion.put_in(model, plan, adapters)
     return model
@@ -275,15 +274,3 @@ def _warn_of_frozen_head(model, plan):
         f"be trained, pass `trainable=[{last.name!r}]`.",
         stacklevel=3,
     )
-
-
-def _warn_of_low_rate(model, method):
-    rate = compiled_state.constant_learning_rate(model)
-    if rate is not None and rate < method.learning_rate / 10:
-        warnings.warn(
-            f"Model '{model.name}' is compiled with a learning rate of "
-            f"{rate:g}, which is low for '{method.name}'. Around "
-            f"{method.learning_rate:g} is a good first try with Adam: "
-            "`model.compile(...)` it anew.",
-            stacklevel=3,
-        )
