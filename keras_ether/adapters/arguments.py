@@ -1,5 +1,7 @@
 """What an adapter can be asked for, and the errors otherwise."""
 
+import numpy as np
+
 from keras_ether import methods
 from keras_ether.ops import values
 
@@ -49,6 +51,25 @@ def check_arguments(method, rank_blocks, side, dropout, seed):
             f"seed={seed!r}"
         )
     return blocks, probability, number
+
+
+def check_boolean(value, argument: str) -> bool:
+    """The boolean that a value is.
+
+    Args:
+        value: What was passed.
+        argument: String, the argument's name.
+
+    Raises:
+        ValueError: if it is none. Whatever Python takes for true is not meant
+            so: a path or a number in the place of a flag is a mistake.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(
+            f"`{argument}` must be True or False. Received: "
+            f"{argument}={value!r}"
+        )
+    return bool(value)
 
 
 def check_blocks(layer_path, sizes, method, rank_blocks, side):

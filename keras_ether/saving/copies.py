@@ -20,6 +20,7 @@ import keras
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
+from keras_ether.adapters import start
 from keras_ether.adapters import twin_class
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.adapter import Adapter
@@ -69,6 +70,7 @@ class State:
             path: (_variables(part), freezing.flags_of(part))
             for path, part in layers.items()
         }
+        self.starts = {path: start.of(part) for path, part in layers.items()}
         places = _places(layers)
         self.compiled = {
             path: _Compiled(part, places)
@@ -126,6 +128,8 @@ def _rebuild(state):
     _fill(state, layers)
     for path, arguments in state.adapters.items():
         layers[path].ether.seed = arguments["seed"]
+    for path, values in state.starts.items():
+        start.give(layers[path], values)
     insertion.put_up_guards(copy)
     for part in layers.values():
         internals.renew_torch_parameters(part)

@@ -7,6 +7,7 @@ import keras
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
+from keras_ether.adapters import start
 from keras_ether.adapters import twin_class
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.surgery import compiled_state
@@ -96,6 +97,7 @@ def _freeze_all_but(model, plan):
             # An `apply` from before may have frozen it.
             freezing.thaw(layer)
             freezing.keep(layer)
+            start.remember(layer)
         elif not freezing.is_kept(layer) and not kinds.is_adapter(layer):
             freezing.freeze(layer, trainable=trains(layer))
 
@@ -106,6 +108,7 @@ def thaw(model):
     low_rate.take_down(model)
     for layer in [model, *walk(model).values()]:
         freezing.thaw(layer)
+        start.forget(layer)
         transformers_export.resume(layer)
 
 

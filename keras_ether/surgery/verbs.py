@@ -7,9 +7,11 @@ import warnings
 import numpy as np
 from keras import ops
 
+from keras_ether.adapters import arguments
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
 from keras_ether.adapters import quantized_kernel
+from keras_ether.adapters import start
 from keras_ether.ops import values
 from keras_ether.surgery import compiled_state
 from keras_ether.surgery import insertion
@@ -171,24 +173,50 @@ def merge(model, requantize: bool = False):
     return model
 
 
-def remove(model):
+def remove(model, reset_head: bool = False):
     """Drops a model's adapters: the base model again, bit for bit.
 
-    The head keeps what it has learned. The `trainable` flags are what they were
-    before `apply`.
+    The `trainable` flags are what they were before `apply`. The head, and other
+    layers that trained in full, keep what they have learned, unless
+    `reset_head` is set. Set it in a cross-validation: the next `apply` then
+    starts from a model that has seen none of the data. In the memory of the
+    host, `apply` keeps a copy of the weights of these layers for it.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
+        reset_head: Boolean, whether the layers that `apply` (or
+            `load_adapter`) left trainable, the head of a KerasHub task and
+            those named by `trainable`, get the weights back that they had
+            then. Defaults to `False`.
 
     Returns:
         The model passed.
 
     Raises:
-        ValueError: if there is no adapter.
+        ValueError: if there is no adapter, or if `reset_head` is set and no
+            layer of the model trains beside the adapters. The model is then as
+            it was.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((16,)),
+    ...     keras.layers.Dense(8),
+    ...     keras.layers.Dense(4, name="head"),
+    ... ])
+    >>> for fold in range(3):
+    ...     model = keras_ether.apply(model, trainable=["head"])
+    ...     model.compile(keras.optimizers.Adam(1e-2), "mse")
+    ...     history = model.fit(x, x[:, :4], verbose=0)
+    ...     model = keras_ether.remove(model, reset_head=True)
     """
     layers = adapted_layers(model)
+    reset_head = arguments.check_boolean(reset_head, "reset_head")
+    head = _head_assignments(model) if reset_head else []
     insertion.warn_of_outer_model(model)
-    with undo.on_error(model):
+    with undo.on_error(model) as back:
+        for variable, value in head:
+            undo.assign(back, variable, value)
         for layer in layers.values():
             insertion.take_out(layer)
         insertion.thaw(model)
@@ -244,6 +272,24 @@ def adapted_layers(model) -> dict:
             "`keras_ether.apply(model)` first."
         )
     return layers
+
+
+def _head_assignments(model):
+    """Pairs of variable and value that put the head back to its start."""
+    owners = {"": model, **walk(model)}
+    pairs = [
+        pair
+        for path, layer in owners.items()
+        if start.is_remembered(layer)
+        for pair in start.assignments(path or layer.name, layer)
+    ]
+    if not pairs:
+        raise ValueError(
+            f"Model '{model.name}' has no head that could be reset: nothing in "
+            "it trained but its adapters. If it is a part of a model that has "
+            "one, pass that model. Received: reset_head=True"
+        )
+    return pairs
 
 
 def _merged(layer, codes):
