@@ -72,6 +72,24 @@ def check_boolean(value, argument: str) -> bool:
     return bool(value)
 
 
+def check_function(value, argument: str):
+    """A function, or `None` if none was passed.
+
+    Args:
+        value: What was passed.
+        argument: String, the argument's name.
+
+    Raises:
+        ValueError: if it can't be called.
+    """
+    if value is not None and not callable(value):
+        raise ValueError(
+            f"`{argument}` must be a function, or None for the default. "
+            f"Received: {argument}={value!r}"
+        )
+    return value
+
+
 def check_blocks(layer_path, sizes, method, rank_blocks, side):
     """Raises a `ValueError` if the blocks don't fit a transformed side.
 

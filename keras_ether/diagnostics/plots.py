@@ -4,6 +4,8 @@ Each function returns a `matplotlib.figure.Figure`, which a notebook shows and
 `figure.savefig(path)` writes.
 """
 
+from keras_ether.diagnostics.diagnosis import Diagnosis
+
 
 def plot_distances(diagnosis):
     """Bars by layer: the transformation's distance, and the kernel's.
@@ -16,6 +18,7 @@ def plot_distances(diagnosis):
 
     Raises:
         ImportError: if matplotlib is not installed.
+        ValueError: if it is no `Diagnosis`.
 
     Example:
 
@@ -24,7 +27,7 @@ def plot_distances(diagnosis):
     >>> len(figure.axes)
     2
     """
-    rows = diagnosis.rows
+    rows = _rows(diagnosis)
     figure, (block, kernel) = _figure(rows, columns=2)
     places = range(len(rows))
     block.barh(places, [row.distance for row in rows], color="#1b7f79")
@@ -33,6 +36,7 @@ def plot_distances(diagnosis):
         places, [row.kernel_distance or 0.0 for row in rows], color="#e08a1e"
     )
     kernel.set_xlabel("‖W' − W‖ / ‖W‖")
+    figure.suptitle("Distance from the pretrained model, by layer")
     return figure
 
 
@@ -47,9 +51,9 @@ def plot_energy(diagnosis):
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if the diagnosis has no energies.
+        ValueError: if it is no `Diagnosis`, or one without energies.
     """
-    rows = [row for row in diagnosis.rows if row.energy_change is not None]
+    rows = [row for row in _rows(diagnosis) if row.energy_change is not None]
     if not rows:
         raise ValueError(
             "The diagnosis has no energies to plot. Call "
@@ -61,6 +65,7 @@ def plot_energy(diagnosis):
     axes.barh(range(len(rows)), changes, color="#a03c5b")
     axes.axvline(0.0, color="black", linewidth=1)
     axes.set_xlabel("change of the hyperspherical energy, %")
+    figure.suptitle("Hyperspherical energy, by layer")
     return figure
 
 
@@ -75,8 +80,16 @@ def plot_training(history):
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if nothing has been logged.
+        ValueError: if nothing has been logged, or if it is not the history of
+            a `DistanceLogger`.
     """
+    if not isinstance(history, list) or not all(
+        isinstance(entry, dict) for entry in history
+    ):
+        raise ValueError(
+            "`history` must be the `history` of a `DistanceLogger`, a list. "
+            f"Received: history={history!r}"
+        )
     if not history:
         raise ValueError(
             "Nothing has been logged yet. Pass the `DistanceLogger` to "
@@ -96,7 +109,17 @@ def plot_training(history):
         axes.set_ylim(bottom=0.0)
         axes.set_xlabel("step")
         axes.set_ylabel(label)
+    figure.suptitle("Distance from the pretrained model, a line for each layer")
     return figure
+
+
+def _rows(diagnosis):
+    if not isinstance(diagnosis, Diagnosis):
+        raise ValueError(
+            "`diagnosis` must be what `keras_ether.diagnostics.diagnose` "
+            f"returns. Received: diagnosis={diagnosis!r}"
+        )
+    return diagnosis.rows
 
 
 def _figure(rows, columns):

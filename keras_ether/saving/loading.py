@@ -76,7 +76,8 @@ class Fill:
             unknown = set(names) - own.keys()
             if unknown:
                 raise ValueError(
-                    f"layer '{path}' has no weights {sorted(unknown)}, it has "
+                    f"layer '{_shown(path)}' has no weights "
+                    f"{sorted(unknown)}, it has "
                     f"{sorted(own)}."
                 )
             found[path] = {name: own[name] for name in names}
@@ -92,8 +93,8 @@ class Fill:
             missing = [name for name, v in own.items() if id(v) not in have]
             if missing:
                 raise ValueError(
-                    f"the file has no {missing} for layer '{path}', which is "
-                    "one that trains beside the adapters."
+                    f"the file has no {missing} for layer '{_shown(path)}', "
+                    "which is one that trains beside the adapters."
                 )
         return found
 
@@ -149,12 +150,23 @@ def _is_float(dtype):
 
 
 def _check_paths(layers, paths):
-    unknown = [path for path in paths if path not in layers]
+    """Raises a `ValueError` unless a model has all layers of a file."""
+    unknown = [path for path in dict.fromkeys(paths) if path not in layers]
     if unknown:
+        own = [path for path, layer in layers.items() if path and layer.weights]
+        shown = targets_lib.shorten(own)
         raise ValueError(
-            f"it has no layers {targets_lib.shorten(unknown)}. Its layers: "
-            f"{targets_lib.shorten(layers)}."
+            "it was saved from a model with the layers "
+            f"{targets_lib.shorten(map(_shown, unknown))}, which this one does "
+            "not have. "
+            + (f"Its layers: {shown}." if own else "It holds no layers.")
+            + " Load the model that the adapter was trained on."
         )
+
+
+def _shown(path):
+    """A path for a message; weights can belong to the model itself."""
+    return path or "(the model itself)"
 
 
 def _check_same(adapted, groups):

@@ -3,6 +3,7 @@
 import warnings
 
 from keras_ether import version
+from keras_ether.adapters.arguments import check_boolean
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_file
 from keras_ether.saving import adapter_header
@@ -11,6 +12,7 @@ from keras_ether.saving import contents
 from keras_ether.saving import loading
 from keras_ether.saving.adapter_file import AdapterFile
 from keras_ether.surgery import insertion
+from keras_ether.surgery import planning
 from keras_ether.surgery import undo
 from keras_ether.surgery import verbs
 
@@ -60,9 +62,10 @@ def load_adapter(model, filepath, check_base: bool = True):
         model: A built Keras model or layer, the base.
         filepath: String or `PathLike`, a file that `keras_ether.save_adapter`
             or `keras_ether.callbacks.AdapterCheckpoint` wrote.
-        check_base: Whether the model must be the base that the adapter was
-            trained over, judged by shapes and sampled values of its weights.
-            With `False` another one is only warned of. Defaults to `True`.
+        check_base: Boolean, whether the model must be the base that the adapter
+            was trained over, judged by shapes and sampled values of its
+            weights. With `False` another one is only warned of. Defaults to
+            `True`.
 
     Returns:
         The model passed.
@@ -155,6 +158,8 @@ def prepare(model, content, filepath, check_base=True) -> loading.Fill:
     Raises:
         ValueError: if it does not fit, or the model is another base.
     """
+    planning.check_built(model)
+    check_base = check_boolean(check_base, "check_base")
     try:
         fill = loading.Fill(model, content)
     except ValueError as error:

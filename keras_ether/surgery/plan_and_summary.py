@@ -3,6 +3,7 @@
 from keras_ether.adapters import eligibility
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
+from keras_ether.adapters.arguments import check_function
 from keras_ether.surgery import planning
 from keras_ether.surgery.report import Report
 from keras_ether.surgery.report import Row
@@ -37,7 +38,8 @@ def plan(
         trainable: Layers that stay trainable, with all inside them.
         dropout: Probability that a block is the identity in training.
         seed: Seed of the start.
-        print_fn: Function that takes the table, a string. Defaults to `print`.
+        print_fn: Function that takes the table, a string, as wide as the
+            terminal at most. Defaults to `print`.
 
     Returns:
         A `keras_ether.surgery.report.Report`: layers matched, layers skipped
@@ -53,6 +55,7 @@ def plan(
     >>> table.trainable
     48
     """
+    print_fn = check_function(print_fn, "print_fn") or print
     resolved = planning.make_plan(
         model,
         rank_blocks=rank_blocks,
@@ -90,7 +93,7 @@ def plan(
         head=head,
         frozen=count(model.weights) - head,
     )
-    (print_fn or print)(str(report))
+    print_fn(str(report))
     return report
 
 
@@ -99,13 +102,14 @@ def summary(model, print_fn=None) -> Report:
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
-        print_fn: Function that takes the table, a string. Defaults to `print`.
+        print_fn: Function that takes the table, a string, as wide as the
+            terminal at most. Defaults to `print`.
 
     Returns:
         A `keras_ether.surgery.report.Report`: the adapted layers with the shape
-        of their kernels, method, blocks and numbers; layers without an adapter;
-        and the totals `trainable` (the adapters), `head` (whatever else
-        trains), `frozen` and `percentage`.
+        of their kernels, method, blocks and parameters; layers without an
+        adapter; and the totals `trainable` (the adapters), `head` (whatever
+        else trains), `frozen` and `percentage`.
 
     Raises:
         ValueError: if the model is not built.
@@ -117,6 +121,7 @@ def summary(model, print_fn=None) -> Report:
     >>> keras_ether.summary(model, print_fn=str).percentage
     19.047619047619047
     """
+    print_fn = check_function(print_fn, "print_fn") or print
     planning.check_built(model)
     layers = walk(model)
     rows = tuple(
@@ -157,7 +162,7 @@ def summary(model, print_fn=None) -> Report:
         frozen=count(v for v in model.weights if id(v) not in switches)
         - count(model.trainable_weights),
     )
-    (print_fn or print)(str(report))
+    print_fn(str(report))
     return report
 
 

@@ -153,6 +153,7 @@ def merge(model, requantize: bool = False):
     68
     """
     layers = adapted_layers(model)
+    requantize = arguments.check_boolean(requantize, "requantize")
     quantized_kernel.check_mergeable(layers, requantize)
     insertion.warn_of_outer_model(model)
     rounded = {
