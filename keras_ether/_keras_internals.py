@@ -299,7 +299,7 @@ def int4_block_size(layer: Layer) -> int | None:
     return layer._int4_block_size
 
 
-def copy_mask(source: Any, target) -> None:
+def copy_mask(source: Any, target: Any) -> None:
     """Gives a tensor the mask that another one carries, if it does."""
     mask = keras.src.backend.get_keras_mask(source)
     if mask is not None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from keras_ether.adapters.arguments import check_boolean
+from keras_ether.ops import values
 from keras_ether.saving import adapter_file
 from keras_ether.saving import save_and_load
 from keras_ether.saving import training_state
@@ -15,7 +17,10 @@ from keras_ether.saving.training_state import Position
 from keras_ether.surgery import insertion
 from keras_ether.surgery import undo
 from keras_ether.surgery import verbs
+from keras_ether.surgery.layer_tree import tree_of
 from keras_ether.types import Layer
+
+MODES = ("auto", "min", "max")
 
 
 class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
@@ -26,8 +31,11 @@ class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
     the optimizer's variables, the step, and the states of random generators (on
     PyTorch the global one too, which a `Dropout` without a seed draws from).
     `keras_ether.callbacks.resume` goes on from it; `keras_ether.load_adapter`
-    takes its adapters. A file is replaced at once or not at all, so a run that
-    is killed leaves a whole one.
+    takes its adapters. With Adam it is about three times as large as the file
+    of `keras_ether.save_adapter`, because the optimizer has two moments for
+    each trained parameter: keep the latter, and one of these to resume from. A
+    file is replaced at once or not at all, so a run that is killed leaves a
+    whole one.
 
     If a value to be saved is not finite, the file from before is left alone and
     a warning says so.
@@ -73,6 +81,14 @@ class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
         save_freq: str | int = "epoch",
         initial_value_threshold: float | None = None,
     ) -> None:
+        _check_arguments(
+            monitor,
+            verbose,
+            save_best_only,
+            mode,
+            save_freq,
+            initial_value_threshold,
+        )
         super().__init__(
             # It accepts the suffixes of Keras's own files.
             "adapter.keras",
@@ -135,6 +151,45 @@ class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
             warnings.warn(
                 f"No checkpoint '{filepath}' was written: {error}.",
                 stacklevel=2,
+            )
+
+
+def _check_arguments(
+    monitor: str,
+    verbose: int,
+    save_best_only: bool,
+    mode: str | None,
+    save_freq: str | int,
+    threshold: float | None,
+) -> None:
+    """Raises a `ValueError` for what `ModelCheckpoint` would let pass."""
+    frequency = values.integer(save_freq)
+    for name, value, is_right, accepted in (
+        ("monitor", monitor, isinstance(monitor, str), "a string"),
+        ("verbose", verbose, verbose in (0, 1), "0 or 1"),
+        (
+            "save_best_only",
+            save_best_only,
+            isinstance(save_best_only, bool),
+            "True or False",
+        ),
+        ("mode", mode, mode in MODES, f"one of {MODES}"),
+        (
+            "save_freq",
+            save_freq,
+            save_freq == "epoch" or (frequency and frequency > 0),
+            "'epoch' or a positive integer",
+        ),
+        (
+            "initial_value_threshold",
+            threshold,
+            threshold is None or values.real(threshold) is not None,
+            "a number or None",
+        ),
+    ):
+        if not is_right:
+            raise ValueError(
+                f"`{name}` must be {accepted}. Received: {name}={value!r}"
             )
 
 
@@ -207,6 +262,8 @@ def resume(
     )
     ```
     """
+    tree_of(model)
+    check_base = check_boolean(check_base, "check_base")
     content = adapter_file.read(filepath)
     if "training" not in content.header:
         raise ValueError(

@@ -87,7 +87,7 @@ def test_no_room_is_missing():
 def test_only_public_keras_and_no_backend_is_imported(name, path):
     for imported in imports(path):
         root = imported.partition(".")[0]
-        allowed = {"keras", "keras_ether", "numpy", "rich", "safetensors"}
+        allowed = {"keras", "keras_ether", "numpy", "safetensors"}
         allowed |= EXTRAS.get(name, set())
         if name == "_keras_internals":
             # Within functions that only that backend reaches.

@@ -9,6 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_ether.adapters import arguments
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.diagnostics import measures
 from keras_ether.ops import reflections
@@ -93,8 +94,8 @@ class Diagnosis:
             }
         table = report.draw(columns, numbers)
         return (
-            f"{table}\n‖H − I‖ and ‖G − I‖ are those of the block that is "
-            "furthest from the identity."
+            f"{table}\n‖H − I‖ and ‖G − I‖ are those of the block furthest "
+            "from the identity."
         )
 
 
@@ -115,8 +116,8 @@ def diagnose(
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
-        energy: Whether to compute energies, which takes `d f²` operations for a
-            `(d, f)` kernel. Defaults to `True`.
+        energy: Boolean, whether to compute energies, which takes `d f²`
+            operations for a `(d, f)` kernel. Defaults to `True`.
         print_fn: Function that takes the table, a string. Defaults to `print`.
 
     Returns:
@@ -133,12 +134,14 @@ def diagnose(
     >>> [round(distance, 4) for distance in found.rows[0].input_distances]
     [2.0, 2.0]
     """
+    energy = arguments.check_boolean(energy, "energy")
+    print_fn = arguments.check_function(print_fn, "print_fn") or print
     rows = tuple(
         diagnose_layer(path, layer, energy)
         for path, layer in adapted_layers(model).items()
     )
     diagnosis = Diagnosis(rows)
-    (print_fn or print)(str(diagnosis))
+    print_fn(str(diagnosis))
     return diagnosis
 
 

@@ -1,5 +1,6 @@
 """A callback that follows the adapters while they train."""
 
+import os
 import statistics
 from typing import Any
 
@@ -31,8 +32,8 @@ class DistanceLogger(keras.callbacks.Callback):
 
     Raises:
         ImportError: if `log_dir` is given and TensorBoard is not installed.
-        ValueError: if `every` is no positive integer, or, from `fit`, if the
-            model has no adapter.
+        ValueError: if `every` is no positive integer, if `log_dir` is no path,
+            or, from `fit`, if the model has no adapter.
 
     Example:
 
@@ -53,6 +54,11 @@ class DistanceLogger(keras.callbacks.Callback):
             raise ValueError(
                 "`every` must be a positive integer, or None to measure after "
                 f"epochs only. Received: every={every!r}"
+            )
+        if log_dir is not None and not isinstance(log_dir, (str, os.PathLike)):
+            raise ValueError(
+                "`log_dir` must be a string or a path, or None. Received: "
+                f"log_dir={log_dir!r}"
             )
         self.every = every
         self.log_dir = log_dir

@@ -22,6 +22,7 @@ def plot_distances(diagnosis: Diagnosis) -> Any:
 
     Raises:
         ImportError: if matplotlib is not installed.
+        ValueError: if it is no `Diagnosis`.
 
     Example:
 
@@ -30,7 +31,7 @@ def plot_distances(diagnosis: Diagnosis) -> Any:
     >>> len(figure.axes)
     2
     """
-    rows = diagnosis.rows
+    rows = _rows(diagnosis)
     figure, (block, kernel) = _figure(rows, columns=2)
     places = range(len(rows))
     block.barh(places, [row.distance for row in rows], color="#1b7f79")
@@ -39,6 +40,7 @@ def plot_distances(diagnosis: Diagnosis) -> Any:
         places, [row.kernel_distance or 0.0 for row in rows], color="#e08a1e"
     )
     kernel.set_xlabel("‖W' − W‖ / ‖W‖")
+    figure.suptitle("Distance from the pretrained model, by layer")
     return figure
 
 
@@ -53,9 +55,9 @@ def plot_energy(diagnosis: Diagnosis) -> Any:
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if the diagnosis has no energies.
+        ValueError: if it is no `Diagnosis`, or one without energies.
     """
-    rows = [row for row in diagnosis.rows if row.energy_change is not None]
+    rows = [row for row in _rows(diagnosis) if row.energy_change is not None]
     if not rows:
         raise ValueError(
             "The diagnosis has no energies to plot. Call "
@@ -67,6 +69,7 @@ def plot_energy(diagnosis: Diagnosis) -> Any:
     axes.barh(range(len(rows)), changes, color="#a03c5b")
     axes.axvline(0.0, color="black", linewidth=1)
     axes.set_xlabel("change of the hyperspherical energy, %")
+    figure.suptitle("Hyperspherical energy, by layer")
     return figure
 
 
@@ -81,8 +84,16 @@ def plot_training(history: Any) -> Any:
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if nothing has been logged.
+        ValueError: if nothing has been logged, or if it is not the history of
+            a `DistanceLogger`.
     """
+    if not isinstance(history, list) or not all(
+        isinstance(entry, dict) for entry in history
+    ):
+        raise ValueError(
+            "`history` must be the `history` of a `DistanceLogger`, a list. "
+            f"Received: history={history!r}"
+        )
     if not history:
         raise ValueError(
             "Nothing has been logged yet. Pass the `DistanceLogger` to "
@@ -102,7 +113,17 @@ def plot_training(history: Any) -> Any:
         axes.set_ylim(bottom=0.0)
         axes.set_xlabel("step")
         axes.set_ylabel(label)
+    figure.suptitle("Distance from the pretrained model, a line for each layer")
     return figure
+
+
+def _rows(diagnosis: Diagnosis) -> tuple[LayerDiagnosis, ...]:
+    if not isinstance(diagnosis, Diagnosis):
+        raise ValueError(
+            "`diagnosis` must be what `keras_ether.diagnostics.diagnose` "
+            f"returns. Received: diagnosis={diagnosis!r}"
+        )
+    return diagnosis.rows
 
 
 def _figure(rows: Sequence[LayerDiagnosis], columns: int) -> Any:

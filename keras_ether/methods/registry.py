@@ -5,8 +5,12 @@ function that gives the start, and one entry here. Everything else (the call,
 dropout, merging, distances, files) is written once, for all of them.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from keras_ether.ops import values
 
 SIDES = ("input", "output", "both")
 
@@ -55,8 +59,9 @@ def register(method: Method) -> Method:
         The method.
 
     Raises:
-        ValueError: if the name is taken.
+        ValueError: if the name is taken, or a field is not as `Method` says.
     """
+    _check(method)
     if method.name in METHODS:
         raise ValueError(
             f"A method named '{method.name}' is registered already. "
@@ -64,6 +69,38 @@ def register(method: Method) -> Method:
         )
     METHODS[method.name] = method
     return method
+
+
+def _check(method: Any) -> None:
+    """Raises a `ValueError` for the first field that is not as it must be."""
+    if not isinstance(method, Method):
+        raise ValueError(
+            "`method` must be a `keras_ether.methods.Method`. Received: "
+            f"method={method!r} of type {type(method).__name__}"
+        )
+    weights, width = method.weights, values.integer(method.min_width)
+    rate = values.real(method.learning_rate)
+    for field, is_right, accepted in (
+        ("name", isinstance(method.name, str) and method.name, "a string"),
+        ("factors", callable(method.factors), "a function"),
+        (
+            "weights",
+            isinstance(weights, tuple)
+            and weights
+            and all(isinstance(name, str) for name in weights),
+            "a tuple of strings",
+        ),
+        ("start", callable(method.start), "a function"),
+        ("side", method.side in SIDES, f"one of {SIDES}"),
+        ("orthogonal", isinstance(method.orthogonal, bool), "True or False"),
+        ("learning_rate", rate and 0 < rate < math.inf, "a positive number"),
+        ("min_width", width and width > 0, "a positive integer"),
+    ):
+        if not is_right:
+            raise ValueError(
+                f"`{field}` of a method must be {accepted}. Received: "
+                f"{field}={getattr(method, field)!r}"
+            )
 
 
 def get(name: str) -> Method:

@@ -55,14 +55,30 @@ class AdapterFile:
     tensors: dict[str, np.ndarray]
 
 
+def path_of(filepath: str | os.PathLike) -> str:
+    """The path as a string.
+
+    Raises:
+        ValueError: if it is neither a string nor a `PathLike` of one.
+    """
+    if isinstance(filepath, (str, os.PathLike)):
+        path = os.fspath(filepath)
+        if isinstance(path, str):
+            return path
+    raise ValueError(
+        "`filepath` must be a string or a path. Received: "
+        f"filepath={filepath!r}"
+    )
+
+
 def check_name(filepath: str | os.PathLike) -> str:
     """The path as a string.
 
     Raises:
         ValueError: if it does not end in `.safetensors`.
     """
-    path = os.fspath(filepath)
-    if not isinstance(path, str) or not path.endswith(SUFFIX):
+    path = path_of(filepath)
+    if not path.endswith(SUFFIX):
         raise ValueError(
             f"An adapter file's name must end in '{SUFFIX}'. Received: "
             f"filepath={filepath!r}"
@@ -98,7 +114,7 @@ def read(filepath: str | os.PathLike) -> AdapterFile:
     Raises:
         ValueError: if it is damaged, or not an adapter file.
     """
-    path = os.fspath(filepath)
+    path = path_of(filepath)
     with open(path, "rb") as file:
         try:
             return _read(file)

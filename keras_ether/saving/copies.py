@@ -22,13 +22,13 @@ import numpy as np
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
+from keras_ether.adapters import start
 from keras_ether.adapters import twin_class
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import contents
 from keras_ether.surgery import insertion
-from keras_ether.surgery import refusals
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.surgery.planning import Target
 from keras_ether.types import Layer
@@ -75,6 +75,7 @@ class State:
             path: (_variables(part), freezing.flags_of(part))
             for path, part in layers.items()
         }
+        self.starts = {path: start.of(part) for path, part in layers.items()}
         places = _places(layers)
         self.compiled = {
             path: _Compiled(part, places)
@@ -132,7 +133,9 @@ def _rebuild(state: State) -> Layer:
     _fill(state, layers)
     for path, arguments in state.adapters.items():
         layers[path].ether.seed = arguments["seed"]
-    refusals.forbid(LayerTree(copy))
+    for path, values in state.starts.items():
+        start.give(layers[path], values)
+    insertion.put_up_guards(LayerTree(copy))
     for part in layers.values():
         internals.renew_torch_parameters(part)
     variables = _in_order(layers)

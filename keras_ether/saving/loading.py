@@ -92,8 +92,8 @@ def _weights(
         unknown = set(names) - own.keys()
         if unknown:
             raise ValueError(
-                f"layer '{path}' has no weights {sorted(unknown)}, it has "
-                f"{sorted(own)}."
+                f"layer '{_shown(path)}' has no weights {sorted(unknown)}, it "
+                f"has {sorted(own)}."
             )
         found[path] = {name: own[name] for name in names}
     if plan is None:
@@ -109,8 +109,8 @@ def _weights(
         missing = [name for name, v in own.items() if id(v) not in have]
         if missing:
             raise ValueError(
-                f"the file has no {missing} for layer '{path}', which trains "
-                "beside the adapters."
+                f"the file has no {missing} for layer '{_shown(path)}', which "
+                "trains beside the adapters."
             )
     return found
 
@@ -166,12 +166,23 @@ def _is_float(dtype: str) -> bool:
 
 
 def _check_paths(layers: dict[str, Layer], paths: Iterable[str]) -> None:
-    unknown = [path for path in paths if path not in layers]
+    """Raises a `ValueError` unless a model has all layers of a file."""
+    unknown = [path for path in dict.fromkeys(paths) if path not in layers]
     if unknown:
+        own = [path for path, layer in layers.items() if path and layer.weights]
+        shown = targets_lib.shorten(own)
         raise ValueError(
-            f"it has no layers {targets_lib.shorten(unknown)}. Its layers: "
-            f"{targets_lib.shorten(layers)}."
+            "it was saved from a model with the layers "
+            f"{targets_lib.shorten(map(_shown, unknown))}, which this one does "
+            "not have. "
+            + (f"Its layers: {shown}." if own else "It holds no layers.")
+            + " Load the model that the adapter was trained on."
         )
+
+
+def _shown(path: str) -> str:
+    """A path for a message; weights can belong to the model itself."""
+    return path or "(the model itself)"
 
 
 def _check_same(adapted: dict[str, Adapter], groups: dict[str, Group]) -> None:

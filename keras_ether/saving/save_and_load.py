@@ -6,6 +6,7 @@ from typing import Any
 
 from keras_ether import version
 from keras_ether.adapters.adapter_config import AdapterConfig
+from keras_ether.adapters.arguments import check_boolean
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_file
 from keras_ether.saving import adapter_header
@@ -70,9 +71,10 @@ def load_adapter(
         model: A built Keras model or layer, the base.
         filepath: String or `PathLike`, a file that `keras_ether.save_adapter`
             or `keras_ether.callbacks.AdapterCheckpoint` wrote.
-        check_base: Whether the model must be the base that the adapter was
-            trained over, judged by shapes and sampled values of its weights.
-            With `False` another one is only warned of. Defaults to `True`.
+        check_base: Boolean, whether the model must be the base that the adapter
+            was trained over, judged by shapes and sampled values of its
+            weights. With `False` another one is only warned of. Defaults to
+            `True`.
 
     Returns:
         The model passed.
@@ -170,8 +172,10 @@ def prepare(
     Raises:
         ValueError: if it does not fit, or the model is another base.
     """
+    tree = tree_of(model)
+    check_base = check_boolean(check_base, "check_base")
     try:
-        fill = loading.checked(tree_of(model), content)
+        fill = loading.checked(tree, content)
     except ValueError as error:
         raise ValueError(
             f"Adapter file '{filepath}' does not fit model '{model.name}': "

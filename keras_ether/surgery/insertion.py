@@ -8,9 +8,11 @@ import keras
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
+from keras_ether.adapters import start
 from keras_ether.adapters import twin_class
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.surgery import compiled_state
+from keras_ether.surgery import low_rate
 from keras_ether.surgery import refusals
 from keras_ether.surgery import torch_parameters
 from keras_ether.surgery.layer_tree import LayerTree
@@ -47,7 +49,7 @@ def put_in(plan: Plan, adapters: Sequence[Adapter]) -> None:
     _freeze_all_but(plan)
     for target, adapter in zip(plan.targets, adapters, strict=True):
         place(target.layer, adapter)
-    refusals.forbid(plan.tree)
+    put_up_guards(plan.tree)
     compiled_state.reset(plan.tree)
 
 
@@ -58,6 +60,12 @@ def place(layer: Layer, adapter: Adapter) -> None:
     torch_parameters.renew()
 
 
+def put_up_guards(tree: LayerTree) -> None:
+    """Makes an adapted model refuse or warn of what adapters can't bear."""
+    refusals.forbid(tree)
+    low_rate.watch(tree)
+
+
 def take_out(tree: LayerTree) -> None:
     """Makes adapted layers the plain ones that they were."""
     for layer in tree.adapted.values():
@@ -66,8 +74,10 @@ def take_out(tree: LayerTree) -> None:
         layer.__class__ = plain_class
     torch_parameters.renew()
     refusals.allow(tree)
+    low_rate.unwatch(tree)
     for layer in tree.everything:
         freezing.thaw(layer)
+        start.forget(layer)
     compiled_state.reset(tree)
 
 
@@ -92,6 +102,7 @@ def _freeze_all_but(plan: Plan) -> None:
             # An `apply` from before may have frozen it.
             freezing.thaw(layer)
             freezing.keep(layer)
+            start.remember(layer)
         elif not freezing.is_kept(layer) and not kinds.is_adapter(layer):
             freezing.freeze(layer, trainable=trains(layer))
 

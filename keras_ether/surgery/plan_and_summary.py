@@ -8,6 +8,7 @@ from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
+from keras_ether.adapters.arguments import check_function
 from keras_ether.surgery import planning
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.surgery.layer_tree import tree_of
@@ -45,7 +46,8 @@ def plan(
         trainable: Layers that stay trainable, with all inside them.
         dropout: Probability that a block is the identity in training.
         seed: Seed of the start.
-        print_fn: Function that takes the table, a string. Defaults to `print`.
+        print_fn: Function that takes the table, a string, as wide as the
+            terminal at most. Defaults to `print`.
 
     Returns:
         A `keras_ether.surgery.report.Report`: layers matched, layers skipped
@@ -61,6 +63,7 @@ def plan(
     >>> table.trainable
     48
     """
+    print_fn = check_function(print_fn, "print_fn") or print
     config = AdapterConfig(method, rank_blocks, side, dropout)
     checked_seed(seed)
     tree = tree_of(model)
@@ -88,7 +91,7 @@ def plan(
         head=head,
         frozen=count(model.weights) - head,
     )
-    (print_fn or print)(str(report))
+    print_fn(str(report))
     return report
 
 
@@ -99,7 +102,8 @@ def summary(
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
-        print_fn: Function that takes the table, a string. Defaults to `print`.
+        print_fn: Function that takes the table, a string, as wide as the
+            terminal at most. Defaults to `print`.
 
     Returns:
         A `keras_ether.surgery.report.Report`: the adapted layers with the shape
@@ -117,6 +121,7 @@ def summary(
     >>> keras_ether.summary(model, print_fn=str).percentage
     19.047619047619047
     """
+    print_fn = check_function(print_fn, "print_fn") or print
     tree = tree_of(model)
     adapters = {path: layer.ether for path, layer in tree.adapted.items()}
     rows = tuple(
@@ -145,7 +150,7 @@ def summary(
         frozen=count(v for v in model.weights if id(v) not in switches)
         - count(model.trainable_weights),
     )
-    (print_fn or print)(str(report))
+    print_fn(str(report))
     return report
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import re
+import shutil
+import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -73,10 +75,10 @@ class Report:
     Attributes:
         rows: Tuple of `Row`, the adapted layers.
         skipped: Tuple of `Skipped`, layers with a kernel and no adapter.
-        trainable: Count of the adapters' trained numbers.
-        head: Count of the other trained numbers: the task's head, and layers
+        trainable: Count of the adapters' trained parameters.
+        head: Count of the other trained parameters: the task's head, and layers
             kept trainable.
-        frozen: Count of the numbers that don't train.
+        frozen: Count of the parameters that don't train.
     """
 
     rows: tuple[Row, ...]
@@ -87,17 +89,17 @@ class Report:
 
     @property
     def percentage(self) -> float:
-        """Share of all numbers that train, adapters and head, in percent."""
+        """Share of all parameters that train, adapters and head, in percent."""
         trained = self.trainable + self.head
         return 100.0 * trained / max(trained + self.frozen, 1)
 
     @property
     def bytes(self) -> int:
-        """Size of the adapters' numbers, which are float32."""
+        """Size of the adapters' parameters, which are float32."""
         return 4 * self.trainable
 
     def __str__(self) -> str:
-        """The table, with one line for rows that differ in numbers only."""
+        """The table, with one line for rows that differ in an index only."""
         groups = list(_alike(self.rows))
         texts = {
             "Layer": [_common_path([r.path for r in rows]) for rows in groups],
@@ -110,7 +112,7 @@ class Report:
         numbers = {
             "Blocks": [str(rows[0].rank_blocks) for rows in groups],
             "Layers": [str(len(rows)) for rows in groups],
-            "Numbers": [
+            "Parameters": [
                 f"{sum(row.parameters for row in rows):,}" for rows in groups
             ],
         }
@@ -120,10 +122,10 @@ class Report:
         plural = "" if len(self.rows) == 1 else "s"
         lines = [
             "",
-            f"Adapters:  {self.trainable:>15,} numbers in {len(self.rows)} "
+            f"Adapters:  {self.trainable:>15,} parameters in {len(self.rows)} "
             f"layer{plural} ({_size(self.bytes)})",
-            f"Head:      {self.head:>15,} numbers",
-            f"Frozen:    {self.frozen:>15,} numbers",
+            f"Head:      {self.head:>15,} parameters",
+            f"Frozen:    {self.frozen:>15,} parameters",
             f"Trainable: {self.percentage:>14.3f} %",
         ]
         reasons: dict[str, list[Skipped]] = {}
@@ -135,7 +137,12 @@ class Report:
                 f"({alike[0].layer_class})"
                 for alike in _alike(layers)
             )
-            lines.append(f"Not adapted, {reason}: {names}")
+            lines += textwrap.wrap(
+                f"Not adapted, {reason}: {names}",
+                width=terminal_width(),
+                subsequent_indent="  ",
+                break_on_hyphens=False,
+            )
         return "\n".join(lines)
 
 
@@ -143,7 +150,7 @@ T = TypeVar("T", AdaptedLayer, Row, Skipped)
 
 
 def _alike(rows: Iterable[T]) -> Iterable[list[T]]:
-    """Groups rows that are equal but for the numbers in their paths."""
+    """Groups rows that are equal but for the indices in their paths."""
     groups: dict[Any, list[T]] = {}
     for row in rows:
         pattern = re.sub(r"\d+", "#", row.path)
@@ -172,36 +179,62 @@ def _common_path(paths: list[str]) -> str:
 def draw(texts: dict, numbers: dict) -> str:
     """A table of columns of strings, texts to the left, numbers to the right.
 
+    It is as wide as the terminal at most (80 columns where there is none, in a
+    notebook for example). If it would be wider, the first columns, the layers'
+    paths above all, get lines of their own above the others.
+
     Args:
         texts: Dictionary from headings to columns, lists of strings.
         numbers: The same, for the columns behind them.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in texts:
-        table.add_column(heading)
-    for heading in numbers:
-        table.add_column(heading, justify="right")
-    for cells in zip(*texts.values(), *numbers.values(), strict=True):
-        table.add_row(*cells)
-    console = Console(
-        width=1000,
-        color_system=None,
-        force_terminal=False,
-        # Jupyter's would draw the table itself and capture nothing.
-        force_jupyter=False,
+    columns = [*texts.items(), *numbers.items()]
+    sizes = [max(map(len, [name, *cells])) for name, cells in columns]
+    above = next(
+        (
+            count
+            for count in range(len(texts))
+            if sum(sizes[count:]) + 2 * len(sizes[count:]) <= terminal_width()
+        ),
+        len(texts),
     )
-    with console.capture() as capture:
-        console.print(table)
-    lines = [line.rstrip() for line in capture.get().splitlines()]
-    return "\n".join(line for line in lines if line)
+
+    def lines(*cells: str) -> list[str]:
+        aligned = [
+            cell.ljust(size) if place < len(texts) else cell.rjust(size)
+            for place, (cell, size) in enumerate(zip(cells, sizes, strict=True))
+        ]
+        line = "  ".join(aligned[above:]).rstrip()
+        if not above:
+            return [line]
+        return [*wrap_path("  ".join(cells[:above])), f"  {line}"]
+
+    head = lines(*(name for name, _ in columns))
+    body = [
+        line
+        for cells in zip(*(cells for _, cells in columns), strict=True)
+        for line in lines(*cells)
+    ]
+    rule = "─" * max(map(len, head + body))
+    return "\n".join([*head, rule, *body])
+
+
+def terminal_width() -> int:
+    """How many columns the terminal has, or the variable `COLUMNS` says."""
+    return max(40, shutil.get_terminal_size().columns)
+
+
+def wrap_path(path: str) -> list[str]:
+    """A path in lines that fit the terminal, broken behind a `/`."""
+    lines = [""]
+    for segment in re.findall("[^/]*/?", path):
+        if lines[-1] and len(lines[-1] + segment) > terminal_width():
+            lines.append("  ")
+        lines[-1] += segment
+    return lines
 
 
 def count(variables: Iterable[Variable]) -> int:
-    """Count of the numbers in some variables, each counted once."""
+    """Number of parameters in some variables, each counted once."""
     unique = {id(variable): variable for variable in variables}
     return sum(math.prod(v.shape) for v in unique.values())
 

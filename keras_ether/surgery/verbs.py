@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_ether import methods
+from keras_ether.adapters import arguments
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
 from keras_ether.adapters import quantized_kernel
+from keras_ether.adapters import start
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
-from keras_ether.surgery import compiled_state
 from keras_ether.surgery import insertion
 from keras_ether.surgery import planning
 from keras_ether.surgery import undo
@@ -52,7 +52,8 @@ def apply(
     a compiled model around the one passed can't be found from inside and has to
     be compiled again. ETHER wants higher learning rates than full fine-tuning
     does: with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good first
-    tries.
+    tries. If the rate is below a tenth of that where training starts, `fit` and
+    `train_on_batch` warn of it once.
 
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
@@ -118,7 +119,6 @@ def apply(
     # Warnings may be errors: they come before anything is touched.
     insertion.warn_of_outer_model(model)
     _warn_of_frozen_head(plan)
-    _warn_of_low_rate(model, methods.get(method))
     with undo.on_error(tree):
         insertion.put_in(plan, adapters)
     return model
@@ -154,6 +154,7 @@ def merge(model: Layer, requantize: bool = False) -> Layer:
     """
     tree = adapted_tree(model)
     layers = tree.adapted
+    requantize = arguments.check_boolean(requantize, "requantize")
     quantized_kernel.check_mergeable(layers, requantize)
     insertion.warn_of_outer_model(model)
     rounded = {
@@ -172,24 +173,50 @@ def merge(model: Layer, requantize: bool = False) -> Layer:
     return model
 
 
-def remove(model: Layer) -> Layer:
+def remove(model: Layer, reset_head: bool = False) -> Layer:
     """Drops a model's adapters: the base model again, bit for bit.
 
-    The head keeps what it has learned. The `trainable` flags are what they were
-    before `apply`.
+    The `trainable` flags are what they were before `apply`. The head, and other
+    layers that trained in full, keep what they have learned, unless
+    `reset_head` is set. Set it in a cross-validation: the next `apply` then
+    starts from a model that has seen none of the data. In the memory of the
+    host, `apply` keeps a copy of the weights of these layers for it.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
+        reset_head: Boolean, whether the layers that `apply` (or
+            `load_adapter`) left trainable, the head of a KerasHub task and
+            those named by `trainable`, get the weights back that they had
+            then. Defaults to `False`.
 
     Returns:
         The model passed.
 
     Raises:
-        ValueError: if there is no adapter.
+        ValueError: if there is no adapter, or if `reset_head` is set and no
+            layer of the model trains beside the adapters. The model is then as
+            it was.
+
+    Example:
+
+    >>> model = keras.Sequential([
+    ...     keras.Input((16,)),
+    ...     keras.layers.Dense(8),
+    ...     keras.layers.Dense(4, name="head"),
+    ... ])
+    >>> for fold in range(3):
+    ...     model = keras_ether.apply(model, trainable=["head"])
+    ...     model.compile(keras.optimizers.Adam(1e-2), "mse")
+    ...     history = model.fit(x, x[:, :4], verbose=0)
+    ...     model = keras_ether.remove(model, reset_head=True)
     """
     tree = adapted_tree(model)
+    reset_head = arguments.check_boolean(reset_head, "reset_head")
+    head = _head_assignments(tree) if reset_head else []
     insertion.warn_of_outer_model(model)
-    with undo.on_error(tree):
+    with undo.on_error(tree) as back:
+        for variable, value in head:
+            undo.assign(back, variable, value)
         insertion.take_out(tree)
     return model
 
@@ -248,6 +275,23 @@ def adapted_layers(model: Layer) -> dict[str, Layer]:
     return adapted_tree(model).adapted
 
 
+def _head_assignments(tree: LayerTree) -> list[tuple[Variable, np.ndarray]]:
+    """Pairs of variable and value that put the head back to its start."""
+    pairs = [
+        pair
+        for path, layer in tree.with_model.items()
+        if start.is_remembered(layer)
+        for pair in start.assignments(path, layer)
+    ]
+    if not pairs:
+        raise ValueError(
+            f"Model '{tree.model.name}' has no head that could be reset: "
+            "nothing in it trained but its adapters. If it is a part of a "
+            "model that has one, pass that model. Received: reset_head=True"
+        )
+    return pairs
+
+
 def _merged(
     layer: Layer, codes: quantized_kernel.Rounded | None
 ) -> list[tuple[Variable, Any]]:
@@ -279,15 +323,3 @@ def _warn_of_frozen_head(plan: Plan) -> None:
         f"be trained, pass `trainable=[{last.name!r}]`.",
         stacklevel=3,
     )
-
-
-def _warn_of_low_rate(model: Layer, method: methods.Method) -> None:
-    rate = compiled_state.constant_learning_rate(model)
-    if rate is not None and rate < method.learning_rate / 10:
-        warnings.warn(
-            f"Model '{model.name}' is compiled with a learning rate of "
-            f"{rate:g}, which is low for '{method.name}'. Around "
-            f"{method.learning_rate:g} is a good first try with Adam: "
-            "`model.compile(...)` it anew.",
-            stacklevel=3,
-        )

@@ -149,7 +149,8 @@ def test_records_are_json():
     assert len(records[0]["input_distances"]) == 4
 
 
-def test_the_table(capsys):
+def test_the_table(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     model = models.mlp()
     layer = model.get_layer("second")
     layer.kernel.assign(np.eye(32, 8))
@@ -159,16 +160,16 @@ def test_the_table(capsys):
     layer.ether.input_u.assign(np.eye(1, 32))
     diagnose(model)
     note = (
-        "‖H − I‖ and ‖G − I‖ are those of the block that is furthest from the "
+        "‖H − I‖ and ‖G − I‖ are those of the block furthest from the "
         "identity.\n"
     )
     assert capsys.readouterr().out == (
-        " Layer    Kernel   Method   Blocks   ‖H − I‖   ‖G − I‖   "
-        "‖W' − W‖ / ‖W‖   Energy   after    change\n"
-        " ──────────────────────────────────────────────────────────────────"
-        "───────────────────────────────\n"
-        " second   32 x 8   ether         1    2.0000             "
-        "        0.7071     19.8    19.8   +0.000%\n" + note
+        "Layer   Kernel  Method  Blocks  ‖H − I‖  ‖G − I‖  "
+        "‖W' − W‖ / ‖W‖  Energy  after   change\n"
+        "──────────────────────────────────────────────────────────"
+        "──────────────────────────────\n"
+        "second  32 x 8  ether        1   2.0000           "
+        "        0.7071    19.8   19.8  +0.000%\n" + note
     )
     without = str(diagnose(model, energy=False, print_fn=str))
     assert "Energy" not in without

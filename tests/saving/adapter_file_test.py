@@ -43,7 +43,7 @@ def test_equal_contents_are_equal_files(path):
     assert path.read_bytes() == first
 
 
-@pytest.mark.parametrize("name", ["a.keras", "a", b"a.safetensors"])
+@pytest.mark.parametrize("name", ["a.keras", "a"])
 def test_other_suffixes_are_an_error(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"end in '\.safetensors'"):

@@ -332,7 +332,7 @@ def test_other_shapes_and_layers_are_named(path):
     for model, message in (
         (mlp(width=64), r"second/input_u.*shape \(2, 32\).*\(2, 16\)"),
         (mlp(classes=3), r"weights/head/kernel.*\(8, 3\).*\(8, 4\)"),
-        (mlp(names=("first", "other")), "no layers 'second'.*'other'"),
+        (mlp(names=("first", "other")), "the layers 'second', which.*'other'"),
         (mlp(width=31), "'second'.*d=31"),
     ):
         before = snapshot(model)

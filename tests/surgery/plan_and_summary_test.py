@@ -38,35 +38,70 @@ def test_plan_tells_what_summary_will(method):
     assert found.percentage == pytest.approx(100 * trained / total)
 
 
-def test_table_reads_well(capsys):
+@pytest.fixture
+def columns(monkeypatch):
+    """Sets how wide the terminal is."""
+
+    def set_columns(count):
+        monkeypatch.setenv("COLUMNS", str(count))
+
+    return set_columns
+
+
+def test_table_reads_well(capsys, columns):
+    columns(80)
     model = models.mlp()
     keras_ether.apply(
         model, method="ether+", targets=["first"], trainable="head"
     )
     keras_ether.summary(model)
     assert capsys.readouterr().out == (
-        " Layer   Kernel    Method   Side   Blocks   Layers   Numbers\n"
-        " ───────────────────────────────────────────────────────────\n"
-        " first   16 x 32   ether+   both        4        1        96\n"
-        "Adapters:               96 numbers in 1 layer (0.4 KB)\n"
-        "Head:                   36 numbers\n"
-        "Frozen:                928 numbers\n"
+        "Layer  Kernel   Method  Side  Blocks  Layers  Parameters\n"
+        "────────────────────────────────────────────────────────\n"
+        "first  16 x 32  ether+  both       4       1          96\n"
+        "Adapters:               96 parameters in 1 layer (0.4 KB)\n"
+        "Head:                   36 parameters\n"
+        "Frozen:                928 parameters\n"
         "Trainable:         12.453 %\n"
         "Not adapted, not a target: second (Dense)\n"
         "Not adapted, kept trainable: head (Dense)\n"
     )
 
 
-def test_table_reads_the_same_in_jupyter(monkeypatch):
-    printed = []
-    model = models.mlp()
-    keras_ether.plan(model, print_fn=printed.append)
-    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    keras_ether.plan(model, print_fn=printed.append)
-    assert printed[0] == printed[1]
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_table_fits_the_terminal(width, columns):
+    columns(width)
+    arguments = {"rank_blocks": 2, "targets": "all-linear", "print_fn": str}
+    task = models.bert()
+    report = keras_ether.plan(task, **arguments)
+    lines = str(report).splitlines()
+    assert max(map(len, lines)) <= width
+    # Whatever is cut into lines is there.
+    text = str(report).replace("\n", "").replace(" ", "")
+    for row in (*report.rows, *report.skipped):
+        assert row.path in text
+    task = keras_ether.apply(task, rank_blocks=2, targets="all-linear")
+    found = keras_ether.diagnostics.diagnose(task, print_fn=str)
+    # Nine columns; 80 have room for them.
+    assert max(map(len, str(found).splitlines())) <= max(width, 80)
 
 
-def test_rows_that_differ_in_numbers_only_are_one_line():
+def test_path_has_a_line_of_its_own_where_it_is_long(columns):
+    columns(80)
+    report = keras_ether.plan(
+        models.bert_backbone(), rank_blocks=2, print_fn=str
+    )
+    assert str(report).splitlines()[:5] == [
+        "Layer",
+        "  Kernel      Method  Side   Blocks  Layers  Parameters",
+        "─" * 55,
+        "transformer_layer_0/self_attention_layer/query",
+        "  16 x 2 x 8  ether   input       2       1          16",
+    ]
+
+
+def test_rows_that_differ_in_an_index_only_are_one_line(columns):
+    columns(200)
     backbone = models.bert_backbone(num_layers=3)
     report = keras_ether.plan(backbone, rank_blocks=2, print_fn=str)
     assert len(report.rows) == 6

@@ -257,10 +257,6 @@ def outer():
     return model
 
 
-def low_rate():
-    return base(keras.optimizers.Adam(1e-7))
-
-
 def check_points_here(message, act):
     """The warning names the line that calls the package."""
     with pytest.warns(UserWarning, match=message) as found:
@@ -273,7 +269,6 @@ def check_points_here(message, act):
     ("make", "arguments", "message"),
     [
         (base, {}, "is frozen now"),
-        (low_rate, {"trainable": ["head"]}, "learning rate of"),
         (outer, {"trainable": ["head"]}, "part of another model"),
     ],
 )

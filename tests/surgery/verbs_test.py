@@ -630,12 +630,6 @@ def test_frozen_last_layer_is_warned_of():
         keras_ether.apply(model, targets=["first"])
 
 
-def test_low_compiled_rate_is_warned_of():
-    task = models.bert()
-    with pytest.warns(UserWarning, match="5e-05, which is low for 'ether'"):
-        keras_ether.apply(task)
-
-
 def test_remote_adapter_paths_stand_under_their_layer():
     task = models.bert()
     keras_ether.apply(task, rank_blocks=2)

@@ -1,0 +1,43 @@
+"""Flags and functions that users pass, and the errors otherwise."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+def check_boolean(value: Any, argument: str) -> bool:
+    """The boolean that a value is.
+
+    Args:
+        value: What was passed.
+        argument: String, the argument's name.
+
+    Raises:
+        ValueError: if it is none. Whatever Python takes for true is not meant
+            so: a path or a number in the place of a flag is a mistake.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(
+            f"`{argument}` must be True or False. Received: "
+            f"{argument}={value!r}"
+        )
+    return bool(value)
+
+
+def check_function(value: Any, argument: str) -> Callable | None:
+    """A function, or `None` if none was passed.
+
+    Args:
+        value: What was passed.
+        argument: String, the argument's name.
+
+    Raises:
+        ValueError: if it can't be called.
+    """
+    if value is not None and not callable(value):
+        raise ValueError(
+            f"`{argument}` must be a function, or None for the default. "
+            f"Received: {argument}={value!r}"
+        )
+    return value

@@ -1,0 +1,94 @@
+"""The weights that a head had before it was trained, for another start.
+
+A head trains in full, so that no adapter holds its change, and removing the
+adapters would leave a head that has seen the data. `apply` therefore keeps a
+copy of its start, in the memory of the host. Vectors have no need of that:
+`apply` makes new ones.
+"""
+
+import numpy as np
+
+from keras_ether.adapters import freezing
+from keras_ether.ops import values
+from keras_ether.types import Layer
+from keras_ether.types import Variable
+
+START = "_ether_start"
+# Values of the weights that a layer owns itself, in its order.
+Start = tuple[np.ndarray, ...]
+
+
+def remember(layer: Layer) -> None:
+    """Keeps the weights that a layer owns itself, unless it is done already.
+
+    Args:
+        layer: A Keras layer.
+    """
+    if is_remembered(layer):
+        return
+    own = _own_weights(layer)
+    # Of an array of several processes, no single one has it all.
+    whole = all(
+        getattr(weight.value, "is_fully_addressable", True) for weight in own
+    )
+    layer.__dict__[START] = (
+        tuple(values.to_numpy(weight) for weight in own) if whole else None
+    )
+
+
+def is_remembered(layer: Layer) -> bool:
+    """Whether `remember` was called and `forget` was not."""
+    return START in layer.__dict__
+
+
+def forget(layer: Layer) -> None:
+    """Undoes `remember`."""
+    layer.__dict__.pop(START, None)
+
+
+def of(layer: Layer) -> Start | None:
+    """What `remember` kept, for `give`; `None` if nothing."""
+    return layer.__dict__.get(START)
+
+
+def give(layer: Layer, start: Start | None) -> None:
+    """Has a copy of a layer remember what the layer does.
+
+    Args:
+        layer: A Keras layer.
+        start: What `of` answered for the original.
+    """
+    forget(layer)
+    if start is not None:
+        layer.__dict__[START] = start
+
+
+def assignments(path: str, layer: Layer) -> list:
+    """Pairs of variable and value that put a layer back to its start.
+
+    Args:
+        path: The layer's path, for the message.
+        layer: A Keras layer for which `remember` was called.
+
+    Raises:
+        ValueError: if the layer has other weights now, or if they were spread
+            over several processes.
+    """
+    own, start = _own_weights(layer), of(layer)
+    shapes = [tuple(weight.shape) for weight in own]
+    if start is None or shapes != [value.shape for value in start]:
+        why = (
+            "its weights are spread over several processes"
+            if start is None
+            else f"its weights have other shapes now, {shapes}"
+        )
+        raise ValueError(
+            f"Layer '{path}' can't be put back to its start: {why}. Pass "
+            "`reset_head=False`, and set its weights yourself."
+        )
+    return list(zip(own, start, strict=True))
+
+
+def _own_weights(layer: Layer) -> list[Variable]:
+    weights = {id(weight) for weight in layer.weights}
+    return [v for v in freezing.own_variables(layer) if id(v) in weights]

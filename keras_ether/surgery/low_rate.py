@@ -1,0 +1,102 @@
+"""The warning of a learning rate that is far too low, where training starts.
+
+KerasHub tasks compile themselves with rates of full fine-tuning, and a model
+may be compiled before or after `apply`, so the rate that counts is known only
+when `fit` or `train_on_batch` is called. Both call `make_train_function`, the
+method which Keras offers for overriding. It is shadowed on each model of the
+tree, and does nothing more than compare one number, once for each optimizer.
+
+A compiled model that is built around an adapted one afterwards is not reached.
+A hook for that one would have to be on `keras.Model` itself, and would change
+models that have nothing to do with this package.
+"""
+
+import functools
+import inspect
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from keras_ether import methods
+from keras_ether.adapters import shadowing
+from keras_ether.surgery import compiled_state
+from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.types import Model
+
+START = "make_train_function"
+# A rate is low if it is below the method's own by more than this factor.
+FACTOR = 10
+# The line to be named in a warning is the first outside these.
+INSIDE = ("keras", "keras_hub", "keras_ether")
+
+
+def watch(tree: LayerTree) -> None:
+    """Makes the models of a tree compare their learning rate before training.
+
+    Args:
+        tree: The layers of an adapted model.
+    """
+    for model in tree.models:
+        shadowing.shadow(
+            model, START, functools.partial(_start, weakref.ref(model), [])
+        )
+
+
+def unwatch(tree: LayerTree) -> None:
+    """Undoes `watch`."""
+    for model in tree.models:
+        shadowing.restore(model, START)
+
+
+def _start(
+    model: weakref.ref,
+    seen: list[weakref.ref],
+    make_train_function: Callable,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Warns once for each optimizer, and goes on as the model would."""
+    owner = model()
+    optimizer = getattr(owner, "optimizer", None)
+    is_new = optimizer is not None and all(o() is not optimizer for o in seen)
+    if is_new:
+        _warn(owner)
+        seen[:] = [weakref.ref(optimizer)]
+    return make_train_function(*args, **kwargs)
+
+
+def _warn(model: Model) -> None:
+    rate = compiled_state.constant_learning_rate(model)
+    names = {
+        layer.ether.config.method
+        for layer in LayerTree(model).adapted.values()
+        if layer.ether.trainable_weights
+    }
+    if rate is None or not names:
+        return
+    method = max((methods.get(n) for n in names), key=lambda m: m.learning_rate)
+    # The optimizer's is a float32.
+    if rate >= np.float32(method.learning_rate / FACTOR):
+        return
+    warnings.warn(
+        f"Model '{model.name}' trains with a learning rate of {rate:g}, which "
+        f"is low for '{method.name}': its vectors would hardly move. Around "
+        f"{method.learning_rate:g} is a good first try with Adam: "
+        "`model.compile(...)` it with that.",
+        stacklevel=_level_of_user(),
+    )
+
+
+def _level_of_user() -> int:
+    """The `stacklevel` of the first caller outside Keras and this package."""
+    frame: Any = inspect.currentframe()
+    frame, level = frame.f_back, 1
+    while frame.f_back is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in INSIDE:
+            break
+        frame, level = frame.f_back, level + 1
+    return level

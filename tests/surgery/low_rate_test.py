@@ -1,0 +1,201 @@
+"""A learning rate that is far too low is told of where training starts."""
+
+import copy
+import pickle
+import warnings
+
+import keras
+import numpy as np
+import pytest
+
+import keras_ether
+from keras_ether.surgery import low_rate
+from tests import models
+
+X, Y = np.ones((4, 16), "float32"), np.ones((4, 4), "float32")
+
+
+def compiled(model, rate=2e-5, **kwargs):
+    optimizer = keras.optimizers.Adam(rate, **kwargs)
+    model.compile(optimizer, "mse", run_eagerly=True)
+    return model
+
+
+def apply(model, **kwargs):
+    kwargs = {"rank_blocks": 2, "trainable": ["head"]} | kwargs
+    return keras_ether.apply(model, **kwargs)
+
+
+def fit(model, **kwargs):
+    model.fit(X, Y, batch_size=4, verbose=0, **kwargs)
+
+
+def warnings_of(act):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        act()
+    return [str(w.message) for w in found if "learning rate" in str(w.message)]
+
+
+def points_here(rate, act, where=__file__):
+    """The warning comes once and names the line that trains."""
+    message = f"with a learning rate of {rate}, which is low for 'ether'"
+    with pytest.warns(UserWarning, match=message) as found:
+        act()
+    found = [w for w in found if "learning rate" in str(w.message)]
+    assert [w.filename for w in found] == [where]
+
+
+STARTS = {
+    "fit": fit,
+    "train_on_batch": lambda model: model.train_on_batch(X, Y),
+}
+ORDERS = {
+    "compiled first": lambda: apply(compiled(models.mlp())),
+    "applied first": lambda: compiled(apply(models.mlp())),
+}
+
+
+@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_is_told_of_once_by_the_line_that_trains(order, start):
+    model = ORDERS[order]()
+    points_here("2e-05", lambda: STARTS[start](model))
+    for again in STARTS.values():
+        assert warnings_of(lambda act=again: act(model)) == []
+
+
+def test_task_that_compiles_itself_is_adapted_without_a_word(rng):
+    # Warnings are errors.
+    task = keras_ether.apply(models.bert(), rank_blocks=2)
+    models.compile_and_fit(task, models.inputs_of("bert", rng), epochs=1)
+
+
+def test_task_that_keeps_its_own_rate(rng):
+    task = keras_ether.apply(models.bert(), rank_blocks=2)
+    x = models.inputs_of("bert", rng)
+    # `fit` of KerasHub is between the line that trains and the one of Keras.
+    points_here("5e-05", lambda: models.fit(task, x), models.__file__)
+
+
+def test_once_for_each_optimizer():
+    model = compiled(apply(models.mlp()))
+    assert len(warnings_of(lambda: fit(model))) == 1
+    compiled(model, 3e-5)
+    assert "3e-05" in warnings_of(lambda: fit(model))[0]
+    # What was set after `compile` counts.
+    compiled(model).optimizer.learning_rate = 1e-2
+    assert warnings_of(lambda: fit(model)) == []
+
+
+def test_a_warning_that_is_an_error_comes_again():
+    model = compiled(apply(models.mlp()))
+    for _ in range(2):
+        with pytest.raises(UserWarning, match="low for"):
+            fit(model)
+    assert int(np.asarray(model.optimizer.iterations.value)) == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "low", "fine"), [("ether", 9e-4, 1e-3), ("ether+", 1e-4, 2e-4)]
+)
+def test_low_is_less_than_a_tenth_of_the_methods_own(method, low, fine):
+    model = apply(models.mlp(), method=method)
+    assert len(warnings_of(lambda: fit(compiled(model, low)))) == 1
+    assert warnings_of(lambda: fit(compiled(model, fine))) == []
+
+
+def test_schedules_and_frozen_vectors_are_the_users_affair():
+    schedule = keras.optimizers.schedules.CosineDecay(1e-6, 10)
+    assert (
+        warnings_of(lambda: fit(compiled(apply(models.mlp()), schedule))) == []
+    )
+    model = apply(models.mlp())
+    for layer in ("first", "second"):
+        model.get_layer(layer).trainable = False
+    assert warnings_of(lambda: fit(compiled(model))) == []
+
+
+def test_wrapped_optimizers_are_looked_into():
+    model = apply(models.mlp())
+    inner = keras.optimizers.Adam(2e-5)
+    model.compile(
+        keras.optimizers.LossScaleOptimizer(inner), "mse", run_eagerly=True
+    )
+    assert len(warnings_of(lambda: fit(model))) == 1
+
+
+@pytest.mark.parametrize(
+    "end", [keras_ether.merge, keras_ether.remove], ids=["merge", "remove"]
+)
+def test_a_model_without_adapters_has_its_own_method_again(end):
+    model = end(compiled(apply(models.mlp())))
+    assert low_rate.START not in vars(model)
+    assert warnings_of(lambda: fit(model)) == []
+
+
+def test_merged_by_way_of_a_part():
+    inner = models.mlp()
+    model = keras.Sequential([keras.Input((16,)), inner])
+    compiled(apply(model))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        keras_ether.merge(inner)
+    assert warnings_of(lambda: fit(compiled(model))) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*part of another model")
+def test_compiled_part_of_a_model():
+    inner = models.mlp()
+    model = keras.Sequential([keras.Input((16,)), inner])
+    apply(model)
+    assert len(warnings_of(lambda: fit(compiled(inner)))) == 1
+    assert len(warnings_of(lambda: fit(compiled(model)))) == 1
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_copies_tell_for_themselves(way):
+    model = compiled(apply(models.mlp()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fit(model)
+    twin = COPIES[way](model)
+    assert len(warnings_of(lambda: fit(twin))) == 1
+
+
+def test_files_are_those_of_a_plain_model(tmp_path):
+    model = compiled(apply(models.mlp()), 1e-2)
+    fit(model)
+    expected = model.predict(X, verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras", compile=False)
+    np.testing.assert_allclose(
+        loaded.predict(X, verbose=0), expected, atol=1e-5
+    )
+    assert low_rate.START not in vars(loaded)
+
+
+def test_models_own_method_is_called():
+    calls = []
+
+    @keras.saving.register_keras_serializable(package="tests")
+    class Counting(keras.Sequential):
+        def make_train_function(self, force=False):
+            calls.append(force)
+            return super().make_train_function(force)
+
+    layers = [keras.Input((16,)), keras.layers.Dense(4)]
+    model = Counting(layers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        keras_ether.apply(model)
+    fit(compiled(model, 1e-2))
+    assert calls == [False]
+    model.make_train_function(force=True)
+    assert calls == [False, True]
