@@ -1,7 +1,7 @@
-"""The private names of Keras that this package cannot do without.
+"""The private names of Keras that this package needs.
 
-Each stands in one small function. Tried with Keras 3.15 on JAX, TensorFlow and
-PyTorch.
+Each is wrapped in one small function. Tested with Keras 3.15 on JAX, TensorFlow
+and PyTorch.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from keras_ether.types import Variable
 
 
 def children(layer: Layer) -> list[Layer]:
-    """The layers that Keras tracks as direct parts of `layer`, in order."""
+    """The direct sub-layers that Keras tracks in `layer`, in order."""
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
@@ -30,7 +30,7 @@ def held_variables(layer: Layer) -> list[Variable]:
 
 
 def share_registered_names(known: type, other: type) -> None:
-    """Has files name the class `other` as they name `known`."""
+    """Makes files name the class `other` as they name `known`."""
     for names in (
         keras.src.api_export.REGISTERED_OBJS_TO_NAMES,
         keras.src.saving.object_registration.GLOBAL_CUSTOM_NAMES,
@@ -40,7 +40,7 @@ def share_registered_names(known: type, other: type) -> None:
 
 
 def add_sublayer(layer: Layer, name: str, sublayer: Layer) -> None:
-    """Sets an attribute to a layer although the state of `layer` is locked."""
+    """Sets a sub-layer as an attribute of a layer, locked or not."""
     locked = layer._tracker.locked
     layer._tracker.unlock()
     setattr(layer, name, sublayer)
@@ -64,16 +64,17 @@ def set_trainable(layer: Layer, value: Any) -> None:
 
 
 def tracker_attributes(owner: object) -> dict[str, Any]:
-    """The attributes of what tracks the parts of a layer or an optimizer."""
+    """The attributes of the tracker of a layer or an optimizer."""
     tracker = getattr(owner, "_tracker", None)
     return {} if tracker is None else vars(tracker)
 
 
 def unwrapped(value: Any) -> object:
-    """What holds the parts of a list or dictionary that TensorFlow has wrapped.
+    """The container behind a list or dictionary that TensorFlow has wrapped.
 
-    It wraps those that are attributes of a layer or an optimizer. Of a list it
-    keeps records beside, which have to agree with it: all of them are answered.
+    TensorFlow wraps containers that are attributes of a layer or an optimizer.
+    The records that it keeps of a list have to agree with it, and are returned
+    too.
     """
     if isinstance(value, list) and hasattr(value, "_storage"):
         return vars(value)
@@ -88,13 +89,13 @@ def own_attributes(optimizer: Optimizer) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(optimizer).items()
-        # TensorFlow's records of what belongs to a checkpoint.
+        # TensorFlow's records of checkpoint dependencies.
         if name not in lists and not name.startswith("_self_")
     }
 
 
 def tracked_variables(optimizer: Optimizer) -> list[Variable]:
-    """An optimizer's own variables, in the order in which they were made."""
+    """An optimizer's own variables, in the order of their creation."""
     return optimizer._variables
 
 
@@ -106,30 +107,31 @@ def trained_variables(optimizer: Optimizer) -> list[Variable]:
 def update_count(optimizer: Optimizer) -> Variable:
     """The variable that counts an optimizer's updates.
 
-    `iterations` counts accumulated ones, and is that of a wrapped optimizer.
+    `iterations` divides it by the accumulation steps; a wrapper's `iterations`
+    is that of the wrapped optimizer.
     """
     return optimizer._iterations
 
 
 def rate_set(optimizer: Optimizer) -> Any:
-    """What an optimizer's learning rate was set to: a variable or schedule."""
+    """The learning rate that an optimizer was given: a variable or schedule."""
     return optimizer._learning_rate
 
 
 def set_unbuilt(optimizer: Optimizer, slots: set[int]) -> None:
-    """Has an optimizer forget what it was built for.
+    """Makes an optimizer forget the variables that it was built for.
 
-    Keras offers no way back from `build`: an optimizer that trains something
-    else has to be made again, from its configuration, which not all have and
-    which leaves out what was set since.
+    Keras offers no inverse of `build`. To train other variables, an optimizer
+    has to be made again from its configuration, which not all have and which
+    lacks later settings.
 
     Args:
         optimizer: A Keras optimizer.
-        slots: Ids of variables of its own that are in its attributes no more.
+        slots: Ids of its own variables that its attributes no longer hold.
     """
     optimizer._tracker.stored_ids["variables"] -= slots
     vars(optimizer)["_trainable_variables"] = []
-    # By id or name of a variable.
+    # Their keys are ids or names of variables.
     for name in (
         "_trainable_variables_indices",
         "_exclude_from_weight_decay_cache",
@@ -137,7 +139,7 @@ def set_unbuilt(optimizer: Optimizer, slots: set[int]) -> None:
         cache: Any = unwrapped(getattr(optimizer, name, {}))
         dict.clear(cache)
     if isinstance(optimizer, keras.optimizers.MultiOptimizer):
-        # `build` asks a function for others.
+        # `build` asks a function for new inner optimizers.
         chosen = optimizer._optimizer_map
         known = [*getattr(chosen, "values", list)()]
         known.append(getattr(chosen, "default_optimizer", None))
@@ -150,13 +152,13 @@ def set_unbuilt(optimizer: Optimizer, slots: set[int]) -> None:
 
 
 def renew_torch_parameters(layer: Layer) -> None:
-    """Lets PyTorch see a layer's variables of now; elsewhere does nothing."""
+    """Shows a layer's current variables to PyTorch; elsewhere does nothing."""
     if hasattr(layer, "_torch_params"):
         layer._track_variables()
 
 
 def torch_layer_class() -> type:
-    """The PyTorch module that every Keras layer is on that backend."""
+    """The PyTorch module class that every Keras layer inherits there."""
     return keras.src.backend.torch.layer.TorchLayer
 
 
@@ -166,11 +168,11 @@ def everything_in(layer: Layer) -> list:
 
 
 def hook_layer_reduction(reduce: Callable) -> None:
-    """Asks a function how a layer is copied and pickled, before Keras.
+    """Lets a function override how Keras copies and pickles a layer.
 
     Args:
-        reduce: Function from a layer to what `__reduce__` returns, or to `None`
-            for what Keras does.
+        reduce: Function from a layer to the result of `__reduce__`, or to
+            `None` for Keras's own.
     """
     original = keras.layers.Layer.__reduce__
 
@@ -182,30 +184,30 @@ def hook_layer_reduction(reduce: Callable) -> None:
 
 
 def to_archive(layer: Layer) -> bytes:
-    """A layer in the `.keras` format, in which Keras pickles it."""
+    """A layer in the `.keras` format, which Keras's pickles contain."""
     file = io.BytesIO()
     keras.src.saving.saving_lib._save_model_to_fileobj(layer, file, "h5")
     return file.getvalue()
 
 
 def from_archive(archive: bytes) -> Layer:
-    """A layer from the `.keras` format, a model of it not compiled."""
+    """A layer from the `.keras` format, without compiling it."""
     return keras.src.saving.saving_lib._load_model_from_fileobj(
         io.BytesIO(archive),
         custom_objects=None,
         compile=False,
-        # As Keras unpickles: a pickle runs code anyway.
+        # As in Keras's own unpickling: a pickle runs code anyway.
         safe_mode=False,
     )
 
 
 def set_variable_path(variable: Variable, path: str) -> None:
-    """Renames a variable, which a count within the process may have named."""
+    """Renames a variable, whose name may hold a process-wide count."""
     variable._path = path
 
 
 def order_variables(layer: Layer, ordered: list) -> None:
-    """Has a layer list the variables that it owns in this order."""
+    """Makes a layer list the variables that it owns in this order."""
     places = {id(variable): place for place, variable in enumerate(ordered)}
     for variables in (
         layer._trainable_variables,
@@ -228,7 +230,7 @@ def is_called_in_another_model(model: Layer) -> bool:
 def strategy_scope(owner: Any) -> contextlib.AbstractContextManager:
     """The scope of the `tf.distribute` strategy of a model or an optimizer.
 
-    It is settled when either is made.
+    The strategy is fixed when either is made.
     """
     for name in ("_distribute_strategy", "_distribution_strategy"):
         strategy = getattr(owner, name, None)
@@ -238,12 +240,12 @@ def strategy_scope(owner: Any) -> contextlib.AbstractContextManager:
 
 
 def forget_compiled_trainable_state(model: Layer) -> None:
-    """Tells a model that its compiled state fits the flags of now.
+    """Tells a model that its compiled state fits its current flags.
 
-    `fit` would warn otherwise that flags changed since `compile`.
+    Otherwise `fit` would warn that flags changed since `compile`.
     """
     if hasattr(model, "_compiled_trainable_state"):
-        # Out of sight of the trackers, as Keras does it: the keys of a tracked
+        # Hidden from the trackers, as in Keras: the keys of a tracked
         # dictionary are sorted when PyTorch exports the model.
         model.__dict__["_compiled_trainable_state"] = {
             layer: layer.trainable for layer in model._flatten_layers()
@@ -251,15 +253,15 @@ def forget_compiled_trainable_state(model: Layer) -> None:
 
 
 def is_training(argument: bool | Tensor | None = None) -> bool | Tensor:
-    """Whether the call that is going on is one of training.
+    """Whether the current call is a training call.
 
     Args:
-        argument: The `training` that the layer's `call` was given, if any.
-            Where it says nothing, the call around it does.
+        argument: The `training` argument of the layer's `call`, if any. If it
+            is `None`, the enclosing call's value counts.
 
     Returns:
-        Boolean, or a tensor where a call is rematerialized on JAX and hands
-        `training` on as one.
+        Boolean, or a tensor in a call rematerialized on JAX, which passes
+        `training` as one.
     """
     if isinstance(argument, bool):
         return argument
@@ -273,7 +275,7 @@ def is_training(argument: bool | Tensor | None = None) -> bool | Tensor:
 
 
 def recomputes_activation(layer: Layer) -> bool:
-    """Whether a `RematScope` wants the layer's activation rematerialized."""
+    """Whether a `RematScope` rematerializes the layer's activation."""
     mode = layer._remat_mode
     return (
         mode is not None
@@ -295,22 +297,22 @@ def einsum_kernel_scale(layer: Layer, scale: Tensor) -> Tensor:
 
 
 def int4_block_size(layer: Layer) -> int | None:
-    """How many inputs of an int4 layer share a scale, `None` if all do."""
+    """The number of inputs per scale of an int4 layer, `None` for all."""
     return layer._int4_block_size
 
 
 def copy_mask(source: Any, target: Any) -> None:
-    """Gives a tensor the mask that another one carries, if it does."""
+    """Copies the mask of one tensor to another, if there is one."""
     mask = keras.src.backend.get_keras_mask(source)
     if mask is not None:
         keras.src.backend.set_keras_mask(target, mask)
 
 
 def global_generators() -> list[Any]:
-    """The generators that Keras draws from past its own seeds.
+    """The global generators that Keras uses beside its own seeds.
 
     On PyTorch a `Dropout` without a seed draws from the device's global
-    generator; on other backends there is no such thing.
+    generator; other backends have none.
 
     Returns:
         List of `torch.Generator`.
@@ -336,7 +338,8 @@ def set_generator_state(generator: Any, state: np.ndarray) -> None:
     """Sets the state of a generator.
 
     Raises:
-        ValueError: if it can't be one. The generator is then as it was.
+        ValueError: if the generator can't have this state. It is then as it
+            was.
     """
     import torch
 
@@ -344,5 +347,5 @@ def set_generator_state(generator: Any, state: np.ndarray) -> None:
     try:
         torch.Generator(device=generator.device).set_state(value)
     except RuntimeError as error:
-        raise ValueError(f"it is no state of a generator ({error})") from None
+        raise ValueError(f"it is not a generator's state ({error})") from None
     generator.set_state(value)

@@ -1,4 +1,4 @@
-"""Checkpoints of adapters while they train, and the way back to them."""
+"""Checkpoints of adapters during training, and resuming from them."""
 
 import math
 import os
@@ -24,38 +24,38 @@ MODES = ("auto", "min", "max")
 
 
 class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
-    """Saves adapters, head and state of training at some frequency.
+    """Saves adapters, head and training state at some frequency.
 
-    As `keras.callbacks.ModelCheckpoint`, but the file is an adapter file and
-    leaves out the base: besides what `keras_ether.save_adapter` writes it holds
-    the optimizer's variables, the step, and the states of random generators (on
-    PyTorch the global one too, which a `Dropout` without a seed draws from).
-    `keras_ether.callbacks.resume` goes on from it; `keras_ether.load_adapter`
-    takes its adapters. With Adam it is about three times as large as the file
+    Like `keras.callbacks.ModelCheckpoint`, but the file is an adapter file and
+    leaves out the base. It holds the content of `keras_ether.save_adapter`, the
+    optimizer's variables, the step, and the states of random generators (on
+    PyTorch also the global one, which a `Dropout` without a seed uses).
+    `keras_ether.callbacks.resume` continues from it; `keras_ether.load_adapter`
+    loads its adapters. With Adam it is about three times as large as the file
     of `keras_ether.save_adapter`, because the optimizer has two moments for
-    each trained parameter: keep the latter, and one of these to resume from. A
-    file is replaced at once or not at all, so a run that is killed leaves a
-    whole one.
+    each trained parameter: keep the latter, and one checkpoint to resume from.
+    A file is replaced atomically, so a run that is killed leaves a complete
+    one.
 
-    If a value to be saved is not finite, the file from before is left alone and
-    a warning says so.
+    If a value to be saved is not finite, the callback keeps the previous file
+    and warns.
 
     Args:
         filepath: String or `PathLike`, ending in `".safetensors"`. It may hold
             `{epoch}`, `{batch}` and names of logged values, such as
-            `"{epoch:02d}-{val_loss:.2f}.safetensors"`. A missing folder is
-            made.
-        monitor: String, the logged value that says what is best. Defaults to
-            `"val_loss"`.
-        verbose: 0 or 1, whether to print what is done. Defaults to 0.
+            `"{epoch:02d}-{val_loss:.2f}.safetensors"`. Missing folders are
+            created.
+        monitor: String, the logged value to compare. Defaults to `"val_loss"`.
+        verbose: 0 or 1, whether to print a message for each save. Defaults to
+            0.
         save_best_only: Whether to save only if `monitor` has improved. Defaults
             to `False`.
-        mode: `"min"`, `"max"` or `"auto"`, which of them is an improvement.
+        mode: `"min"`, `"max"` or `"auto"`, the direction of improvement.
             Defaults to `"auto"`.
-        save_freq: `"epoch"`, or an integer: after that many batches. Defaults
-            to `"epoch"`.
-        initial_value_threshold: Float, what the first value of `monitor` must
-            improve on, `Position.best` for one. Defaults to `None`.
+        save_freq: `"epoch"`, or an integer number of batches. Defaults to
+            `"epoch"`.
+        initial_value_threshold: Float, the value that `monitor` must improve on
+            first, such as `Position.best`. Defaults to `None`.
 
     Raises:
         ValueError: if an argument is not one of the above.
@@ -90,7 +90,7 @@ class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
             initial_value_threshold,
         )
         super().__init__(
-            # It accepts the suffixes of Keras's own files.
+            # The base class accepts only the suffixes of Keras's own files.
             "adapter.keras",
             monitor=monitor,
             verbose=verbose,
@@ -132,7 +132,7 @@ class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
             super().on_epoch_end(epoch, logs)
 
     def write(self, model: Layer, filepath: str) -> None:
-        """Writes the file for the position of now."""
+        """Writes the file for the current position."""
         best = None if self.best is None else float(self.best)
         if best is not None and not math.isfinite(best):
             best = None
@@ -162,7 +162,7 @@ def _check_arguments(
     save_freq: str | int,
     threshold: float | None,
 ) -> None:
-    """Raises a `ValueError` for what `ModelCheckpoint` would let pass."""
+    """Raises a `ValueError` for arguments that `ModelCheckpoint` lets pass."""
     frequency = values.integer(save_freq)
     for name, value, is_right, accepted in (
         ("monitor", monitor, isinstance(monitor, str), "a string"),
@@ -194,9 +194,9 @@ def _check_arguments(
 
 
 class _StandIn:
-    """The model as `ModelCheckpoint` sees it: saved as an adapter file.
+    """A proxy of the model that `ModelCheckpoint` saves as an adapter file.
 
-    A context in which it stands for the callback's model.
+    As a context manager it replaces the callback's model.
     """
 
     def __init__(self, callback: AdapterCheckpoint) -> None:
@@ -219,13 +219,13 @@ class _StandIn:
 def resume(
     model: Layer, filepath: str | os.PathLike, check_base: bool = True
 ) -> Position:
-    """Brings adapters, head and training back to an `AdapterCheckpoint`.
+    """Restores adapters, head and training from an `AdapterCheckpoint`.
 
     Training then takes the same steps, loss for loss, as if it had never
     stopped, if the batches are the same: `fit` must not shuffle, or by a seed
-    that depends on the epoch. What other callbacks remember is not in the file.
-    On PyTorch, if a `Dropout` has no seed, `fit` must be given an
-    `AdapterCheckpoint` again.
+    that depends on the epoch. The file does not hold the state of other
+    callbacks. On PyTorch, if a `Dropout` has no seed, pass an
+    `AdapterCheckpoint` to `fit` again.
 
     Args:
         model: The compiled base model, or an adapted one as for
@@ -236,13 +236,13 @@ def resume(
 
     Returns:
         A `Position`: `epoch`, to be passed to `fit` as `initial_epoch`;
-        `batch`, how many batches of that epoch are done already; `step`, of the
-        optimizer; and `best`.
+        `batch`, the number of batches of that epoch already done; `step`, of
+        the optimizer; and `best`.
 
     Raises:
         ValueError: if `keras_ether.load_adapter` would raise it, if the file
-            holds no state of training, or that of another optimizer. The model
-            is then as it was.
+            holds no training state, or that of another optimizer. The model is
+            then as it was.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""The types that signatures of this package name."""
+"""The types in the signatures of this package."""
 
 from typing import TYPE_CHECKING
 from typing import Any
@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import keras
 
-# The base class of mixins of layers: they find a layer's attributes on `self`.
+# The base class of layer mixins, which use a layer's attributes on `self`.
 if TYPE_CHECKING:
     LayerMixin: TypeAlias = keras.layers.Layer
 else:
@@ -16,7 +16,7 @@ Layer: TypeAlias = keras.layers.Layer
 Model: TypeAlias = keras.Model
 Optimizer: TypeAlias = keras.optimizers.Optimizer
 Variable: TypeAlias = keras.Variable
-# A tensor of the backend in use, or whatever `keras.ops` takes for one.
+# A tensor of the current backend, or a value that `keras.ops` converts to one.
 Tensor: TypeAlias = Any
 # `None` where a size is not known yet.
 Shape: TypeAlias = tuple[int | None, ...]

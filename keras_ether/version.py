@@ -1,4 +1,4 @@
-"""The versions of this package and of those that a file was written with."""
+"""The versions of this package and of the packages that it runs with."""
 
 import importlib.metadata
 
@@ -20,6 +20,6 @@ def of_packages() -> dict[str, str]:
     try:
         found[backend] = importlib.metadata.version(backend)
     except importlib.metadata.PackageNotFoundError:
-        # TensorFlow goes by several names.
+        # TensorFlow is distributed under several names.
         found[backend] = "unknown"
     return found

@@ -1,5 +1,5 @@
-"""Mathematics: functions of arrays over `keras.ops`.
+"""Mathematics: functions of arrays, based on `keras.ops`.
 
 Reflections and the products that they need, kernels of any shape as matrices,
-digests of kernels. Nothing here knows of layers, models or methods by name.
+digests of kernels. No module here depends on layers, models or named methods.
 """

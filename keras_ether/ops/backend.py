@@ -1,11 +1,11 @@
-"""Operations that take long by their `keras.ops` names on PyTorch.
+"""Operations whose `keras.ops` call overhead is high on PyTorch.
 
-`keras.ops` looks for symbolic tensors among all that it is given, and casts
-what need not be cast. For the small arrays here that takes many times what the
-operation does, and an adapted layer needs many of them at each step.
+`keras.ops` looks for symbolic tensors among all arguments, and makes needless
+casts. For the small arrays here that takes many times as long as the operation,
+and an adapted layer runs many of them at each step.
 
-By their operators some take long on TensorFlow, whose tensors have none of the
-methods that JAX's and PyTorch's share.
+On TensorFlow some operators are slow, and tensors lack the methods that JAX's
+and PyTorch's share.
 """
 
 from typing import Any
@@ -47,18 +47,18 @@ def swap_first(x: Tensor) -> Tensor:
 def matmul(x: Tensor, matrix: Tensor) -> Tensor:
     """`keras.ops.matmul(x, matrix)`, for a matrix.
 
-    On TensorFlow `x @ matrix` multiplies each sample of a batch on its own,
+    On TensorFlow `x @ matrix` multiplies each sample of a batch separately,
     which without oneDNN takes several times as long as all rows at once.
     """
     return ops.matmul(x, matrix) if BACKEND == "tensorflow" else x @ matrix
 
 
 def dense_product(x: Tensor, kernel: Tensor) -> Tensor:
-    """`keras.ops.matmul(x, kernel)`, as a plain layer with a trained kernel.
+    """`keras.ops.matmul(x, kernel)`, rounded as in a plain trained layer.
 
-    PyTorch multiplies all rows at once where the kernel has a gradient, and may
-    go sample by sample, with other roundings, where it has none, as a folded
-    kernel within a gradient by hand.
+    PyTorch multiplies all rows at once if the kernel has a gradient. Without
+    one, like a folded kernel within a gradient by hand, it may multiply sample
+    by sample, with other rounding.
     """
     if BACKEND != "torch" or len(x.shape) < 3:
         return ops.matmul(x, kernel)
@@ -74,7 +74,7 @@ def batch_matmul(x: Tensor, y: Tensor) -> Tensor:
 def add_product(x: Tensor, rows: Tensor, matrix: Tensor) -> Tensor:
     """`x + rows @ matrix`, in one pass over `x` where the backend has one.
 
-    PyTorch has, and what these operations take there is their memory traffic.
+    PyTorch has one: there, memory traffic dominates these operations.
     """
     if BACKEND != "torch":
         return x + matmul(rows, matrix)
@@ -88,9 +88,9 @@ def add_product(x: Tensor, rows: Tensor, matrix: Tensor) -> Tensor:
 def add_to(x: Tensor, y: Tensor) -> Tensor:
     """`x + y`, in the memory of `x` where the backend's arrays can be changed.
 
-    For an `x` that nothing else has: what PyTorch writes to new memory leaves
-    the cache. Not where automatic differentiation or `torch.vmap` looks on, nor
-    where the sum has another dtype.
+    For an `x` without other references: PyTorch's writes to new memory leave
+    the cache. Not under automatic differentiation or `torch.vmap`, nor if the
+    sum has another dtype.
     """
     if BACKEND != "torch":
         return x + y
@@ -100,9 +100,9 @@ def add_to(x: Tensor, y: Tensor) -> Tensor:
 
 
 def transposed_product(s: Tensor, x: Tensor) -> Tensor:
-    """`sᵀ x` for matrices of many rows and few columns of `s`."""
+    """`sᵀ x` for matrices of many rows, and few columns of `s`."""
     if BACKEND == "torch" and s.shape[1] >= 16:
-        # Quicker than the other way round, and much slower with fewer columns.
+        # Faster than `sᵀ x` here, and much slower with fewer columns.
         return (x.T @ s).T
     return transpose(s) @ x
 
@@ -127,17 +127,17 @@ def sum_last(x: Tensor) -> Tensor:
 
 
 def reciprocal_norm(x: Tensor) -> Tensor:
-    """`1 / ‖x‖` along the last axis, which is kept, and 1 for a zero."""
+    """`1 / ‖x‖` along the last axis, which is kept, and 1 for a zero vector."""
     squared = sum_last(x * x)
     # A zero is replaced before `rsqrt`, not after: the gradient of an infinity
-    # is NaN even where its value is thrown away.
+    # is NaN even if its value is discarded.
     if BACKEND == "torch":
         return (squared + (squared == 0)).rsqrt()
     return ops.rsqrt(squared + ops.cast(squared == 0, squared.dtype))
 
 
 def block_diagonal(x: Tensor) -> Tensor:
-    """Blocks among zeros, from `(g, n, a, b)` to `(g, n, a, n, b)`."""
+    """Block-diagonal matrices, from `(g, n, a, b)` to `(g, n, a, n, b)`."""
     if BACKEND == "torch":
         return x.permute(0, 2, 3, 1).diag_embed(0, 1, 3)
     return x[:, :, :, None] * _diagonal(x)
@@ -150,9 +150,9 @@ def _diagonal(x: Tensor) -> Tensor:
 
 
 def snapshot(variable: Variable) -> Tensor:
-    """The value of a variable now, which later assignments don't change.
+    """The current value of a variable, which later assignments don't change.
 
-    PyTorch assigns in place, and a gradient refuses what changed since.
+    PyTorch assigns in place, and its gradients refuse tensors changed since.
     """
     return variable.value.clone() if BACKEND == "torch" else tensor(variable)
 
@@ -163,7 +163,7 @@ def tensor(variable: Variable, dtype: str | None = None) -> Tensor:
         value = variable.value
         if dtype is None or dtype_name(value) == dtype:
             return value
-    # Of the variable, not of its value: that is a variable of TensorFlow's own,
+    # Casts the variable, not its value: on TensorFlow that is a `tf.Variable`,
     # which has no gradient in a custom gradient and few of a tensor's methods.
     return ops.cast(variable, dtype or variable.dtype)
 
@@ -181,12 +181,12 @@ def is_eager_torch() -> bool:
 
 
 def is_sparse(x: Tensor) -> bool:
-    """Whether a tensor, symbolic or not, is a sparse one."""
+    """Whether a tensor, symbolic or not, is sparse."""
     if isinstance(x, keras.KerasTensor):
         return x.sparse
     if BACKEND == "torch":
         return x.is_sparse
-    # TensorFlow's `SparseTensor`, JAX's `BCOO`; their dense tensors have none.
+    # TensorFlow's `SparseTensor` and JAX's `BCOO` have it; dense tensors don't.
     return hasattr(x, "indices")
 
 

@@ -13,17 +13,17 @@ from keras_ether.types import Tensor
 class ConvView:
     """The input, the kernel and the output of a convolution, seen as matrices.
 
-    At every place of its window a kernel holds one `(d, f)` matrix from input
-    channels to filters, and all of them are transformed alike. The groups of a
-    grouped convolution see no channels but their own: they are the experts of
-    `keras_ether.ops.matrix_view.MatrixView`, each with blocks of its own.
+    At every position of its window a kernel holds one `(d, f)` matrix from
+    input channels to filters, and all of them are transformed alike. Each group
+    of a grouped convolution reads only its own channels: groups are the experts
+    of `keras_ether.ops.matrix_view.MatrixView`, each with its own blocks.
 
     Args:
-        channels_first: Whether the channels stand before the places of the
-            input and of the output. Defaults to `False`.
+        channels_first: Whether the channel axis comes before the spatial axes
+            of input and output. Defaults to `False`.
         transposed: Whether the kernel's last axes are `(filters, channels)`, as
-            in a transposed convolution, and not `(channels, filters)`. Defaults
-            to `False`.
+            in a transposed convolution, instead of `(channels, filters)`.
+            Defaults to `False`.
         groups: Number of groups. Defaults to 1.
 
     Example:
@@ -44,7 +44,7 @@ class ConvView:
         return self.groups, inputs, outputs // self.groups
 
     def neurons(self, kernel: Tensor) -> Tensor:
-        """The kernel as `(e, places · d, f)`: each filter is a column."""
+        """The kernel as `(e, positions · d, f)`: each filter is a column."""
         experts, _, outputs = self.sizes(kernel.shape)
         if self.transposed:
             kernel = ops.swapaxes(kernel, -1, -2)

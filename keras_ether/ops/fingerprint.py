@@ -1,4 +1,4 @@
-"""Short digests that tell one base from another."""
+"""Short digests that distinguish bases."""
 
 import hashlib
 
@@ -7,12 +7,13 @@ from keras import ops
 
 from keras_ether.types import Tensor
 
-# Kernels up to this size are read whole, of larger ones about as many values:
-# a model of 7 B parameters has a few hundred kernels, each read in less than a
-# millisecond or two.
+# Kernels up to this size are read whole, larger ones are sampled at about as
+# many entries: a model of 7 B parameters has a few hundred kernels, each read
+# in less than a millisecond or two.
 MAX_SAMPLES = 4_096
-# Places in a tensor are integers of 32 bits on JAX.
+# JAX indexes tensors by 32-bit integers.
 MAX_PLACES = 2**31 - 1
+# Multiples of the golden ratio modulo 1 spread evenly, whatever their count.
 GOLDEN = 0.6180339887498949
 
 
@@ -32,6 +33,7 @@ def fingerprint(kernel: Tensor) -> np.ndarray:
     values = ops.convert_to_tensor(kernel)
     size = int(np.prod(shape, dtype="int64"))
     if size > MAX_PLACES:
+        # A flat index would overflow: whole rows are sampled first.
         rows = _spread(shape[0], min(shape[0], 16))
         values = ops.take(values, rows, axis=0)
         size = size // shape[0] * len(rows)
@@ -59,23 +61,24 @@ def fingerprint_all(variables: dict) -> str:
 
 
 def _at(values: Tensor, places: np.ndarray) -> Tensor:
-    """Values at places of the flat tensor, without a copy of the whole."""
+    """Values at places of the flat tensor, without copying the whole tensor."""
     try:
         view = np.from_dlpack(values)
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
-        # On an accelerator, in 16 bits, spread over devices. Without an axis,
-        # `take` sees a flat tensor; flattened before, it is a copy on JAX.
+        # On an accelerator, in 16 bits, or sharded. `take` without an axis
+        # indexes the flat tensor; on JAX, flattening it first would copy it.
         return ops.take(values, places)
-    # JAX would compile something for each shape, for a second or so.
+    # Indexed by NumPy, since JAX would compile a `take` for each shape, for a
+    # second or so.
     if not view.flags.c_contiguous:
         return ops.take(values, places)
     return view.reshape(-1)[places]
 
 
 def _spread(size: int, count: int) -> np.ndarray:
-    """Places below `size`: the ends, and others that follow no pattern.
+    """Places below `size`: both ends, and others without a regular step.
 
-    Steps of equal length could stay within a few columns of a matrix.
+    Equal steps could stay within a few columns of a matrix.
     """
     places = (np.arange(count) * GOLDEN % 1.0 * size).astype("int64")
     places = np.unique([*places, 0, size - 1])

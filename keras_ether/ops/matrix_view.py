@@ -1,10 +1,10 @@
 """A kernel of any shape as a `(d, f)` matrix, from its einsum equation.
 
-An `EinsumDense` may contract several axes, give several, and carry axes that
-the input, the kernel and the output share (a bank of experts). Flattened in the
-kernel's own order, they are the inputs `d`, the outputs `f` and the experts `e`
-of a stack of matrices. A reflection acts on the rows of a tensor whose last
-axis is `e · d` or `e · f`: experts only add blocks.
+An `EinsumDense` may contract several axes, add several, and carry axes that the
+input, the kernel and the output share (a bank of experts). Flattened in the
+kernel's own order, these axes are the inputs `d`, the outputs `f` and the
+experts `e` of a stack of matrices. A reflection acts on the rows of a tensor
+whose last axis is `e · d` or `e · f`: experts only add blocks.
 """
 
 import functools
@@ -40,7 +40,8 @@ class MatrixView:
 
     equation: str
     is_matmul: bool = False
-    # The labels of each operand, and of the kernel's experts, rows, columns.
+    # The axis labels of each operand, and of the kernel's experts, rows,
+    # columns.
     inputs: str = field(init=False, repr=False, compare=False)
     kernel: str = field(init=False, repr=False, compare=False)
     outputs: str = field(init=False, repr=False, compare=False)
@@ -51,6 +52,8 @@ class MatrixView:
     def __post_init__(self) -> None:
         operands, _, output = self.equation.replace(" ", "").partition("->")
         inputs, _, kernel = operands.partition(",")
+        # In "abc,cde->abde" `c` are the rows and `de` the columns. Axes in all
+        # three operands are experts.
         shared = [a for a in kernel if a in inputs and a in output]
         contracted = [a for a in kernel if a in inputs and a not in output]
         given = [a for a in kernel if a not in inputs and a in output]
@@ -77,7 +80,7 @@ class MatrixView:
     def is_one_matrix(self) -> bool:
         """Whether the layer multiplies rows of its inputs by one matrix.
 
-        Without experts, and with its rows in one order before and after.
+        True without experts, if the other axes keep their order in the output.
         """
         before = [a for a in self.inputs if a not in self.rows]
         after = [a for a in self.outputs if a not in self.columns]
@@ -173,6 +176,7 @@ def _map_last(
     function: Callable[[Tensor], Tensor], x: Tensor, labels: str, merged: str
 ) -> Tensor:
     """Applies `function` to `x` with the axes `merged` made one, the last."""
+    # `axes.index(a)` is where original axis `a` lies: the inverse permutation.
     axes = _axes_to_last(x, labels, merged)
     shape = ops.shape(x)
     x = function(_merge(x, labels, merged))

@@ -1,4 +1,4 @@
-"""Numbers and values as plain Python and NumPy have them, for any file."""
+"""Conversion of values to plain Python numbers and NumPy arrays, for files."""
 
 import numbers
 import operator
@@ -12,10 +12,10 @@ from keras_ether.types import Variable
 
 
 def integer(value: Any) -> int | None:
-    """The integer that a value is, or `None` if it is none.
+    """A value as an integer, or `None` if it is not one.
 
-    NumPy's integers are, and whatever else Python takes as an index; a boolean
-    is not.
+    NumPy's integers are accepted, as are other values that Python accepts as an
+    index; booleans are not.
     """
     if _is_boolean(value):
         return None
@@ -26,9 +26,9 @@ def integer(value: Any) -> int | None:
 
 
 def real(value: Any) -> float | None:
-    """The real number that a value is, or `None` if it is none.
+    """A value as a real number, or `None` if it is not one.
 
-    NumPy's are; a boolean is not.
+    NumPy's are accepted; booleans are not.
     """
     if _is_boolean(value) or not isinstance(value, numbers.Real):
         return None
@@ -39,22 +39,22 @@ def real(value: Any) -> float | None:
 
 
 def to_numpy(variable: Variable) -> np.ndarray:
-    """The value of a variable or tensor, an array of its own."""
+    """The value of a variable or tensor, copied to a NumPy array."""
     value = ops.convert_to_tensor(variable)
     if keras.config.backend() == "torch":
         return ops.convert_to_numpy(value)
-    # NumPy 2 warns of Keras's variables and of TensorFlow's tensors if it is
-    # asked for a copy of them, and `ops.convert_to_numpy` does.
+    # NumPy 2 warns if it is asked to copy Keras's variables or TensorFlow's
+    # tensors, as `ops.convert_to_numpy` does.
     return np.array(np.asarray(value))
 
 
 def settled(value: Any) -> Any:
-    """A value to be written to a file: never a variable or tensor."""
+    """A value for a file: variables and tensors become NumPy arrays."""
     is_tensor = isinstance(value, keras.Variable) or ops.is_tensor(value)
     return to_numpy(value) if is_tensor else value
 
 
 def _is_boolean(value: Any) -> bool:
-    # Some frameworks take their boolean scalars as an index.
+    # Some frameworks accept their boolean scalars as an index.
     dtype = getattr(value, "dtype", "")
     return isinstance(value, bool) or "bool" in str(dtype)
