@@ -1,4 +1,4 @@
-"""How far adapters move a model, and the energy of its neurons."""
+"""The distance that adapters move a model, and the energy of its neurons."""
 
 from keras_ether.diagnostics.diagnosis import Diagnosis
 from keras_ether.diagnostics.diagnosis import LayerDiagnosis

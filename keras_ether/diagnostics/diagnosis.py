@@ -23,14 +23,14 @@ class LayerDiagnosis(report.AdaptedLayer):
     """The distances and energies of one adapted layer.
 
     Attributes:
-        input_distances: Distances of the blocks of `H` from the identity, one
-            after the other; empty where the input is not transformed. Their
-            root of the sum of squares is `‖H − I‖` of the whole matrix.
-        output_distances: The same of `G`.
+        input_distances: Distances of the blocks of `H` from the identity, in
+            order; empty if the input is not transformed. The root of their sum
+            of squares is `‖H − I‖` of the whole matrix.
+        output_distances: The same for `G`.
         kernel_distance: `‖W' − W‖ / ‖W‖`; `None` for a quantized kernel.
         energy_before: Hyperspherical energy of the kernel's neurons; `None` if
-            it was not asked for, or for a quantized kernel.
-        energy_after: The same of the transformed kernel.
+            it was not requested, or for a quantized kernel.
+        energy_after: The same for the transformed kernel.
     """
 
     input_distances: tuple[float, ...]
@@ -46,7 +46,7 @@ class LayerDiagnosis(report.AdaptedLayer):
 
     @property
     def energy_change(self) -> float | None:
-        """The energy after over that before, less one."""
+        """The relative change of the energy, after over before, minus one."""
         if not self.energy_before or not math.isfinite(self.energy_before):
             return None
         if self.energy_after is None:
@@ -106,13 +106,13 @@ def diagnose(
 ) -> Diagnosis:
     """Measures how far adapters move a model; prints a table and returns it.
 
-    It measures the adapters as they are, active or disabled, and leaves the
-    model as it is. (Bini et al., ICML 2024, sections 3 and 5.3.)
+    It measures adapters whether active or disabled, and does not change the
+    model. (Bini et al., ICML 2024, sections 3 and 5.3.)
 
     A kernel's neurons are its outputs: each filter of a convolution over all
-    places, each column of an embedding's table. In a bank of experts and in the
-    groups of a convolution, neurons are compared with those of the same expert
-    or group, and the energies are added.
+    positions, each column of an embedding's table. In a bank of experts and in
+    the groups of a convolution, neurons are compared with those of the same
+    expert or group, and the energies are added.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
@@ -152,7 +152,7 @@ def diagnose_layer(
     adapter = layer.ether
     moved = before = after = None
     kernel = ops.convert_to_tensor(layer.base_kernel)
-    # The codes of a quantized kernel are no kernel.
+    # Quantized codes are not the kernel's values.
     if keras.backend.is_float_dtype(
         keras.backend.standardize_dtype(kernel.dtype)
     ):

@@ -1,4 +1,4 @@
-"""A callback that follows the adapters while they train."""
+"""A callback that measures the adapters during training."""
 
 import os
 import statistics
@@ -10,30 +10,29 @@ from keras_ether.diagnostics.diagnosis import diagnose
 
 
 class DistanceLogger(keras.callbacks.Callback):
-    """Logs the distances of a model's adapters while it trains.
+    """Logs the distances of a model's adapters during training.
 
     At the start and after every epoch it measures each adapted layer. The means
     over the layers go into the epoch's logs, as `"ether_distance"` and
-    `"ether_kernel_distance"`, so that the history, the progress bar and every
-    callback that follows (`keras.callbacks.TensorBoard`, `CSVLogger`) have
-    them.
+    `"ether_kernel_distance"`, so that the history, the progress bar and all
+    later callbacks (`keras.callbacks.TensorBoard`, `CSVLogger`) include them.
 
     Args:
-        every: Integer, number of training steps after which it measures too, or
-            `None` for epochs only. Defaults to `None`.
+        every: Integer, number of training steps between further measurements,
+            or `None` for epochs only. Defaults to `None`.
         log_dir: String or path, a folder where each layer's distances are
             written for TensorBoard, or `None`. Defaults to `None`.
 
     Attributes:
-        history: List of dictionaries, one for each time that it measured:
-            `"step"`, `"epoch"`, and by layer path, `"distance"`, `‖H − I‖` of
-            the block furthest from the identity, and `"kernel_distance"`,
+        history: List of dictionaries, one for each measurement: `"step"`,
+            `"epoch"`, and by layer path, `"distance"`, `‖H − I‖` of the block
+            furthest from the identity, and `"kernel_distance"`,
             `‖W' − W‖ / ‖W‖` (without layers whose kernels are quantized).
 
     Raises:
         ImportError: if `log_dir` is given and TensorBoard is not installed.
-        ValueError: if `every` is no positive integer, if `log_dir` is no path,
-            or, from `fit`, if the model has no adapter.
+        ValueError: if `every` is not a positive integer, if `log_dir` is not a
+            path, or, from `fit`, if the model has no adapter.
 
     Example:
 
@@ -104,8 +103,8 @@ class DistanceLogger(keras.callbacks.Callback):
             self._writer = None
 
     def _measure(self) -> None:
-        # On JAX, asking for `self.model` is what brings the trained values into
-        # its variables.
+        # On JAX, reading `self.model` copies the trained values to its
+        # variables.
         rows = diagnose(self.model, energy=False, print_fn=str).rows
         entry = {
             "step": self._step,

@@ -11,12 +11,12 @@ from keras import ops
 
 from keras_ether.types import Tensor
 
-# Neurons are compared in tiles of this many times this many.
+# Neurons are compared in tiles of this many by this many.
 TILE = 2048
-# Squared distances below this lose digits in `2 − 2 cos` in float32 and are
+# Squared distances below this lose digits in `2 − 2 cos` in float32, and are
 # computed from differences in float64.
 CLOSE = 0.01
-# The most numbers that such differences take at a time.
+# The most entries that such differences hold at a time.
 MOST_NUMBERS = 2**22
 
 
@@ -58,19 +58,19 @@ def hyperspherical_energy(kernel: Tensor) -> float:
 
     over all pairs of neurons, the kernel's columns; each pair counts once, so a
     sum over `i ≠ j` is twice this (Bini et al., ICML 2024, section 5.3). It is
-    computed pair by pair, in tiles: a kernel of 4,096 x 11,008 needs no more
-    than a few copies of itself.
+    computed in tiles of pairs: a kernel of 4,096 x 11,008 needs memory for a
+    few copies of itself.
 
     Args:
-        kernel: Tensor of shape `(..., inputs, outputs)`. Along leading axes lie
-            kernels of their own, whose energies are added.
+        kernel: Tensor of shape `(..., inputs, outputs)`. Leading axes hold
+            separate kernels, whose energies are added.
 
     Returns:
-        Float; infinite where two neurons have one direction. Columns of zeros
+        Float; infinite if two neurons have the same direction. Columns of zeros
         have none and are left out.
 
     Raises:
-        ValueError: if the kernel is no matrix.
+        ValueError: if the kernel has fewer than two axes.
 
     Example:
 
@@ -90,7 +90,7 @@ def hyperspherical_energy(kernel: Tensor) -> float:
 def _energy(neurons: Any) -> float:
     """The energy of the rows of a matrix."""
     norms = np.sqrt(np.einsum("fd,fd->f", neurons, neurons, dtype="float64"))
-    # Not `norms > 0`, which would pass over NaN.
+    # Not `norms > 0`, which would drop NaN.
     neurons, norms = neurons[norms != 0], norms[norms != 0, None]
     directions = np.ascontiguousarray(neurons / norms, dtype="float32")
     starts = range(0, len(neurons), TILE)
@@ -99,6 +99,7 @@ def _energy(neurons: Any) -> float:
         rows = slice(start, start + TILE)
         for other in starts[start // TILE :]:
             columns = slice(other, other + TILE)
+            # ‖a − b‖² = 2 − 2 aᵀ b for unit vectors.
             squared = 2.0 - 2.0 * directions[rows] @ directions[columns].T
             if other == start:
                 # Each pair once, and no neuron with itself.

@@ -1,4 +1,4 @@
-"""Plots of diagnoses. matplotlib is imported when one is drawn.
+"""Plots of diagnoses. Drawing one imports matplotlib.
 
 Each function returns a `matplotlib.figure.Figure`, which a notebook shows and
 `figure.savefig(path)` writes.
@@ -22,7 +22,7 @@ def plot_distances(diagnosis: Diagnosis) -> Any:
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if it is no `Diagnosis`.
+        ValueError: if `diagnosis` is not a `Diagnosis`.
 
     Example:
 
@@ -55,7 +55,7 @@ def plot_energy(diagnosis: Diagnosis) -> Any:
 
     Raises:
         ImportError: if matplotlib is not installed.
-        ValueError: if it is no `Diagnosis`, or one without energies.
+        ValueError: if `diagnosis` is not a `Diagnosis`, or has no energies.
     """
     rows = [row for row in _rows(diagnosis) if row.energy_change is not None]
     if not rows:
@@ -74,7 +74,7 @@ def plot_energy(diagnosis: Diagnosis) -> Any:
 
 
 def plot_training(history: Any) -> Any:
-    """Lines over the steps of training: every layer's distances.
+    """Lines over the training steps: every layer's distances.
 
     Args:
         history: The `history` of a `keras_ether.diagnostics.DistanceLogger`.
@@ -127,7 +127,7 @@ def _rows(diagnosis: Diagnosis) -> tuple[LayerDiagnosis, ...]:
 
 
 def _figure(rows: Sequence[LayerDiagnosis], columns: int) -> Any:
-    """A figure with a line of bars for each layer, its path at the left."""
+    """A figure with a row of bars for each layer, labelled by its path."""
     figure = _matplotlib_figure()(
         figsize=(5 + 3 * columns, 1 + 0.22 * len(rows)), layout="constrained"
     )

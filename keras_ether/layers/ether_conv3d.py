@@ -14,8 +14,8 @@ class EtherConv3D(StandaloneLayer, AdaptedConv, keras.layers.Conv3D):
     """A `Conv3D` layer whose frozen kernel is transformed by reflections.
 
     `output = activation(conv(inputs H, kernel) G + bias)`, with `H` on the
-    input channels and `G` on the filters, at every place alike. Groups have
-    blocks of their own. See `keras_ether.layers.EtherDense` for the formula.
+    input channels and `G` on the filters, alike at every position. Each group
+    has its own blocks. See `keras_ether.layers.EtherDense` for the formula.
 
     Args:
         filters: Integer, number `f` of filters.
@@ -27,9 +27,10 @@ class EtherConv3D(StandaloneLayer, AdaptedConv, keras.layers.Conv3D):
             one of Keras's configuration. Defaults to `None`.
         dilation_rate: Integer or tuple, the dilation of the window. Defaults to
             1.
-        groups: Integer, number of groups of channels that are convolved apart.
-            Defaults to 1.
-        activation: Name or function, applied last. Defaults to `None`, none.
+        groups: Integer, number of groups of channels that are convolved
+            separately. Defaults to 1.
+        activation: Name or function, applied last, or `None`. Defaults to
+            `None`.
         use_bias: Boolean, whether a bias is added. Defaults to `True`.
         kernel_initializer: Initializer of the frozen kernel. Defaults to
             `"glorot_uniform"`.
@@ -49,8 +50,8 @@ class EtherConv3D(StandaloneLayer, AdaptedConv, keras.layers.Conv3D):
         method: `"ether"` (`d` parameters for `d` channels), `"ether+"`
             (`2 (d + f)` parameters), `"oft"` or `"naive"`. Defaults to
             `"ether"`.
-        side: `"input"`, `"output"` or `"both"`. `None`, the default, takes the
-            method's own: both for `"ether+"`, else the input.
+        side: `"input"`, `"output"` or `"both"`. `None`, the default, uses the
+            method's: both for `"ether+"`, else the input.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the random start and for dropout.

@@ -20,7 +20,8 @@ class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
 
     Args:
         units: Positive integer, dimensionality `f` of the output space.
-        activation: Name or function, applied last. Defaults to `None`, none.
+        activation: Name or function, applied last, or `None`. Defaults to
+            `None`.
         use_bias: Boolean, whether a bias is added. Defaults to `True`.
         kernel_initializer: Initializer of the frozen kernel. Defaults to
             `"glorot_uniform"`.
@@ -38,8 +39,8 @@ class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
             every transformed dimension. Defaults to 4.
         method: `"ether"` (`d` parameters), `"ether+"` (`2 (d + f)` parameters),
             `"oft"` or `"naive"`. Defaults to `"ether"`.
-        side: `"input"`, `"output"` or `"both"`. `None`, the default, takes the
-            method's own: both for `"ether+"`, else the input.
+        side: `"input"`, `"output"` or `"both"`. `None`, the default, uses the
+            method's: both for `"ether+"`, else the input.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the random start and for dropout.

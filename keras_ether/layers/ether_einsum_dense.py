@@ -15,14 +15,15 @@ class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
 
     The kernel is seen as a `(d, f)` matrix: `d` is the product of the axes that
     the equation contracts, `f` that of the axes that it adds. Axes that input,
-    kernel and output share are experts, each with blocks of its own. See
+    kernel and output share are experts, each with its own blocks. See
     `keras_ether.layers.EtherDense` for the formula.
 
     Args:
         equation: Einsum equation, such as `"btd,dnh->btnh"`.
         output_shape: Integer or tuple, the shape of the output without the
             batch axis.
-        activation: Name or function, applied last. Defaults to `None`, none.
+        activation: Name or function, applied last, or `None`. Defaults to
+            `None`.
         bias_axes: String of the output axes that the bias has, or `None` for no
             bias. Defaults to `None`.
         kernel_initializer: Initializer of the frozen kernel. Defaults to
@@ -39,8 +40,8 @@ class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
             every transformed dimension. Defaults to 4.
         method: `"ether"` (`d` parameters), `"ether+"` (`2 (d + f)` parameters),
             `"oft"` or `"naive"`. Defaults to `"ether"`.
-        side: `"input"`, `"output"` or `"both"`. `None`, the default, takes the
-            method's own: both for `"ether+"`, else the input.
+        side: `"input"`, `"output"` or `"both"`. `None`, the default, uses the
+            method's: both for `"ether+"`, else the input.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the random start and for dropout.

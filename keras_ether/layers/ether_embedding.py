@@ -32,7 +32,7 @@ class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
             `output_dim`. Defaults to 4.
         method: `"ether"` (`f` parameters), `"ether+"` (`2 f` parameters),
             `"oft"` or `"naive"`. Defaults to `"ether"`.
-        side: `"output"` or `None`, which is the same. Defaults to `None`.
+        side: `"output"` or `None`, which mean the same. Defaults to `None`.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the random start and for dropout.
@@ -84,7 +84,8 @@ class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
             seed=seed,
             **kwargs,
         )
-        # `Embedding` would build itself around them before it has an adapter.
+        # `Embedding` would build itself from `weights` before it has an
+        # adapter.
         if weights is not None:
             self.build()
             self.base_kernel.assign(weights)

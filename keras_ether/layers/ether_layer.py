@@ -1,4 +1,4 @@
-"""What the layers of `keras_ether.layers` share."""
+"""The base class of the layers of `keras_ether.layers`."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from keras_ether.types import LayerMixin
 
 
 class StandaloneLayer(LayerMixin):
-    """A layer with an adapter of its own, saved as what it is.
+    """A layer with its own adapter, saved under its own class.
 
-    It is mixed in before the mixin that `keras_ether.adapters.kinds` names for
-    the layer's kind.
+    It comes before the mixin that `keras_ether.adapters.kinds` names for the
+    layer's kind.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class StandaloneLayer(LayerMixin):
         self.ether = Adapter(kinds.config_for(self, config), seed=seed)
         self.method = method
         self.side = side
-        # NumPy's scalars have become plain numbers there.
+        # The config holds plain numbers in place of NumPy's scalars.
         self.rank_blocks = config.rank_blocks
         self.dropout = config.dropout
         self.seed = None if seed is None else self.ether.seed

@@ -1,6 +1,6 @@
-"""What a method trains, how it starts, its formula; and the table of methods.
+"""Methods: trained weights, start and formula of each, and their table.
 
-Methods know `keras_ether.ops` and nothing of layers or models. `register` adds
+Methods depend on `keras_ether.ops`, not on layers or models. `register` adds
 one of your own.
 """
 

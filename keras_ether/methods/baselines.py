@@ -1,7 +1,7 @@
-"""The paper's baselines on ETHER's rails: OFT and the unconstrained control.
+"""The paper's baselines as methods: OFT and the unconstrained control.
 
 Both train one whole `(width, width)` matrix per block, so their count of
-trainable numbers, `d · d / n`, falls with the number of blocks.
+trainable parameters, `d · d / n`, falls with the number of blocks.
 """
 
 import numpy as np
@@ -53,7 +53,7 @@ def zero_start(
 def identity_start(
     blocks: int, width: int, rng: np.random.Generator
 ) -> tuple[np.ndarray]:
-    """The control's start: every block the identity."""
+    """The control's start: every block is the identity."""
     return (np.tile(np.eye(width, dtype="float32"), (blocks, 1, 1)),)
 
 

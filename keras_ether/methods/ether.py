@@ -31,7 +31,7 @@ def ether_plus_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of the ETHER+ block `I − û ûᵀ + v̂ v̂ᵀ` (section 3.3).
 
     `v̂ v̂ᵀ − û ûᵀ` is written as `½ (p qᵀ + q pᵀ)` with `p = v̂ − û` and
-    `q = v̂ + û`, which is zero to the bit where `u` and `v` are equal.
+    `q = v̂ + û`, which is exactly zero where `u` and `v` are equal.
 
     Args:
         u: Tensor of shape `(blocks, width)`.
@@ -46,12 +46,13 @@ def ether_plus_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def _difference_and_sum_forward(u: Tensor, v: Tensor) -> tuple:
     """`v̂ − û` and `v̂ + û`, `(blocks, 2, width)`."""
-    # Side by side, so that the norms of both take the operations of one.
+    # Stacked, so that the same operations compute both norms.
     pair = concatenate([u[:, None], v[:, None]], axis=1)
     r = reciprocal_norm(pair)
     u, v, r_u, r_v = pair[:, :1], pair[:, 1:], r[:, :1], r[:, 1:]
-    # Not `v * r_v - u * r_u`: compilers contract that into a fused operation
-    # that rounds one of the products only, and is not zero for `u = v`.
+    # With `r = 1 / ‖·‖`, `v̂ ∓ û = (v ∓ u r_u / r_v) r_v`. Not
+    # `v * r_v - u * r_u`: compilers fuse it into an operation that rounds only
+    # one product, and is not zero for `u = v`.
     u = u * (r_u / r_v)
     return concatenate([v - u, v + u], axis=1) * r_v, ((pair, r),)
 
@@ -60,6 +61,7 @@ def _difference_and_sum_backward(
     arguments: tuple, kept: tuple, upstream: Tensor
 ) -> tuple[Tensor, Tensor]:
     ((pair, r),) = kept
+    # `p = v̂ − û` and `q = v̂ + û`, so `dû = dq − dp` and `dv̂ = dq + dp`.
     d_p, d_q = upstream[:, :1], upstream[:, 1:]
     upstream = concatenate([d_q - d_p, d_q + d_p], axis=1)
     gradient = unit_gradient(pair * r, r, upstream)
@@ -74,7 +76,7 @@ _difference_and_sum = in_few_operations(
 def _random_normals(
     blocks: int, width: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Uniform within ±1/√width: about 0.58 long, as in the authors' code.
+    """Vectors uniform in ±1/√width, about 0.58 long as in the authors' code.
 
     The length sets how far one step of an optimizer turns a vector, so the
     paper's learning rates hold only for vectors of this length.

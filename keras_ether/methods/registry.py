@@ -1,8 +1,8 @@
-"""The table of methods: what each trains, how it starts, its formula.
+"""The table of methods: trained weights, start and formula of each.
 
 A method is one function from its weights to the factors of its blocks, one
-function that gives the start, and one entry here. Everything else (the call,
-dropout, merging, distances, files) is written once, for all of them.
+function that gives the start, and one entry here. All methods share everything
+else (the call, dropout, merging, distances, files).
 """
 
 import math
@@ -24,16 +24,16 @@ class Method:
         factors: Function from the method's weights, by name, to the factors
             `(left, right)` of its blocks, see `keras_ether.ops.reflections`.
         weights: Names of the method's weights, the arguments of `factors`.
-        start: Function `(blocks, width, rng)` to the start of those weights, a
-            tuple of float32 arrays whose first axis is `blocks`; `rng` is a
-            `numpy.random.Generator`.
+        start: Function from `(blocks, width, rng)` to the start of those
+            weights, a tuple of float32 arrays whose first axis is `blocks`;
+            `rng` is a `numpy.random.Generator`.
         side: The side that is transformed by default: `"input"`, `"output"` or
             `"both"`.
         orthogonal: Whether every block is orthogonal, so that its transpose
-            takes it out of a kernel again.
-        learning_rate: A rate for Adam that is a good first try.
+            inverts it.
+        learning_rate: A learning rate for Adam that is a good first try.
         min_width: Integer, the width of the smallest block that can train. A
-            unit vector of one number is a constant. Defaults to 2.
+            unit vector of one entry is a constant. Defaults to 2.
     """
 
     name: str
@@ -59,7 +59,8 @@ def register(method: Method) -> Method:
         The method.
 
     Raises:
-        ValueError: if the name is taken, or a field is not as `Method` says.
+        ValueError: if the name is taken, or a field is not as `Method`
+            documents.
     """
     _check(method)
     if method.name in METHODS:
@@ -72,7 +73,7 @@ def register(method: Method) -> Method:
 
 
 def _check(method: Any) -> None:
-    """Raises a `ValueError` for the first field that is not as it must be."""
+    """Raises a `ValueError` for the first invalid field."""
     if not isinstance(method, Method):
         raise ValueError(
             "`method` must be a `keras_ether.methods.Method`. Received: "
