@@ -4,6 +4,7 @@ from keras_ether import callbacks
 from keras_ether import diagnostics
 from keras_ether import layers
 from keras_ether import methods
+from keras_ether.conversion import lora_factors
 from keras_ether.saving import copies
 from keras_ether.saving import load_adapter
 from keras_ether.saving import read_adapter_header
@@ -26,6 +27,7 @@ __all__ = [
     "disabled",
     "layers",
     "load_adapter",
+    "lora_factors",
     "merge",
     "methods",
     "plan",

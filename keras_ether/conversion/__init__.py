@@ -1,0 +1,10 @@
+"""Adapters in the forms of others: exact LoRA, PEFT folders, blends.
+
+An update of ETHER or ETHER+ is a matrix of low rank, known by formula, so
+nothing is lost on the way. This room knows adapters, surgery and saving; none
+of them knows it.
+"""
+
+from keras_ether.conversion.low_rank_update import lora_factors
+
+__all__ = ["lora_factors"]
