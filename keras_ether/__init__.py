@@ -4,6 +4,7 @@ from keras_ether import callbacks
 from keras_ether import diagnostics
 from keras_ether import layers
 from keras_ether import methods
+from keras_ether.conversion import export_to_peft
 from keras_ether.conversion import lora_factors
 from keras_ether.saving import copies
 from keras_ether.saving import load_adapter
@@ -25,6 +26,7 @@ __all__ = [
     "callbacks",
     "diagnostics",
     "disabled",
+    "export_to_peft",
     "layers",
     "load_adapter",
     "lora_factors",

@@ -6,5 +6,6 @@ of them knows it.
 """
 
 from keras_ether.conversion.low_rank_update import lora_factors
+from keras_ether.conversion.peft_folder import export_to_peft
 
-__all__ = ["lora_factors"]
+__all__ = ["export_to_peft", "lora_factors"]

@@ -171,5 +171,3 @@ def _block_diagonal(factor, experts):
     parts = factor.reshape(experts, n, k, width)
     matrix[:, places, :, places] = np.swapaxes(parts, 0, 1)
     return matrix.reshape(experts, n * k, n * width)
-
-
