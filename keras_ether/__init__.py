@@ -15,6 +15,7 @@ from keras_ether.surgery import disabled
 from keras_ether.surgery import merge
 from keras_ether.surgery import plan
 from keras_ether.surgery import remove
+from keras_ether.surgery import strength
 from keras_ether.surgery import summary
 from keras_ether.version import __version__
 
@@ -36,5 +37,6 @@ __all__ = [
     "read_adapter_header",
     "remove",
     "save_adapter",
+    "strength",
     "summary",
 ]

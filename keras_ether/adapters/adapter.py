@@ -12,6 +12,7 @@ from keras_ether.adapters.arguments import check_arguments
 from keras_ether.adapters.arguments import quantizing_error
 from keras_ether.adapters.switch import Switch
 from keras_ether.ops import reflections
+from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.backend import snapshot
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.custom_gradient import is_gradient_wanted
@@ -63,6 +64,9 @@ class Adapter(keras.layers.Layer):
             keras.random.SeedGenerator(self.seed) if dropout else None
         )
         self.switch = Switch()
+        # Whether the blocks are those of the method, or the identity while
+        # switched off. A Python value: what is traced depends on it.
+        self.acts_wholly = True
         # What the outer layer hands over while a file is written or read, see
         # `keras_ether.adapters.weights_file`.
         self.base_fingerprint = None
@@ -85,9 +89,10 @@ class Adapter(keras.layers.Layer):
     def _new_strength(self):
         """How far the blocks act, `I + strength (block − I)`.
 
-        It is 1, or 0 while `keras_ether.disabled` has the base compute, and a
-        variable, so that compiled functions read it. Its path is beside the
-        adapter's: a rule of a layout map for vectors could not place a number.
+        It is what `keras_ether.strength` sets, 1 at first, or 0 while
+        `keras_ether.disabled` has the base compute; and a variable, so that
+        compiled functions read it. Its path is beside the adapter's: a rule of
+        a layout map for vectors could not place a number.
         """
         vector = next(iter(self.vectors.values()))
         owner, _, name = vector.path.rsplit("/", 2)[0].rpartition("/")
@@ -153,8 +158,19 @@ class Adapter(keras.layers.Layer):
 
     @property
     def orthogonal(self) -> bool:
-        """Whether every block is orthogonal."""
-        return methods.get(self.method).orthogonal
+        """Whether every block is orthogonal as it acts."""
+        return self.acts_wholly and methods.get(self.method).orthogonal
+
+    def set_strength(self, value: float) -> bool:
+        """Sets how far the blocks act, from the end of `disabled` on if open.
+
+        Returns:
+            Whether functions traced before may rely on what no longer holds.
+        """
+        was_orthogonal = self.orthogonal
+        self.acts_wholly = self.acts_wholly and value in (0.0, 1.0)
+        self.switch.assign(self.strength, value)
+        return was_orthogonal and not self.orthogonal
 
     @property
     def is_switched_off(self) -> bool:
@@ -227,6 +243,19 @@ class Adapter(keras.layers.Layer):
             left = left * ops.cast(kept[side], left.dtype)
         return left, right
 
+    def checked(self, factors):
+        """The factors of orthogonal blocks, NaN should they be none when run.
+
+        A function of the user's own may have been traced before another
+        strength was asked for. It would have wrong gradients without a word.
+        """
+        if factors is None or BACKEND == "torch" or not self.orthogonal:
+            return factors
+        left, right = factors
+        strength = tensor(self.strength)
+        holds = ops.logical_or(strength == 0.0, strength == 1.0)
+        return ops.where(holds, left, float("nan")), right
+
     def transform_inputs(self, x, factors, training=False):
         """`x H`, or `x` where `factors` is `None`."""
         return self._transform(x, factors, self.view.map_inputs, training)
@@ -257,8 +286,8 @@ class Adapter(keras.layers.Layer):
         return self._fold(kernel, self.trained_factors)
 
     def unfold(self, kernel):
-        """`H⁻¹ W G⁻¹`, for methods whose blocks are orthogonal."""
-        return self._fold(kernel, self.factors, inverse=True)
+        """`H⁻¹ W G⁻¹` at full strength, for methods of orthogonal blocks."""
+        return self._fold(kernel, self.trained_factors, inverse=True)
 
     def _fold(self, kernel, factors_of, inverse=False):
         dtype = kernel.dtype

@@ -84,6 +84,10 @@ class _Loading:
         for variable in self.variables:
             variable.assign(self.values[variable.name])
 
+    def is_over_same_base(self, saved_fingerprint):
+        """Whether the file was saved over the codes from before."""
+        return np.array_equal(_fingerprint(self.values), saved_fingerprint)
+
     def settle(self, adapter, saved_fingerprint):
         """Nothing is left to decide: the file holds the base itself."""
 
@@ -95,7 +99,7 @@ class _LoadingIntegers(_Loading):
 
     def settle(self, adapter, saved_fingerprint):
         """Decides what the base is, once the vectors are read."""
-        if np.array_equal(_fingerprint(self.values), saved_fingerprint):
+        if self.is_over_same_base(saved_fingerprint):
             self.undo()
         elif methods.get(adapter.method).orthogonal:
             effective = quantized_kernel.dequantize(self.layer)

@@ -31,6 +31,20 @@ class Switch:
             with self._lock:
                 self._end(block, variable)
 
+    def assign(self, variable, value):
+        """Gives `variable` a value, as soon as no block holds it at zero."""
+        with self._lock:
+            if self._before:
+                block, _ = self._before[0]
+                self._before[0] = (block, value)
+            else:
+                variable.assign(value)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a block of code asks for zero now."""
+        return bool(self._before)
+
     def _end(self, block, variable):
         blocks = [opened for opened, _ in self._before]
         place = blocks.index(block)

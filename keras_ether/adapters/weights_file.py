@@ -35,6 +35,8 @@ from keras_ether.ops.values import to_numpy
 FINGERPRINT = "base_fingerprint"
 METHOD = "method"
 DROPOUT = "dropout_state"
+# How far the adapter acts in the kernel beside it, where that is not 1.
+STRENGTH = "strength"
 
 _of_base = contextvars.ContextVar("of_base", default=False)
 
@@ -93,9 +95,13 @@ class Loading:
     def undo(self):
         self.kernel.assign(self.base)
 
+    def is_over_same_base(self, saved_fingerprint):
+        """Whether the file was saved over the kernel from before."""
+        return np.array_equal(fingerprint(self.base), saved_fingerprint)
+
     def settle(self, adapter, saved_fingerprint):
         """Decides what the base is, once the vectors are read."""
-        if np.array_equal(fingerprint(self.base), saved_fingerprint):
+        if self.is_over_same_base(saved_fingerprint):
             self.kernel.assign(self.base)
         elif methods.get(adapter.method).orthogonal:
             effective = ops.convert_to_tensor(self.kernel)
@@ -123,6 +129,9 @@ def save_vectors(adapter, store):
         store[DROPOUT] = np.asarray(state, "int64")
     if adapter.base_fingerprint is not None:
         store[FINGERPRINT] = adapter.base_fingerprint
+        strength = to_numpy(adapter.strength)
+        if strength != 1.0:
+            store[STRENGTH] = strength
         adapter.base_fingerprint = None
 
 
@@ -131,13 +140,15 @@ def load_vectors(adapter, store):
 
     Raises:
         ValueError: if the file's adapter has another method or vectors of other
-            shapes. The layer's kernel and vectors are then as they were.
+            shapes, or if it was saved over another base at another strength
+            than 1. The layer's kernel and vectors are then as they were.
     """
     loading, adapter.loading = adapter.loading, None
     if METHOD not in store:
         return
     try:
         values = _read(adapter, store)
+        _check_strength(adapter, store, loading)
     except ValueError:
         if loading is not None:
             loading.undo()
@@ -150,9 +161,24 @@ def load_vectors(adapter, store):
         loading.settle(adapter, np.asarray(store[FINGERPRINT]))
 
 
+def _check_strength(adapter, store, loading):
+    """Raises where a kernel can't be told from what acts on it."""
+    if loading is None or STRENGTH not in store or FINGERPRINT not in store:
+        return
+    if not methods.get(adapter.method).orthogonal:
+        return
+    if not loading.is_over_same_base(np.asarray(store[FINGERPRINT])):
+        raise ValueError(
+            f"The file's weights for adapter '{adapter.path}' were saved over "
+            "another base, at strength "
+            f"{float(np.asarray(store[STRENGTH])):g}, which can't be taken out "
+            "of a kernel. Save it at `keras_ether.strength(model, 1.0)`."
+        )
+
+
 def _read(adapter, store):
     method = bytes(np.asarray(store[METHOD])).decode("ascii", "replace")
-    names = set(store.keys()) - {METHOD, DROPOUT, FINGERPRINT}
+    names = set(store.keys()) - {METHOD, DROPOUT, FINGERPRINT, STRENGTH}
     values = {name: np.asarray(store[name]) for name in sorted(names)}
     received = {name: value.shape for name, value in values.items()}
     expected = {

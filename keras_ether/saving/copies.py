@@ -125,7 +125,9 @@ def _rebuild(state):
     layers = contents.layers_of(copy)
     _fill(state, layers)
     for path, arguments in state.adapters.items():
-        layers[path].ether.seed = arguments["seed"]
+        adapter = layers[path].ether
+        adapter.seed = arguments["seed"]
+        adapter.set_strength(float(to_numpy(adapter.strength)))
     insertion.put_up_guards(copy)
     for part in layers.values():
         internals.renew_torch_parameters(part)
@@ -287,7 +289,7 @@ def _extras(model, config):
 
 def _check_active(layers):
     for path, layer in layers.items():
-        if _is_adapted(layer) and layer.ether.is_switched_off:
+        if _is_adapted(layer) and layer.ether.switch.is_open:
             raise ValueError(
                 f"A model can't be copied within `keras_ether.disabled`: the "
                 f"adapter of layer '{path}' would stay disabled. Copy the "

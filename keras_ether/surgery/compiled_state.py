@@ -33,10 +33,10 @@ def reset(model):
         internals.forget_compiled_trainable_state(part)
 
 
-def drop_functions(model):
+def drop_functions(model, names=FUNCTIONS):
     """Drops compiled functions, so that the next call traces the model anew."""
     for part in _models(model):
-        for name in FUNCTIONS:
+        for name in names:
             if getattr(part, name, None) is not None:
                 setattr(part, name, None)
 
