@@ -4,8 +4,10 @@ from keras_ether import callbacks
 from keras_ether import diagnostics
 from keras_ether import layers
 from keras_ether import methods
+from keras_ether.conversion import blend
 from keras_ether.conversion import export_to_peft
 from keras_ether.conversion import lora_factors
+from keras_ether.conversion import to_lora
 from keras_ether.saving import copies
 from keras_ether.saving import load_adapter
 from keras_ether.saving import read_adapter_header
@@ -24,6 +26,7 @@ copies.install()
 __all__ = [
     "__version__",
     "apply",
+    "blend",
     "callbacks",
     "diagnostics",
     "disabled",
@@ -39,4 +42,5 @@ __all__ = [
     "save_adapter",
     "strength",
     "summary",
+    "to_lora",
 ]
