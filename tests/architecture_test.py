@@ -21,6 +21,7 @@ ROOMS = {
     "layers": {"ops", "methods", "adapters"},
     "surgery": {"ops", "methods", "adapters"},
     "saving": {"ops", "methods", "adapters", "surgery"},
+    "conversion": {"ops", "methods", "adapters", "surgery", "saving"},
     "diagnostics": {"ops", "methods", "adapters", "surgery"},
     "callbacks": {"ops", "methods", "adapters", "surgery", "saving"},
 }

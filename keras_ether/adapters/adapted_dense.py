@@ -46,6 +46,8 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
             gradient = is_gradient_wanted(training)
             if low_rank.pays(inputs, kernel, adapter.view, sides, gradient):
                 bias = self.bias
+                if gradient:
+                    sides = [adapter.checked(factors) for factors in sides]
                 outputs = low_rank.folded_product(
                     inputs,
                     kernel,

@@ -17,6 +17,7 @@ from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.adapters.quantized_kernel import quantizing_error
 from keras_ether.adapters.switch import Switch
 from keras_ether.ops import reflections
+from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.backend import snapshot
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.conv_view import ConvView
@@ -61,6 +62,9 @@ class Adapter(keras.layers.Layer):
             keras.random.SeedGenerator(self.seed) if config.dropout else None
         )
         self.switch = Switch()
+        # Whether the blocks are those of the method, or the identity while
+        # switched off. A Python value: what is traced depends on it.
+        self.acts_wholly = True
         # What the outer layer hands over while a file is written or read, see
         # `keras_ether.adapters.weights_file`.
         self.base_fingerprint = None
@@ -81,9 +85,10 @@ class Adapter(keras.layers.Layer):
     def _new_strength(self) -> Variable:
         """How far the blocks act, `I + strength (block − I)`.
 
-        It is 1, or 0 while `keras_ether.disabled` has the base compute, and a
-        variable, so that compiled functions read it. Its path is beside the
-        adapter's: a rule of a layout map for vectors could not place a number.
+        It is what `keras_ether.strength` sets, 1 at first, or 0 while
+        `keras_ether.disabled` has the base compute; and a variable, so that
+        compiled functions read it. Its path is beside the adapter's: a rule of
+        a layout map for vectors could not place a number.
         """
         vector = next(iter(self.vectors.values()))
         owner, _, name = vector.path.rsplit("/", 2)[0].rpartition("/")
@@ -150,8 +155,19 @@ class Adapter(keras.layers.Layer):
 
     @property
     def orthogonal(self) -> bool:
-        """Whether every block is orthogonal."""
-        return self._method.orthogonal
+        """Whether every block is orthogonal as it acts."""
+        return self.acts_wholly and self._method.orthogonal
+
+    def set_strength(self, value: float) -> bool:
+        """Sets how far the blocks act, from the end of `disabled` on if open.
+
+        Returns:
+            Whether functions traced before may rely on what no longer holds.
+        """
+        was_orthogonal = self.orthogonal
+        self.acts_wholly = self.acts_wholly and value in (0.0, 1.0)
+        self.switch.assign(self.strength, value)
+        return was_orthogonal and not self.orthogonal
 
     @property
     def is_switched_off(self) -> bool:
@@ -224,6 +240,19 @@ class Adapter(keras.layers.Layer):
             left = left * ops.cast(kept[side], left.dtype)
         return left, right
 
+    def checked(self, factors: Factors | None) -> Factors | None:
+        """The factors of orthogonal blocks, NaN should they be none when run.
+
+        A function of the user's own may have been traced before another
+        strength was set. It would give wrong gradients without a warning.
+        """
+        if factors is None or BACKEND == "torch" or not self.orthogonal:
+            return factors
+        left, right = factors
+        strength = tensor(self.strength)
+        holds = ops.logical_or(strength == 0.0, strength == 1.0)
+        return ops.where(holds, left, float("nan")), right
+
     def transform_inputs(
         self,
         x: Tensor,
@@ -270,8 +299,8 @@ class Adapter(keras.layers.Layer):
         return self._fold(kernel, self.trained_factors)
 
     def unfold(self, kernel: Tensor) -> Tensor:
-        """`H⁻¹ W G⁻¹`, for methods whose blocks are orthogonal."""
-        return self._fold(kernel, self.factors, inverse=True)
+        """`H⁻¹ W G⁻¹` at full strength, for methods of orthogonal blocks."""
+        return self._fold(kernel, self.trained_factors, inverse=True)
 
     def _fold(
         self,

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_ether import methods
 from keras_ether.adapters import freezing
 from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters import weights_file
@@ -92,6 +93,10 @@ class _Loading:
         for variable in self.variables:
             variable.assign(self.values[variable.name])
 
+    def is_over_same_base(self, saved_fingerprint: np.ndarray) -> bool:
+        """Whether the file was saved over the codes from before."""
+        return np.array_equal(_fingerprint(self.values), saved_fingerprint)
+
     def settle(self, adapter: "Adapter", saved_fingerprint: np.ndarray) -> None:
         """Nothing is left to decide: the file holds the base itself."""
 
@@ -103,9 +108,9 @@ class _LoadingIntegers(_Loading):
 
     def settle(self, adapter: "Adapter", saved_fingerprint: np.ndarray) -> None:
         """Decides what the base is, once the vectors are read."""
-        if np.array_equal(_fingerprint(self.values), saved_fingerprint):
+        if self.is_over_same_base(saved_fingerprint):
             self.undo()
-        elif adapter.orthogonal:
+        elif methods.get(adapter.config.method).orthogonal:
             effective = quantized_kernel.dequantize(self.layer)
             rounded = quantized_kernel.requantize(
                 self.layer, adapter.unfold(effective)

@@ -3,6 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from keras_ether.ops.backend import snapshot
 from keras_ether.types import Tensor
@@ -33,6 +34,20 @@ class Switch:
         finally:
             with self._lock:
                 self._end(block, variable)
+
+    def assign(self, variable: Variable, value: Any) -> None:
+        """Gives `variable` a value, as soon as no block holds it at zero."""
+        with self._lock:
+            if self._before:
+                block, _ = self._before[0]
+                self._before[0] = (block, value)
+            else:
+                variable.assign(value)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a block of code asks for zero now."""
+        return bool(self._before)
 
     def _end(self, block: object, variable: Variable) -> None:
         blocks = [opened for opened, _ in self._before]

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_ether import methods
 from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.values import settled
 from keras_ether.ops.values import to_numpy
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 FINGERPRINT = "base_fingerprint"
 METHOD = "method"
 DROPOUT = "dropout_state"
+# How far the adapter acts in the kernel beside it, where that is not 1.
+STRENGTH = "strength"
 
 _of_base = contextvars.ContextVar("of_base", default=False)
 
@@ -101,11 +104,15 @@ class Loading:
     def undo(self) -> None:
         self.kernel.assign(self.base)
 
+    def is_over_same_base(self, saved_fingerprint: np.ndarray) -> bool:
+        """Whether the file was saved over the kernel from before."""
+        return np.array_equal(fingerprint(self.base), saved_fingerprint)
+
     def settle(self, adapter: "Adapter", saved_fingerprint: np.ndarray) -> None:
         """Decides what the base is, once the vectors are read."""
-        if np.array_equal(fingerprint(self.base), saved_fingerprint):
+        if self.is_over_same_base(saved_fingerprint):
             self.kernel.assign(self.base)
-        elif adapter.orthogonal:
+        elif methods.get(adapter.config.method).orthogonal:
             effective = ops.convert_to_tensor(self.kernel)
             self.kernel.assign(adapter.unfold(effective))
         else:
@@ -131,6 +138,9 @@ def save_vectors(adapter: "Adapter", store: Any) -> None:
         store[DROPOUT] = np.asarray(state, "int64")
     if adapter.base_fingerprint is not None:
         store[FINGERPRINT] = adapter.base_fingerprint
+        strength = to_numpy(adapter.strength)
+        if strength != 1.0:
+            store[STRENGTH] = strength
         adapter.base_fingerprint = None
 
 
@@ -139,13 +149,15 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
 
     Raises:
         ValueError: if the file's adapter has another method or vectors of other
-            shapes. The layer's kernel and vectors are then as they were.
+            shapes, or if it was saved over another base at another strength
+            than 1. The layer's kernel and vectors are then as they were.
     """
     loading, adapter.loading = adapter.loading, None
     if METHOD not in store:
         return
     try:
         values = _read(adapter, store)
+        _check_strength(adapter, store, loading)
     except ValueError:
         if loading is not None:
             loading.undo()
@@ -158,9 +170,26 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
         loading.settle(adapter, np.asarray(store[FINGERPRINT]))
 
 
+def _check_strength(
+    adapter: "Adapter", store: Any, loading: Loading | None
+) -> None:
+    """Raises where a kernel can't be told from what acts on it."""
+    if loading is None or STRENGTH not in store or FINGERPRINT not in store:
+        return
+    if not methods.get(adapter.config.method).orthogonal:
+        return
+    if not loading.is_over_same_base(np.asarray(store[FINGERPRINT])):
+        raise ValueError(
+            f"The file's weights for adapter '{adapter.path}' were saved over "
+            "another base, at strength "
+            f"{float(np.asarray(store[STRENGTH])):g}, which can't be taken out "
+            "of a kernel. Save it at `keras_ether.strength(model, 1.0)`."
+        )
+
+
 def _read(adapter: "Adapter", store: Any) -> dict[str, np.ndarray]:
     method = bytes(np.asarray(store[METHOD])).decode("ascii", "replace")
-    names = set(store.keys()) - {METHOD, DROPOUT, FINGERPRINT}
+    names = set(store.keys()) - {METHOD, DROPOUT, FINGERPRINT, STRENGTH}
     values = {name: np.asarray(store[name]) for name in sorted(names)}
     received = {name: value.shape for name, value in values.items()}
     expected = {

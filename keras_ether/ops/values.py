@@ -1,5 +1,6 @@
 """Conversion of values to plain Python numbers and NumPy arrays, for files."""
 
+import math
 import numbers
 import operator
 from typing import Any
@@ -36,6 +37,12 @@ def real(value: Any) -> float | None:
         return float(value)
     except OverflowError:
         return None
+
+
+def finite(value: Any) -> float | None:
+    """The finite real number that a value is, or `None` if it is none."""
+    number = real(value)
+    return number if number is not None and math.isfinite(number) else None
 
 
 def to_numpy(variable: Variable) -> np.ndarray:

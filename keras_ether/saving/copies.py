@@ -132,7 +132,9 @@ def _rebuild(state: State) -> Layer:
     layers = contents.layers_of(LayerTree(copy))
     _fill(state, layers)
     for path, arguments in state.adapters.items():
-        layers[path].ether.seed = arguments["seed"]
+        adapter = layers[path].ether
+        adapter.seed = arguments["seed"]
+        adapter.set_strength(float(to_numpy(adapter.strength)))
     for path, values in state.starts.items():
         start.give(layers[path], values)
     insertion.put_up_guards(LayerTree(copy))
@@ -290,7 +292,7 @@ def _extras(model: Model, config: Any) -> dict[str, Any]:
 
 def _check_active(layers: dict[str, Layer]) -> None:
     for path, layer in layers.items():
-        if _is_adapted(layer) and layer.ether.is_switched_off:
+        if _is_adapted(layer) and layer.ether.switch.is_open:
             raise ValueError(
                 f"A model can't be copied within `keras_ether.disabled`: the "
                 f"adapter of layer '{path}' would stay disabled. Copy the "

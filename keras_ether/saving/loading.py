@@ -33,20 +33,20 @@ class Fill:
             and name.
         plan: The adapters that the model has to get first, or `None` if it has
             those of the file already.
-        adapters: Built adapters for the plan.
+        adapters: Built adapters for the plan, by layer path.
         assignments: Pairs of variable and value.
     """
 
     tree: LayerTree
     weights: dict[str, dict[str, keras.Variable]]
     plan: planning.Plan | None
-    adapters: list[Adapter]
+    adapters: dict[str, Adapter]
     assignments: list[tuple[keras.Variable, np.ndarray]]
 
     def put_in(self) -> None:
         """Puts the adapters in, if the model has none yet."""
         if self.plan is not None:
-            insertion.put_in(self.plan, self.adapters)
+            insertion.put_in(self.plan, list(self.adapters.values()))
 
 
 def checked(tree: LayerTree, content: AdapterFile) -> Fill:
@@ -60,14 +60,14 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
     groups = adapter_header.layers_of(header)
     _check_paths(layers, [*groups, *header["weights"], *header["trainable"]])
     adapted = {path: layer.ether for path, layer in tree.adapted.items()}
-    plan, adapters = None, []
+    plan, adapters = None, {}
     if adapted:
         _check_same(adapted, groups)
     else:
         plan = _plan(tree, layers, header)
-        adapters = insertion.build_adapters(plan)
         paths = [target.path for target in plan.targets]
-        adapted = dict(zip(paths, adapters, strict=True))
+        built = insertion.build_adapters(plan)
+        adapted = adapters = dict(zip(paths, built, strict=True))
     weights = _weights(layers, header, plan)
     variables = {
         adapter_header.tensor_name("adapter", path, name): vector

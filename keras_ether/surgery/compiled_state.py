@@ -32,10 +32,10 @@ def reset(tree: LayerTree) -> None:
         internals.forget_compiled_trainable_state(model)
 
 
-def drop_functions(tree: LayerTree) -> None:
+def drop_functions(tree: LayerTree, names: tuple[str, ...] = FUNCTIONS) -> None:
     """Drops compiled functions, so that the next call traces them again."""
     for model in tree.models:
-        for name in FUNCTIONS:
+        for name in names:
             if getattr(model, name, None) is not None:
                 setattr(model, name, None)
 

@@ -1,0 +1,141 @@
+"""Weighted sums of adapters over one base."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from keras import ops
+
+from keras_ether.adapters import kinds
+from keras_ether.adapters import quantized_kernel
+from keras_ether.ops import values
+from keras_ether.ops.values import to_numpy
+from keras_ether.saving import adapter_file
+from keras_ether.saving import save_and_load
+from keras_ether.surgery import undo
+
+
+def blend(model, weights: Mapping, check_base: bool = True):
+    """Adds a weighted sum of adapters to a base model, in place.
+
+    Each kernel becomes `W + Σ weight (H W G − W)`, and each weight that was
+    trained beside the adapters `w + Σ weight (w' − w)`, with `w` the model's
+    own. A new head that is random in `model` is so the mean of the files' heads
+    if the weights add up to 1. One file at weight 1 is what
+    `keras_ether.load_adapter` and `keras_ether.merge` give.
+
+    Args:
+        model: A built Keras model or layer, the base, without adapters.
+        weights: Dictionary from adapter file, a string or `PathLike`, to
+            weight, any finite number. The files may differ in method, blocks
+            and layers.
+        check_base: Whether the model must be the base that the adapters were
+            trained over. With `False` another one is only warned of. Defaults
+            to `True`.
+
+    Returns:
+        The model passed, an ordinary model.
+
+    Raises:
+        ValueError: if there is no file, if a weight is not a finite number, if
+            the model has adapters, if a file is damaged or does not fit, or if
+            a kernel is quantized. The model is then as it was.
+
+    Example:
+
+    >>> keras_ether.save_adapter(model, "a.ether.safetensors")
+    >>> keras_ether.save_adapter(model, "b.ether.safetensors")
+    >>> model = keras_ether.remove(model)
+    >>> model = keras_ether.blend(
+    ...     model, {"a.ether.safetensors": 0.7, "b.ether.safetensors": 0.3}
+    ... )
+    """
+    fills = [
+        (_fill(model, filepath, check_base), weight)
+        for filepath, weight in _checked(weights).items()
+    ]
+    kernels, others = {}, {}
+    for fill, weight in fills:
+        for path, adapter in fill.adapters.items():
+            layer = fill.tree.layers[path]
+            terms = kernels.setdefault(path, (layer, []))[1]
+            terms.append((weight, adapter))
+        vectors = {
+            id(v) for a in fill.adapters.values() for v in a.vectors.values()
+        }
+        for variable, value in fill.assignments:
+            if id(variable) in vectors:
+                variable.assign(value)
+            else:
+                terms = others.setdefault(id(variable), (variable, []))[1]
+                terms.append((weight, value))
+    for path, (layer, _) in kernels.items():
+        if layer.quantization_mode in quantized_kernel.CODES:
+            raise ValueError(
+                f"The kernel of layer '{path}' is quantized to "
+                f"{layer.quantization_mode}, and adapters can't be blended "
+                "into it. Blend before quantizing."
+            )
+    with undo.on_error(fills[0][0].tree) as back:
+        for layer, terms in kernels.values():
+            kernel = getattr(layer, kinds.known_kind(layer).kernel)
+            undo.assign(back, kernel, _kernel_sum(kernel, terms))
+        for variable, terms in others.values():
+            undo.assign(back, variable, _weight_sum(variable, terms))
+    return model
+
+
+def _checked(weights) -> dict:
+    """The weights as plain numbers, by file.
+
+    Raises:
+        ValueError: if they are not a dictionary to finite numbers.
+    """
+    if not isinstance(weights, Mapping) or not weights:
+        raise ValueError(
+            "`weights` must be a dictionary from adapter file to weight. "
+            f"Received: weights={weights!r}"
+        )
+    for filepath, weight in weights.items():
+        if values.finite(weight) is None:
+            raise ValueError(
+                f"The weight of '{filepath}' must be a finite number. "
+                f"Received: {weight!r}"
+            )
+    return {path: values.finite(weight) for path, weight in weights.items()}
+
+
+def _fill(model, filepath, check_base):
+    content = adapter_file.read(filepath)
+    fill = save_and_load.prepare(model, content, filepath, check_base)
+    if fill.plan is None:
+        raise ValueError(
+            f"Model '{model.name}' has adapters, and files are blended over a "
+            "base without any. Call `keras_ether.merge` or "
+            "`keras_ether.remove` first."
+        )
+    return fill
+
+
+def _kernel_sum(kernel, terms):
+    base = ops.cast(ops.convert_to_tensor(kernel), "float32")
+    total = base
+    for weight, adapter in terms:
+        if weight:
+            total = total + weight * (adapter.fold_trained(base) - base)
+    return ops.cast(total, kernel.dtype)
+
+
+def _weight_sum(variable, terms):
+    value = to_numpy(variable)
+    if "float" not in variable.dtype:
+        if any(not np.array_equal(terms[0][1], other) for _, other in terms):
+            raise ValueError(
+                f"The files differ in '{variable.path}', whole numbers that "
+                "can't be blended."
+            )
+        return terms[0][1]
+    total = base = value.astype("float32")
+    for weight, other in terms:
+        if weight:
+            total = total + weight * (other.astype("float32") - base)
+    return total.astype(value.dtype)

@@ -1,0 +1,163 @@
+"""Adapters as Keras's own LoRA.
+
+Keras adds `lora_kernel_a @ lora_kernel_b` to a kernel, a product over the
+kernel's last axis: `a` has all axes of the kernel but the last, and then the
+rank. So the matrix of a query kernel `(d, heads, width)` is the
+`(d · heads, width)` one. An update that has rank `r` in the
+`(d, heads · width)` matrix has rank `r · heads` there, or less: at most
+`width`, and a block of the output side that lies in one head adds to that head
+alone. Its exact rank is found from the factors.
+"""
+
+import math
+
+import keras
+import numpy as np
+
+from keras_ether.conversion import low_rank_update
+from keras_ether.surgery import compiled_state
+from keras_ether.surgery import insertion
+from keras_ether.surgery import undo
+from keras_ether.surgery import verbs
+from keras_ether.surgery.layer_tree import LayerTree
+
+# Relative to the largest singular value; the products are taken in float64, of
+# float32 factors.
+TOLERANCE = 1e-12
+
+
+def to_lora(model):
+    """Turns a model's adapters into enabled LoRA of Keras, in place.
+
+    The predictions stay the same. Whatever takes Keras's LoRA then takes the
+    model: `backbone.save_lora_weights` of KerasHub, further training of
+    `lora_kernel_a` and `lora_kernel_b`, and merging by `quantize` or `save`.
+
+    In a KerasHub backbone LoRA is enabled by its own `enable_lora`: everything
+    else in it is frozen, there is one rank for all layers, the largest that one
+    needs, with zeros in the others, and layers of the same names as adapted
+    ones have LoRA too, which adds nothing. In other models each layer has the
+    rank it needs, and the `trainable` flags are what they were before `apply`,
+    but for the kernels with LoRA.
+
+    The rank of a `Dense` kernel is that of `keras_ether.lora_factors`. Keras
+    splits the kernel of an `EinsumDense` before its last axis, so the rank of a
+    query kernel of shape `(d, heads, width)` is up to `heads` times that, and
+    at most `width`.
+
+    Args:
+        model: A Keras model or layer, adapted itself or in some of its parts.
+
+    Returns:
+        The model passed.
+
+    Raises:
+        ValueError: if there is no adapter, or if one can't be LoRA: an adapter
+            that `keras_ether.lora_factors` refuses, or a kernel that is
+            quantized, constrained or an embedding's. The model is then as it
+            was.
+
+    Example:
+
+    >>> model = keras_ether.to_lora(model)
+    >>> model.layers[0].lora_rank
+    4
+    """
+    tree = verbs.adapted_tree(model)
+    layers = tree.adapted
+    low_rank_update.check(layers, _refusal)
+    insertion.warn_of_outer_model(model)
+    factors = {path: _keras_factors(layer) for path, layer in layers.items()}
+    backbone = _backbone_around(model, layers)
+    with undo.on_error(tree):
+        insertion.take_out(tree)
+        if backbone is None:
+            for path, layer in layers.items():
+                layer.enable_lora(factors[path][0].shape[-1])
+        else:
+            rank = max(a.shape[-1] for a, _ in factors.values())
+            names = sorted({layer.name for layer in layers.values()})
+            backbone.enable_lora(rank, names)
+        for path, layer in layers.items():
+            a, b = factors[path]
+            more = layer.lora_rank - a.shape[-1]
+            layer.lora_kernel_a.assign(
+                np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, more)])
+            )
+            layer.lora_kernel_b.assign(np.pad(b, ((0, more), (0, 0))))
+        compiled_state.reset(tree)
+    return model
+
+
+def _refusal(layer) -> str | None:
+    if not isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)):
+        return "Keras's LoRA files hold those of Dense and EinsumDense alone"
+    if layer.quantization_mode is not None:
+        return f"the kernel is quantized to {layer.quantization_mode}"
+    if layer.kernel_constraint is not None:
+        return "Keras has no LoRA for a kernel with a constraint"
+    return None
+
+
+def _backbone_around(model, layers):
+    """The KerasHub backbone that holds all adapted layers, or `None`."""
+    for owner in (model, getattr(model, "backbone", None)):
+        if hasattr(owner, "enable_lora") and hasattr(
+            owner, "save_lora_weights"
+        ):
+            inside = {id(layer) for layer in LayerTree(owner).everything}
+            if all(id(layer) in inside for layer in layers.values()):
+                return owner
+    return None
+
+
+def _keras_factors(layer):
+    """`lora_kernel_a` and `lora_kernel_b` of the smallest rank, float32."""
+    adapter = layer.ether
+    view, shape = adapter.view, adapter.kernel_shape
+    a, b = (f.astype("float64") for f in low_rank_update.factors_of(layer))
+    if a.ndim == 2:
+        a, b = a[None], b[None]
+    a, b = _split_before_last(view, shape, a, b)
+    orthogonal, upper = np.linalg.qr(a)
+    u, sizes, v = np.linalg.svd(upper @ b, full_matrices=False)
+    rank = max(1, int(np.sum(sizes > TOLERANCE * sizes[0])))
+    # The sizes are shared, so that neither factor is tiny beside the other.
+    roots = np.sqrt(sizes[:rank])
+    a = orthogonal @ u[:, :rank] * roots
+    b = roots[:, None] * v[:rank]
+    a = a.reshape(*shape[:-1], rank)
+    return a.astype("float32"), b.astype("float32")
+
+
+def _split_before_last(view, shape, a, b):
+    """The product `a b` of each expert as one of the kernel's last axis.
+
+    Returns:
+        Matrices of shapes `(size of all axes but the last, r)` and
+        `(r, size of the last)`.
+    """
+    experts, _, f = view.sizes(shape)
+    height, width = math.prod(shape[:-1]), shape[-1]
+    beside = experts * (f // width)
+    if view.kernel[-1] not in view.columns or a.shape[2] * beside >= width:
+        # The update itself, times the identity.
+        update = a @ b
+        labels = view.experts + view.rows + view.columns
+        size_of = dict(zip(view.kernel, shape, strict=True))
+        update = update.reshape([size_of[label] for label in labels])
+        axes = [labels.index(label) for label in view.kernel]
+        update = update.transpose(axes).reshape(height, width)
+        return update, np.eye(width)
+    # Each expert and each of the other outputs has columns and rows of its own.
+    rank = a.shape[2]
+    ones = np.eye(beside).reshape(experts, beside // experts, -1)
+    wide = np.einsum("edr,ecs->edcsr", a, ones)
+    labels = view.experts + view.rows + view.columns[:-1]
+    size_of = dict(zip(view.kernel, shape, strict=True))
+    wide = wide.reshape([size_of[label] for label in labels] + [-1])
+    axes = [labels.index(label) for label in view.kernel[:-1]]
+    wide = wide.transpose([*axes, len(labels)]).reshape(height, -1)
+    rows = b.reshape(experts, rank, beside // experts, width)
+    rows = np.swapaxes(rows, 1, 2).reshape(beside * rank, width)
+    return wide, rows

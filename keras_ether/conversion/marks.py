@@ -1,0 +1,186 @@
+"""Kernels that say where an exporter puts them.
+
+KerasHub's `export_to_transformers` is the one place that knows the names of
+another library, and how each kernel lies there: transposed, beside others in
+one tensor. It is asked instead of a table: it is run with a marked kernel in
+the place of each adapted one, and the marks are looked for in what it wrote.
+The model's variables are not touched.
+"""
+
+import contextlib
+import contextvars
+import functools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from keras import ops
+
+EXPORT = "export_to_transformers"
+WEIGHTS = "model.safetensors"
+# Integers below are exact in float32.
+BITS = 24
+
+# The marks of one export by layer id; other threads see the kernels.
+_marks: contextvars.ContextVar[dict | None] = contextvars.ContextVar(
+    "marks", default=None
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an exporter puts a kernel, a `(d, f)` matrix.
+
+    Attributes:
+        tensor: Name of the tensor.
+        shape: Shape of the tensor.
+        is_transposed: Whether the kernel is there as `(f, d)`.
+        start: Row and column of the tensor where the kernel starts.
+    """
+
+    tensor: str
+    shape: tuple[int, int]
+    is_transposed: bool
+    start: tuple[int, int]
+
+
+def places_of(task, layers: dict, folder: str) -> dict[str, Place]:
+    """Where KerasHub's exporter puts the kernels of adapted layers.
+
+    Args:
+        task: A KerasHub task that can be exported.
+        layers: Dictionary from path to adapted layer.
+        folder: An empty folder, which the exporter writes the model to.
+
+    Returns:
+        Dictionary from path to `Place`, in the order of `layers`.
+
+    Raises:
+        ValueError: if the exporter does not know the architecture, or does not
+            write a kernel once and as a whole.
+    """
+    with _marked(layers) as marks:
+        try:
+            # Past the refusal that an adapted model puts before it.
+            getattr(type(task), EXPORT)(_without_preprocessor(task), folder)
+        except ValueError as error:
+            raise ValueError(
+                f"KerasHub can't export '{type(task).__name__}': {error}"
+            ) from error
+    matrices = {path: marks[id(layer)] for path, layer in layers.items()}
+    found: dict[str, list[Place]] = {path: [] for path in layers}
+    for path, place in _found(os.path.join(folder, WEIGHTS), matrices):
+        found[path].append(place)
+    for path, places in found.items():
+        if len(places) != 1:
+            raise ValueError(
+                f"KerasHub's exporter writes the kernel of layer '{path}' "
+                f"{len(places)} times as a whole, and not once. Pass its name "
+                "as `skip` to leave its adapter out."
+            )
+    return {path: places[0] for path, places in found.items()}
+
+
+def mark(number: int, d: int, f: int) -> np.ndarray:
+    """A `(d, f)` matrix unlike that of any other number."""
+    rng = np.random.default_rng(number)
+    rows, columns = (
+        rng.integers(2**BITS, size=size, dtype="uint32") for size in (d, f)
+    )
+    return (rows[:, None] ^ columns).astype("float32")
+
+
+@contextlib.contextmanager
+def _marked(layers: dict) -> Iterator[dict]:
+    """Has adapted layers answer marks as their kernels.
+
+    Yields:
+        Dictionary from layer id to a function that gives the `(d, f)` mark.
+    """
+    marks, classes = {}, []
+    for number, layer in enumerate(layers.values()):
+        adapter = layer.ether
+        _, d, f = adapter.view.sizes(adapter.kernel_shape)
+        marks[id(layer)] = functools.partial(mark, number, d, f)
+    token = _marks.set(marks)
+    try:
+        for layer in layers.values():
+            classes.append((layer, type(layer)))
+            layer.__class__ = _marked_class(type(layer))
+        yield marks
+    finally:
+        for layer, layer_class in classes:
+            layer.__class__ = layer_class
+        _marks.reset(token)
+
+
+@functools.cache
+def _marked_class(layer_class: type) -> type:
+    """The class of an adapted layer whose kernel is answered by its mark."""
+
+    def kernel(layer):
+        marks = _marks.get()
+        if marks is None or id(layer) not in marks:
+            return layer_class.kernel.fget(layer)
+        adapter = layer.ether
+        matrix = ops.convert_to_tensor(marks[id(layer)]())
+        return adapter.view.from_kernel_matrix(matrix, adapter.kernel_shape)
+
+    def weights(layer):
+        # Some exporters read a layer's first weight.
+        plain = layer_class.weights.fget(layer)
+        base = layer.base_kernel
+        return [layer.kernel if w is base else w for w in plain]
+
+    members = {"kernel": property(kernel), "weights": property(weights)}
+    return type(layer_class.__name__, (layer_class,), members)
+
+
+def _without_preprocessor(task):
+    """The task as its exporter sees it, without a tokenizer to write."""
+    other = object.__new__(type(task))
+    other.__dict__.update(task.__dict__)
+    other.__dict__["preprocessor"] = None
+    return other
+
+
+def _found(filepath: str, matrices: dict) -> Iterator[tuple[str, Place]]:
+    """Looks for marks in the tensors of a file, one tensor at a time."""
+    from safetensors import safe_open
+
+    corners: dict[float, list[str]] = {}
+    for path, matrix in matrices.items():
+        corners.setdefault(float(matrix()[0, 0]), []).append(path)
+    with safe_open(filepath, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no dictionary
+            part = file.get_slice(name)
+            shape = tuple(part.get_shape())
+            if len(shape) != 2 or part.get_dtype() != "F32":
+                continue
+            starts = _starts(part, list(corners))
+            tensor = file.get_tensor(name) if starts else None
+            for start in starts:
+                for path in corners[float(tensor[start])]:
+                    for is_transposed in (False, True):
+                        expected = matrices[path]()
+                        if is_transposed:
+                            expected = expected.T
+                        if _is_at(tensor, start, expected):
+                            yield path, Place(name, shape, is_transposed, start)
+                            break
+
+
+def _starts(part, corners) -> list[tuple[int, int]]:
+    """Where a kernel may start: kernels lie below or beside each other."""
+    row, column = part[0:1, :][0], part[:, 0:1][:, 0]
+    starts = [(0, int(i)) for i in np.flatnonzero(np.isin(row, corners))]
+    below = np.flatnonzero(np.isin(column, corners))
+    return starts + [(int(i), 0) for i in below if i]
+
+
+def _is_at(tensor, start, expected) -> bool:
+    top, left = start
+    height, width = expected.shape
+    part = tensor[top : top + height, left : left + width]
+    return np.array_equal(part, expected)

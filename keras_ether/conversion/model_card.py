@@ -1,0 +1,100 @@
+"""The model card of a folder, in the form that Hugging Face's hub reads."""
+
+import json
+import os
+
+from keras_ether import version
+from keras_ether.surgery import report
+
+BASE = "BASE"
+
+
+LANGUAGE_MODEL = "AutoModelForCausalLM"
+MULTIMODAL_MODEL = "AutoModelForImageTextToText"
+
+
+def loader_of(folder: str) -> str:
+    """The class of `transformers` that loads an exported model.
+
+    `AutoModelForCausalLM` would load a multimodal model without its other
+    parts, under other names.
+    """
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    return MULTIMODAL_MODEL if "text_config" in config else LANGUAGE_MODEL
+
+
+def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
+    """The card of a LoRA folder.
+
+    Args:
+        config: The content of `adapter_config.json`.
+        layers: Dictionary from path to adapted layer.
+        rank: Integer, the largest rank before zeros were added.
+        loader: String, the class of `transformers` that loads the base.
+    """
+    base = config["base_model_name_or_path"]
+    lines = [
+        "---",
+        *([f"base_model: {base}"] if base else []),
+        "library_name: peft",
+        "pipeline_tag: text-generation",
+        "tags:",
+        "- lora",
+        "- ether",
+        "- keras",
+        "---",
+        "",
+        "# LoRA form of an ETHER adapter",
+        "",
+        f"Trained with `keras_ether` {version.__version__} and written by "
+        "`keras_ether.export_to_peft`. The update of",
+        "each kernel is of low rank by its formula, so this is the adapter "
+        "itself and not an",
+        "approximation of it.",
+        "",
+        "| | |",
+        "| --- | --- |",
+        f"| base | {base or 'not noted'} |",
+        f"| methods | {_methods(layers)} |",
+        f"| adapted kernels | {len(layers)} |",
+        f"| trained parameters | {_parameters(layers):,} |",
+        f"| rank | {rank}, with zeros {config['r']} |",
+        "",
+        "With PEFT:",
+        "",
+        "```python",
+        "from peft import PeftModel",
+        f"from transformers import {loader}",
+        "",
+        f'base = {loader}.from_pretrained("{base or BASE}")',
+        'model = PeftModel.from_pretrained(base, "THIS_FOLDER")',
+        "```",
+        "",
+        "With vLLM:",
+        "",
+        "```shell",
+        f"vllm serve {base or BASE} --enable-lora --max-lora-rank "
+        f"{config['r']} --lora-modules adapter=THIS_FOLDER",
+        "```",
+        "",
+        "The method: Bini et al., "
+        "[ETHER](https://arxiv.org/abs/2405.20271), ICML 2024.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _methods(layers):
+    found = {
+        f"{layer.ether.config.method}, {layer.ether.config.rank_blocks} blocks"
+        for layer in layers.values()
+    }
+    return "; ".join(sorted(found))
+
+
+def _parameters(layers):
+    return report.count(
+        vector
+        for layer in layers.values()
+        for vector in layer.ether.vectors.values()
+    )

@@ -1,0 +1,240 @@
+"""Adapters as folders that PEFT and vLLM read."""
+
+import json
+import os
+import tempfile
+
+import numpy as np
+
+from keras_ether import version
+from keras_ether.conversion import low_rank_update
+from keras_ether.conversion import marks
+from keras_ether.conversion import model_card
+from keras_ether.saving import atomic_write
+from keras_ether.saving import contents
+from keras_ether.surgery import targets as targets_lib
+from keras_ether.surgery import verbs
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+CARD = "README.md"
+PREFIX = "base_model.model."
+# The ranks that vLLM sets memory aside for.
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def export_to_peft(
+    task,
+    folder,
+    base_model_name_or_path: str | None = None,
+    skip: list[str] | None = None,
+):
+    """Writes a task's adapters as a LoRA folder for PEFT and vLLM.
+
+    The updates of ETHER and ETHER+ are of low rank (see
+    `keras_ether.lora_factors`), so the folder holds the adapters exactly, for
+    use over the same base model in `transformers`. It holds
+    `adapter_config.json`, `adapter_model.safetensors` and a model card,
+    `README.md`. All kernels have one rank, the next of 8, 16, 32, 64, 128, 256,
+    320 and 512, and smaller ones are filled up by zeros.
+
+    How `transformers` names and lays out the kernels is asked of KerasHub's own
+    `export_to_transformers`, which is run once, into a temporary folder beside
+    `folder` that takes as much space as the model. The base itself can be
+    exported by `keras_ether.remove(task).export_to_transformers(...)`.
+
+    Args:
+        task: An adapted KerasHub task that has `export_to_transformers`: a
+            causal language model of Gemma, GPT-2, Llama 3, Mistral, Qwen, or
+            whatever the installed KerasHub exports.
+        folder: String or `PathLike`. It is made if it is not there; of files in
+            it, only the three above are replaced.
+        base_model_name_or_path: String, the name of the base on Hugging Face's
+            hub, or a folder of it, to be noted in the folder. The names of the
+            kernels are looked up in a folder that is there. Defaults to `None`.
+        skip: List of names or paths of layers whose adapters, or trained
+            weights, are left out, or `None`. Defaults to `None`.
+
+    Raises:
+        ValueError: if there is no adapter, if KerasHub has no exporter for the
+            task, if an adapter has no such form (embeddings, convolutions, the
+            methods `"oft"` and `"naive"`), if weights train beside the
+            adapters, if a rank is above 512, or if a kernel is not in the
+            base's folder. Nothing is written then.
+
+    Example:
+
+    ```python
+    keras_ether.export_to_peft(
+        causal_lm, "adapter", base_model_name_or_path="meta-llama/Llama-3.2-1B"
+    )
+    ```
+    """
+    folder = os.fspath(folder)
+    layers = _exportable(task, skip)
+    parent = os.path.dirname(os.path.abspath(folder))
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as passing:
+        places = marks.places_of(task, layers, passing)
+        loader = model_card.loader_of(passing)
+    loose = [p for p, place in places.items() if not _is_module(place.tensor)]
+    if loose:
+        raise ValueError(
+            f"The kernels of {targets_lib.shorten(loose)} are exported as "
+            "parameters that are not the weight of a layer, which LoRA can't "
+            "adapt. Pass these names as `skip` to leave them out."
+        )
+    tensors: dict[str, list] = {}
+    for path, place in places.items():
+        tensors.setdefault(place.tensor, []).append((place, layers[path]))
+    flags = {place.is_transposed for place in places.values()}
+    if len(flags) > 1:
+        raise ValueError(
+            f"'{type(task).__name__}' is exported with kernels of both "
+            "layouts, which a LoRA folder can't hold."
+        )
+    modules = {_module(name): _factors(*own) for name, own in tensors.items()}
+    if base_model_name_or_path is not None:
+        _check_base(base_model_name_or_path, tensors)
+    rank = _rank(modules)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model_name_or_path,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "target_modules": list(modules),
+        "fan_in_fan_out": not flags.pop(),
+        "bias": "none",
+    }
+    arrays = {}
+    for module, (a, b) in modules.items():
+        a, b = _padded(a, rank), _padded(b.T, rank).T
+        arrays[f"{PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a)
+        arrays[f"{PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b)
+    card = model_card.of_peft_folder(
+        config, layers, max(len(a) for a, _ in modules.values()), loader
+    )
+    _write(folder, config, arrays, card)
+
+
+def _exportable(task, skip) -> dict:
+    """The adapted layers that are to be exported, by path."""
+    if not hasattr(type(task), marks.EXPORT) or not hasattr(task, "backbone"):
+        raise ValueError(
+            "`task` must be a KerasHub task that has `export_to_transformers`, "
+            f"such as a causal language model. Received: {type(task).__name__}"
+        )
+    tree = verbs.adapted_tree(task)
+    adapted = tree.adapted
+    everything = contents.layers_of(tree)
+    trained = {p: everything[p] for p in contents.trained_beside(everything)}
+    layers = low_rank_update.without({**adapted, **trained}, skip)
+    beside = [path for path in layers if path not in adapted]
+    if beside:
+        raise ValueError(
+            f"The weights of {targets_lib.shorten(beside)} train beside the "
+            "adapters, and a LoRA folder has no place for them. Pass these "
+            "names as `skip` to leave them out."
+        )
+    low_rank_update.check(layers, _refusal)
+    if not layers:
+        raise ValueError("`skip` leaves no adapter to export.")
+    return layers
+
+
+def _refusal(layer) -> str | None:
+    view = layer.ether.view
+    if view.sizes(layer.ether.kernel_shape)[0] > 1:
+        return "a bank of experts is more than one matrix"
+    if not hasattr(layer, "kernel"):
+        return "LoRA folders hold no embeddings"
+    return None
+
+
+def _is_module(tensor: str) -> bool:
+    return tensor.endswith(".weight")
+
+
+def _module(tensor: str) -> str:
+    return tensor.removesuffix(".weight")
+
+
+def _factors(*own):
+    """`lora_A` and `lora_B` of one tensor, from those of its kernels.
+
+    `lora_A` is `(rank, inputs)` and `lora_B` `(outputs, rank)`, whichever way
+    the tensor lies. Kernels beside each other in one tensor (GPT-2's query, key
+    and value) add up their ranks, each with zeros where it is not.
+    """
+    first = own[0][0]
+    # Of the matrix as Keras has it.
+    turn = -1 if first.is_transposed else 1
+    d, f = first.shape[::turn]
+    a_parts, b_parts = [], []
+    for place, layer in own:
+        a, b = low_rank_update.factors_of(layer)
+        top, left = place.start[::turn]
+        wide_a = np.zeros((a.shape[1], d), "float32")
+        wide_b = np.zeros((f, b.shape[0]), "float32")
+        wide_a[:, top : top + a.shape[0]] = a.T
+        wide_b[left : left + b.shape[1]] = b.T
+        a_parts.append(wide_a)
+        b_parts.append(wide_b)
+    return np.concatenate(a_parts), np.concatenate(b_parts, axis=1)
+
+
+def _rank(modules) -> int:
+    """The next rank of `RANKS` that holds all factors."""
+    largest = max(len(a) for a, _ in modules.values())
+    for rank in RANKS:
+        if largest <= rank:
+            return rank
+    name = next(m for m, (a, _) in modules.items() if len(a) == largest)
+    raise ValueError(
+        f"The update of '{name}' has rank {largest}, and the largest rank of a "
+        f"LoRA folder that vLLM takes is {RANKS[-1]}. Its rank grows with "
+        "`rank_blocks`: merge the model and export it whole instead."
+    )
+
+
+def _padded(rows, rank: int):
+    return np.pad(rows, ((0, rank - len(rows)), (0, 0)))
+
+
+def _check_base(folder: str, tensors: dict):
+    """Checks a folder of the base, if it is one, for the kernels' names."""
+    from safetensors import safe_open
+
+    found = {}
+    if os.path.isdir(folder):
+        for entry in sorted(os.listdir(folder)):
+            if entry.endswith(".safetensors"):
+                path = os.path.join(folder, entry)
+                with safe_open(path, framework="numpy") as file:
+                    for name in file.keys():  # noqa: SIM118 - no dictionary
+                        found[name] = tuple(file.get_slice(name).get_shape())
+    if not found:
+        return
+    for name, own in tensors.items():
+        if found.get(name) != own[0][0].shape:
+            raise ValueError(
+                f"The base in '{folder}' has no tensor '{name}' of shape "
+                f"{own[0][0].shape}. Received: {found.get(name)}. The adapter "
+                "would not act there."
+            )
+
+
+def _write(folder, config, arrays, card):
+    from safetensors.numpy import save
+
+    os.makedirs(folder, exist_ok=True)
+    metadata = {"format": "pt", "keras_ether": version.__version__}
+    files = {
+        WEIGHTS: save(arrays, metadata),
+        CONFIG: (json.dumps(config, indent=2) + "\n").encode(),
+        CARD: card.encode(),
+    }
+    for name, data in files.items():
+        atomic_write.write(os.path.join(folder, name), data)

@@ -1,0 +1,59 @@
+"""How far a model's adapters act."""
+
+from keras_ether.ops import values
+from keras_ether.surgery import compiled_state
+from keras_ether.surgery import verbs
+from keras_ether.types import Layer
+
+
+def strength(model: Layer, strength: float):
+    """Sets how far a model's adapters act, in place.
+
+    Each block acts as `I + strength (block − I)`: 0 is the pretrained model, to
+    the bit, and 1 the adapter as it was trained. Between them and beyond, ETHER
+    is a reflection no more: at ½ its blocks project onto the hyperplane, at 2
+    they go twice as far, and negative values go the other way. Try what serves,
+    as with the scale of LoRA in image generation.
+
+    The strength is a variable that compiled functions read, so nothing is
+    compiled again when it changes; only a training function that was compiled
+    before is, once, the first time that it is other than 0 and 1. Within
+    `keras_ether.disabled` it takes effect at the end of that block.
+
+    `keras_ether.merge`, `model.save` and every other export fold the adapters
+    in at this strength. It belongs to the model and not to the adapter:
+    `save_adapter` and weights files hold the vectors as they were trained, and
+    `load_adapter` leaves the strength of the model as it is. So it can't be
+    told from such a file of weights what to take out of the kernel of another
+    base: reading one that was written at another strength than 1 into an
+    adapted model over another base is an error.
+
+    Args:
+        model: A Keras model or layer, adapted itself or in some of its parts.
+        strength: Float, any finite number.
+
+    Returns:
+        The model passed.
+
+    Raises:
+        ValueError: if there is no adapter, or if `strength` is not a finite
+            number.
+
+    Example:
+
+    >>> model = keras_ether.strength(model, 0.5)
+    >>> halfway = model.predict(x, verbose=0)
+    >>> model = keras_ether.strength(model, 1.0)
+    """
+    number = values.finite(strength)
+    if number is None:
+        raise ValueError(
+            "`strength` must be a finite number, such as 0.5. Received: "
+            f"strength={strength!r}"
+        )
+    tree = verbs.adapted_tree(model)
+    adapters = [layer.ether for layer in tree.adapted.values()]
+    fresh = [adapter.set_strength(number) for adapter in adapters]
+    if any(fresh):
+        compiled_state.drop_functions(tree, ("train_function",))
+    return model
