@@ -53,8 +53,8 @@ class Adapter(keras.layers.Layer):
         name: str = "ether",
     ) -> None:
         seed = checked_seed(seed)
-        # Float32 under any dtype policy: in 16 bits a vector's small steps are
-        # lost.
+        # Float32 under any dtype policy: 16 bits would lose a vector's small
+        # steps.
         super().__init__(name=name, dtype="float32")
         self.config = config.resolved
         self.seed = random.randrange(2**31 - 1) if seed is None else seed
@@ -63,9 +63,9 @@ class Adapter(keras.layers.Layer):
         )
         self.switch = Switch()
         # Whether the blocks are those of the method, or the identity while
-        # switched off. A Python value: what is traced depends on it.
+        # switched off. A Python value: traced code depends on it.
         self.acts_wholly = True
-        # What the outer layer hands over while a file is written or read, see
+        # Set by the outer layer while a file is written or read, see
         # `keras_ether.adapters.weights_file`.
         self.base_fingerprint = None
         self.loading = None
@@ -83,12 +83,12 @@ class Adapter(keras.layers.Layer):
         self.strength = self._new_strength()
 
     def _new_strength(self) -> Variable:
-        """How far the blocks act, `I + strength (block − I)`.
+        """The strength of the blocks, `I + strength (block − I)`.
 
-        It is what `keras_ether.strength` sets, 1 at first, or 0 while
-        `keras_ether.disabled` has the base compute; and a variable, so that
-        compiled functions read it. Its path is beside the adapter's: a rule of
-        a layout map for vectors could not place a number.
+        `keras_ether.strength` sets it, 1 at first, and it is 0 within
+        `keras_ether.disabled`. It is a variable, so that compiled functions
+        read it. Its path is beside the adapter's: a rule of a layout map for
+        vectors could not place a scalar.
         """
         vector = next(iter(self.vectors.values()))
         owner, _, name = vector.path.rsplit("/", 2)[0].rpartition("/")
@@ -135,7 +135,7 @@ class Adapter(keras.layers.Layer):
         }
 
     def restart(self) -> None:
-        """Puts the vectors back to their start."""
+        """Resets the vectors to their start."""
         for name, value in self._start().items():
             getattr(self, name).assign(value)
 
@@ -155,14 +155,15 @@ class Adapter(keras.layers.Layer):
 
     @property
     def orthogonal(self) -> bool:
-        """Whether every block is orthogonal as it acts."""
+        """Whether every block is orthogonal at the current strength."""
         return self.acts_wholly and self._method.orthogonal
 
     def set_strength(self, value: float) -> bool:
-        """Sets how far the blocks act, from the end of `disabled` on if open.
+        """Sets the blocks' strength; within `disabled` it acts after the block.
 
         Returns:
-            Whether functions traced before may rely on what no longer holds.
+            Whether functions traced before may rely on an orthogonality lost
+            now.
         """
         was_orthogonal = self.orthogonal
         self.acts_wholly = self.acts_wholly and value in (0.0, 1.0)
@@ -171,7 +172,7 @@ class Adapter(keras.layers.Layer):
 
     @property
     def is_switched_off(self) -> bool:
-        """Whether the base computes now. Compiled functions can't ask this."""
+        """Whether the adapter is off. Compiled functions can't read this."""
         return not to_numpy(self.strength)
 
     def switched_off(self) -> contextlib.AbstractContextManager:
@@ -182,11 +183,11 @@ class Adapter(keras.layers.Layer):
         """Draws which blocks dropout keeps in one call, by side.
 
         Args:
-            training: Whether the call is one of training; it may be a tensor.
+            training: Whether the call is a training call; it may be a tensor.
 
         Returns:
             Dictionary from `"input"` and `"output"` to a boolean tensor of
-            shape `(blocks, 1, 1)`, empty where dropout has nothing to do.
+            shape `(blocks, 1, 1)`, empty if dropout is inactive.
         """
         if not self.config.dropout or training is False:
             return {}
@@ -203,7 +204,7 @@ class Adapter(keras.layers.Layer):
         return kept
 
     def trained_factors(self, side: str) -> Factors | None:
-        """The factors of one side's blocks, whether they act now or not.
+        """The factors of one side's blocks, at full strength.
 
         See `keras_ether.ops.reflections`.
 
@@ -225,7 +226,7 @@ class Adapter(keras.layers.Layer):
 
         Args:
             side: `"input"` or `"output"`.
-            kept: What `draw_kept` has drawn for this call, or `None` for all
+            kept: The result of `draw_kept` for this call, or `None` for all
                 blocks. Defaults to `None`.
 
         Returns:
@@ -241,10 +242,10 @@ class Adapter(keras.layers.Layer):
         return left, right
 
     def checked(self, factors: Factors | None) -> Factors | None:
-        """The factors of orthogonal blocks, NaN should they be none when run.
+        """The factors, or NaN if orthogonal blocks are not orthogonal when run.
 
-        A function of the user's own may have been traced before another
-        strength was set. It would give wrong gradients without a warning.
+        A user's function that was traced before another strength was set would
+        give wrong gradients without a warning.
         """
         if factors is None or BACKEND == "torch" or not self.orthogonal:
             return factors
@@ -295,7 +296,7 @@ class Adapter(keras.layers.Layer):
         return self._fold(kernel, lambda side: self.factors(side, kept))
 
     def fold_trained(self, kernel: Tensor) -> Tensor:
-        """`H W G`, whether the adapter acts now or not."""
+        """`H W G`, at full strength."""
         return self._fold(kernel, self.trained_factors)
 
     def unfold(self, kernel: Tensor) -> Tensor:
@@ -310,8 +311,8 @@ class Adapter(keras.layers.Layer):
     ) -> Tensor:
         dtype = kernel.dtype
         kernel = ops.cast(kernel, "float32")
-        # `multiply` acts on rows: W G is just that, H W is (Wᵀ Hᵀ)ᵀ. Taking out
-        # an orthogonal H or G is one more transpose.
+        # `multiply` acts on rows: it gives W G, and H W as (Wᵀ Hᵀ)ᵀ. The
+        # inverse of an orthogonal H or G is its transpose.
         for side, map_axis, transposed in (
             ("input", self.view.map_kernel_inputs, not inverse),
             ("output", self.view.map_kernel_outputs, inverse),
@@ -337,8 +338,8 @@ class Adapter(keras.layers.Layer):
         type_check: bool = True,
         config: Any = None,
     ) -> None:
-        # `Model.quantize` asks only layers without sub-layers, so it would pass
-        # over the adapted layer without a word and arrive here.
+        # `Model.quantize` calls only layers without sub-layers, so it would
+        # skip the adapted layer silently and call this one.
         raise quantizing_error(self.path.rpartition("/")[0], mode)
 
 

@@ -1,4 +1,4 @@
-"""How one kernel is adapted: the record that plans, files and reports share."""
+"""The configuration of one adapter, which plans, files and reports share."""
 
 import dataclasses
 import math
@@ -57,13 +57,13 @@ class AdapterConfig:
                 "`dropout` must be a number of at least 0 and less than 1. "
                 f"Received: dropout={self.dropout!r}"
             )
-        # NumPy's scalars become plain Python's, which files can hold.
+        # NumPy's scalars become plain Python numbers, which files can hold.
         object.__setattr__(self, "rank_blocks", blocks)
         object.__setattr__(self, "dropout", float(probability))
 
     @property
     def resolved(self) -> "AdapterConfig":
-        """The same with the method's own side in place of `None`."""
+        """The config with the method's own side in place of `None`."""
         return self.on_side(self.resolved_side)
 
     @property
@@ -72,7 +72,7 @@ class AdapterConfig:
         return self.side or methods.get(self.method).side
 
     def on_side(self, side: str) -> "AdapterConfig":
-        """The same on another side."""
+        """The config with another side."""
         return dataclasses.replace(self, side=side)
 
     def transforms(self, side: str) -> bool:
@@ -93,7 +93,7 @@ class AdapterConfig:
         }
 
     def parameters(self, sizes: tuple[int, int, int]) -> int:
-        """Number of parameters that train for a kernel of these sizes.
+        """Number of trained parameters for a kernel of these sizes.
 
         Args:
             sizes: `(experts, d, f)` of the kernel.
@@ -109,8 +109,8 @@ class AdapterConfig:
     def check_fits(self, layer_path: str, sizes: tuple[int, int, int]) -> None:
         """Raises a `ValueError` if the blocks do not fit a transformed side.
 
-        Their number must divide it, and blocks must be wide enough to train: a
-        unit vector of one entry is 1 or −1.
+        The number of blocks must divide it, and blocks must be wide enough to
+        train: a unit vector of one entry is 1 or −1.
 
         Args:
             layer_path: String that names the layer in the message.

@@ -1,4 +1,4 @@
-"""Flags and functions that users pass, and the errors otherwise."""
+"""Checks of the flags and functions that users pass."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,15 +7,15 @@ import numpy as np
 
 
 def check_boolean(value: Any, argument: str) -> bool:
-    """The boolean that a value is.
+    """A value as a boolean.
 
     Args:
         value: What was passed.
         argument: String, the argument's name.
 
     Raises:
-        ValueError: if it is none. Whatever Python takes for true is not meant
-            so: a path or a number in the place of a flag is a mistake.
+        ValueError: if it is not one. Other truthy values are rejected: a path
+            or a number in the place of a flag is a mistake.
     """
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(
@@ -26,7 +26,7 @@ def check_boolean(value: Any, argument: str) -> bool:
 
 
 def check_function(value: Any, argument: str) -> Callable | None:
-    """A function, or `None` if none was passed.
+    """A function, or `None` if it was not passed.
 
     Args:
         value: What was passed.

@@ -1,4 +1,4 @@
-"""Why a layer can't have an adapter."""
+"""The reasons why a layer can't have an adapter."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from keras_ether.adapters.kinds import nearest
 from keras_ether.adapters.kinds import view_of
 from keras_ether.types import Layer
 
-# Why layers of some other classes have no adapter.
+# The reasons why some other classes have no adapter.
 OTHERS = {
     keras.layers.DepthwiseConv1D: "a depthwise kernel mixes no channels",
     keras.layers.DepthwiseConv2D: "a depthwise kernel mixes no channels",
@@ -29,7 +29,7 @@ OTHERS = {
 
 
 def why_unknown(layer: Layer) -> str | None:
-    """The reason that a layer of no known kind is passed over.
+    """The reason why a layer of an unknown kind is skipped.
 
     Returns:
         `None` if the layer has no matrices of its own, or is of a known kind.
@@ -42,7 +42,7 @@ def why_unknown(layer: Layer) -> str | None:
 
 
 def refusal_reason(layer: Layer, config: AdapterConfig) -> str | None:
-    """The reason that a layer of a known kind can't be adapted, or `None`."""
+    """The reason why a layer of a known kind can't be adapted, or `None`."""
     kind = known_kind(layer)
     if not layer.built:
         return "it is not built"
@@ -69,7 +69,7 @@ def refusal_reason(layer: Layer, config: AdapterConfig) -> str | None:
 
 
 def why_constant(layer: Layer, config: AdapterConfig) -> str | None:
-    """The reason that no number of blocks could train, or `None`.
+    """The reason why no number of blocks could train, or `None`.
 
     A unit vector of one entry, the only one for a side of width 1, is 1 or −1.
     """
@@ -82,10 +82,10 @@ def why_constant(layer: Layer, config: AdapterConfig) -> str | None:
 
 
 def _call_reads_kernel(layer: Layer, kind: Kind) -> bool:
-    """Whether a `call` of a subclass computes with its kernel's property.
+    """Whether a subclass's `call` reads its kernel's property.
 
-    Judged from the names that its code uses, following `super().call(...)` up
-    to the class in the table, which does.
+    Decided by the names that its code uses, following `super().call(...)` up to
+    the class in the table, which reads it.
     """
     for layer_class in type(layer).__mro__:
         if layer_class is kind.layer_class:

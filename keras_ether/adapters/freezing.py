@@ -1,8 +1,8 @@
-"""What trains and what doesn't, and the way back.
+"""Freezing of layers, and thawing them again.
 
-A frozen layer carries a record of its flags from before, so that they can be
-put back from any model, or part of one, that the layer has become part of. Its
-configuration, and with it a file of the model, has the flag from before too.
+A frozen layer keeps a record of its previous flags, so that they can be
+restored from any model, or part of one, that the layer has become part of. Its
+configuration, and so a file of the model, has the previous flag too.
 """
 
 import functools
@@ -33,15 +33,16 @@ def freeze(layer: Layer, trainable: bool = False) -> None:
 
     Args:
         layer: A Keras layer.
-        trainable: What the layer's own flag becomes: true if a sub-layer of it
-            trains. A layer whose flag is false also computes as in inference,
-            which keeps batch normalization's moving statistics where they are.
+        trainable: The new value of the layer's own flag: true if one of its
+            sub-layers trains. A layer whose flag is false also computes as in
+            inference, which keeps batch normalization's moving statistics
+            unchanged.
     """
     variables = own_variables(layer)
     if RECORD not in layer.__dict__:
         flags = tuple((variable, variable.trainable) for variable in variables)
         layer.__dict__[RECORD] = (layer.trainable, flags)
-    # The scales of float8 take the value of their gradient, and must.
+    # Float8 scales are overwritten with their gradients, and must be.
     frozen = [v for v in variables if not v.overwrite_with_gradient]
     trainable = trainable or len(frozen) < len(variables)
     internals.set_trainable(layer, trainable)
@@ -54,7 +55,7 @@ def freeze(layer: Layer, trainable: bool = False) -> None:
 
 
 def keep(layer: Layer) -> None:
-    """Marks a layer as one that stays trainable, for adapters added later."""
+    """Marks a layer to stay trainable when adapters are added later."""
     layer.__dict__[KEPT] = True
 
 
@@ -77,12 +78,12 @@ def thaw(layer: Layer) -> None:
 
 
 def is_frozen(layer: Layer) -> bool:
-    """Whether `freeze` was called and `thaw` was not, whatever trains now."""
+    """Whether `freeze` was called and `thaw` was not, whatever the flags."""
     return RECORD in layer.__dict__
 
 
 def flags_of(layer: Layer) -> dict:
-    """A layer's flags of now and of before `freeze`, for `set_flags`."""
+    """A layer's current flags and those before `freeze`, for `set_flags`."""
     own = own_variables(layer)
     flags = {
         "trainable": layer.trainable,
@@ -99,11 +100,11 @@ def flags_of(layer: Layer) -> dict:
 
 
 def set_flags(layer: Layer, flags: dict) -> None:
-    """Gives a layer the flags of another one of as many variables.
+    """Gives a layer the flags of another one with as many variables.
 
     Args:
         layer: A Keras layer.
-        flags: What `flags_of` gave.
+        flags: The result of `flags_of`.
     """
     thaw(layer)
     own = own_variables(layer)

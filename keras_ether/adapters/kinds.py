@@ -1,4 +1,4 @@
-"""The table of layer classes that can be adapted, and how."""
+"""The table of layer classes that can be adapted, with views and mixins."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,13 +31,13 @@ class Kind:
         layer_class: The Keras class.
         view: Function from a layer to its `MatrixView` or `ConvView`.
         adapted: Mixin that transforms the layer's activations.
-        folded: Mixin for subclasses that compute in a way of their own: it
-            answers the folded kernel.
-        kernel: Name of the attribute that answers the kernel. Defaults to
+        folded: Mixin for subclasses with their own computation: it returns the
+            folded kernel.
+        kernel: Name of the attribute that returns the kernel. Defaults to
             `"kernel"`.
         computes: Names of the methods that compute with the kernel. Defaults to
             `("call",)`.
-        linear: Whether `targets="all-linear"` means it. Defaults to `False`.
+        linear: Whether `targets="all-linear"` includes it. Defaults to `False`.
         has_input_side: Whether the input can be transformed. Defaults to
             `True`.
     """
@@ -83,7 +83,7 @@ def _conv_transpose(layer_class: type) -> Kind:
 
 
 def _embedding(layer_class: type, adapted: type) -> Kind:
-    # Ids stand for rows of the table: there are no inputs to transform.
+    # Ids select rows of the table: there are no inputs to transform.
     return Kind(
         layer_class,
         lambda layer: MatrixView("...d,df->...f"),
@@ -145,12 +145,12 @@ def known_kind(layer: Layer) -> Kind:
 
 
 def view_of(layer: Layer) -> MatrixView | ConvView:
-    """How the kernel of a layer that can be adapted is read as a matrix."""
+    """The matrix view of the kernel of a layer that can be adapted."""
     return known_kind(layer).view(layer)
 
 
 def is_linear(layer: Layer) -> bool:
-    """Whether `targets="all-linear"` means the layer."""
+    """Whether `targets="all-linear"` includes the layer."""
     kind = kind_of(layer)
     return kind is not None and kind.linear
 
@@ -158,14 +158,14 @@ def is_linear(layer: Layer) -> bool:
 def kernel_shape(layer: Layer) -> tuple[int, ...]:
     """The shape of the kernel of a layer of a known kind."""
     if layer.quantization_mode in quantized_kernel.CALIBRATED:
-        # What answers as kernel there are codes, transposed and flattened.
+        # The `kernel` attribute holds transposed and flattened codes there.
         shape = getattr(layer, "original_kernel_shape", None)
         return tuple(shape or layer.kernel_shape)
     return tuple(getattr(layer, known_kind(layer).kernel).shape)
 
 
 def config_for(layer: Layer, config: AdapterConfig) -> AdapterConfig:
-    """A config with the side that it means for a layer of a known kind.
+    """A config with its side resolved for a layer of a known kind.
 
     Raises:
         ValueError: if the layer has no such side.
@@ -190,7 +190,7 @@ def nearest(layer: Layer, table: dict) -> Any:
 
 
 def computes_itself(layer: Layer, kind: Kind) -> bool:
-    """Whether a subclass does not compute as the class in the table does."""
+    """Whether a subclass computes differently from the class in the table."""
     return layer.quantization_mode is None and any(
         getattr(type(layer), name) is not getattr(kind.layer_class, name)
         for name in kind.computes

@@ -1,9 +1,9 @@
-"""Integer kernels: the numbers they stand for, and rounding to them anew.
+"""Integer kernels: dequantizing them, and rounding to their codes again.
 
 Keras keeps an int8 or int4 kernel as codes with scales per output, or per group
-of inputs with zero points. It is rounded anew by Keras's own `quantize`, called
-on a plain layer that holds the new kernel, so by the scheme and the quantizers
-that the layer had.
+of inputs with zero points. A new kernel is rounded by Keras's own `quantize` on
+a plain layer that holds it, and so by the scheme and the quantizers of the
+original layer.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from keras_ether.ops.values import to_numpy
 from keras_ether.types import Layer
 from keras_ether.types import Tensor
 
-# Codes and scales, which can be rounded anew from the numbers they stand for.
+# Codes and scales, to which new values can be rounded.
 INTEGERS = ("int8", "int4")
 # Codes that Keras has fitted to calibration data.
 CALIBRATED = ("gptq", "awq")
@@ -68,7 +68,8 @@ def dequantize(layer: Layer) -> Tensor:
         elif isinstance(layer, keras.layers.EinsumDense):
             scale = internals.einsum_kernel_scale(layer, scale)
         return codes / scale
-    # The rows of this matrix share scales, all of them or group by group.
+    # `codes / scale` where all rows of this matrix share scales, and
+    # `(codes − zero) · scale` where the rows of a group share them.
     if is_table:
         matrix = ops.transpose(codes)
     else:
@@ -118,11 +119,11 @@ def round_effective(layer: Layer) -> Rounded:
 
 
 def check_mergeable(layers: dict, requantize: bool) -> None:
-    """Raises a `ValueError` for the first kernel that can't be merged into.
+    """Raises a `ValueError` for the first kernel that can't be merged.
 
     Args:
         layers: Dictionary from path to adapted layer.
-        requantize: Whether integers may be rounded anew.
+        requantize: Whether integer kernels may be rounded again.
     """
     for path, layer in layers.items():
         mode = layer.quantization_mode
@@ -144,7 +145,7 @@ def check_mergeable(layers: dict, requantize: bool) -> None:
 
 
 def describe_merge(errors: dict[str, float], most: int = 5) -> str:
-    """One sentence about relative errors by layer path, the largest first."""
+    """A sentence with the relative errors by layer path, the largest first."""
     worst = sorted(errors, key=errors.__getitem__, reverse=True)
     named = ", ".join(
         f"{errors[path]:.2%} in '{path}'" for path in worst[:most]
@@ -164,7 +165,7 @@ def _name(layer: Layer) -> str:
 
 def _plain_layer(layer: Layer) -> Layer:
     """A float layer of the Keras class behind `layer`, of the same kernel."""
-    # A name of its own: an automatic one would count up the user's names.
+    # An explicit name: an automatic one would shift the user's names.
     arguments = {"dtype": layer.variable_dtype, "name": "requantized"}
     if isinstance(layer, keras.layers.Embedding):
         plain = keras.layers.Embedding(

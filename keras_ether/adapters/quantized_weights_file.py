@@ -4,11 +4,11 @@ They keep the promise of `keras_ether.adapters.weights_file`, that no file holds
 a base kernel in place of the fine-tuned one.
 
 - int8 and int4: the file holds the fine-tuned kernel, rounded to such codes
-  again, and a warning says what that changed. An adapted layer over the same
-  base keeps its codes and takes the vectors, bit for bit.
+  again, and a warning gives the rounding error. An adapted layer over the same
+  base keeps its codes and loads the vectors, bit for bit.
 - GPTQ and AWQ: codes can't be fitted without the calibration data, so the file
   holds the base's codes beside the vectors, in a form that a plain layer
-  refuses. An adapted layer takes both.
+  refuses. An adapted layer loads both.
 """
 
 import warnings
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from keras_ether.adapters.adapter import Adapter
 
 
-# One entry more than a plain layer expects, which is why it refuses the file.
+# A plain layer refuses the file because of this further entry.
 ADAPTED = "adapted_by_keras_ether"
 
 
@@ -63,7 +63,7 @@ class IntegerFile(LayerMixin):
 
 
 class CalibratedFile(LayerMixin):
-    """Mixin for an adapted GPTQ or AWQ layer: its file is for its like only."""
+    """Mixin for an adapted GPTQ or AWQ layer; plain layers refuse its file."""
 
     def save_own_variables(self, store: Any) -> None:
         if self.ether.is_switched_off or weights_file.is_of_base():
@@ -83,7 +83,7 @@ class CalibratedFile(LayerMixin):
 
 
 class _Loading:
-    """Variables that are about to be read, and their values before that."""
+    """Variables that are about to be read, and their previous values."""
 
     def __init__(self, variables: list[Variable]) -> None:
         self.variables = variables
@@ -94,7 +94,7 @@ class _Loading:
             variable.assign(self.values[variable.name])
 
     def is_over_same_base(self, saved_fingerprint: np.ndarray) -> bool:
-        """Whether the file was saved over the codes from before."""
+        """Whether the file was saved over the previous codes."""
         return np.array_equal(_fingerprint(self.values), saved_fingerprint)
 
     def settle(self, adapter: "Adapter", saved_fingerprint: np.ndarray) -> None:
@@ -107,7 +107,7 @@ class _LoadingIntegers(_Loading):
         self.layer = layer
 
     def settle(self, adapter: "Adapter", saved_fingerprint: np.ndarray) -> None:
-        """Decides what the base is, once the vectors are read."""
+        """Chooses the base, once the vectors are read."""
         if self.is_over_same_base(saved_fingerprint):
             self.undo()
         elif methods.get(adapter.config.method).orthogonal:
@@ -136,7 +136,7 @@ def _read(layer: Layer, variables: list[Variable], store: Any) -> None:
     expected = {v.name: tuple(v.shape) for v in variables}
     received = {
         name: tuple(np.shape(store[name]))
-        for name in store.keys()  # noqa: SIM118 - it is no dictionary
+        for name in store.keys()  # noqa: SIM118 - not a dictionary
         if name != ADAPTED
     }
     if received != expected:

@@ -1,7 +1,7 @@
-"""Methods of single layers, replaced for a while.
+"""Methods of single layers, replaced temporarily.
 
-An entry in the instance's dictionary hides the method of the class, out of
-sight of Keras's trackers. One record keeps what the dictionary had before.
+An entry in the instance's dictionary hides the method of the class, unseen by
+Keras's trackers. One record keeps the previous entries.
 """
 
 import functools
@@ -14,22 +14,22 @@ RECORD = "_ether_shadowed"
 
 
 def shadow(layer: Layer, name: str, function: Callable) -> None:
-    """Has `layer.name(...)` call `function(original, ...)`.
+    """Makes `layer.name(...)` call `function(original, ...)`.
 
-    `original` is the method as it would be without this. A second call replaces
-    the function and keeps the original.
+    `original` is the method without the shadow. A second call replaces the
+    function and keeps the original.
 
     Args:
         layer: A Keras layer.
         name: String, name of a method of it.
-        function: What is called in its place.
+        function: The function called in its place.
     """
     record = layer.__dict__.setdefault(RECORD, {})
     if name not in record:
         record[name] = layer.__dict__.pop(name, None)
 
-    # Keras marks its default methods by attributes, which it looks for before
-    # it makes a configuration from the constructor's arguments, say.
+    # Keras marks its default methods by attributes, which it looks for, for
+    # example, before it makes a configuration from the constructor's arguments.
     @functools.wraps(_original(layer, name))
     def method(*args: Any, **kwargs: Any) -> Any:
         return function(_original(layer, name), *args, **kwargs)
@@ -58,5 +58,5 @@ def restore(layer: Layer, name: str) -> None:
 def _original(layer: Layer, name: str) -> Callable:
     """The method behind a shadow: the instance's own, or that of its class."""
     before = layer.__dict__[RECORD][name]
-    # Looked up at each call: the class may have become another one.
+    # Looked up at each call, since the layer's class may have changed.
     return before or getattr(type(layer), name).__get__(layer)

@@ -1,9 +1,8 @@
-"""The weights that a head had before it was trained, for another start.
+"""The weights of a head before its training, for another start.
 
-A head trains in full, so that no adapter holds its change, and removing the
-adapters would leave a head that has seen the data. `apply` therefore keeps a
-copy of its start, in the memory of the host. Vectors have no need of that:
-`apply` makes new ones.
+A head trains in full, so no adapter holds its change, and removing the adapters
+would leave a head that has seen the data. `apply` therefore keeps a copy of its
+start in host memory. Vectors need no copy: `apply` makes new ones.
 """
 
 import numpy as np
@@ -19,7 +18,7 @@ Start = tuple[np.ndarray, ...]
 
 
 def remember(layer: Layer) -> None:
-    """Keeps the weights that a layer owns itself, unless it is done already.
+    """Keeps the weights that a layer owns itself, if none are kept yet.
 
     Args:
         layer: A Keras layer.
@@ -27,7 +26,7 @@ def remember(layer: Layer) -> None:
     if is_remembered(layer):
         return
     own = _own_weights(layer)
-    # Of an array of several processes, no single one has it all.
+    # No process has the whole of an array spread over several.
     whole = all(
         getattr(weight.value, "is_fully_addressable", True) for weight in own
     )
@@ -47,16 +46,16 @@ def forget(layer: Layer) -> None:
 
 
 def of(layer: Layer) -> Start | None:
-    """What `remember` kept, for `give`; `None` if nothing."""
+    """The kept weights, for `give`; `None` if there are none."""
     return layer.__dict__.get(START)
 
 
 def give(layer: Layer, start: Start | None) -> None:
-    """Has a copy of a layer remember what the layer does.
+    """Makes a copy of a layer remember the start of the original.
 
     Args:
         layer: A Keras layer.
-        start: What `of` answered for the original.
+        start: The result of `of` for the original.
     """
     forget(layer)
     if start is not None:

@@ -14,12 +14,12 @@ class Switch:
     """Holds a variable at zero as long as any block of code asks for it.
 
     Blocks may be nested, and may overlap in several threads or while one of
-    them is traced: the variable has its value back when the last one ends.
+    them is traced: the variable gets its value back when the last one ends.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # What each open block gives back, the first one the value from before.
+        # The value that each open block restores, the original one first.
         self._before: list[tuple[object, Tensor]] = []
 
     @contextlib.contextmanager
@@ -36,7 +36,7 @@ class Switch:
                 self._end(block, variable)
 
     def assign(self, variable: Variable, value: Any) -> None:
-        """Gives `variable` a value, as soon as no block holds it at zero."""
+        """Sets `variable`, as soon as no block holds it at zero."""
         with self._lock:
             if self._before:
                 block, _ = self._before[0]
@@ -46,7 +46,7 @@ class Switch:
 
     @property
     def is_open(self) -> bool:
-        """Whether a block of code asks for zero now."""
+        """Whether a block of code currently asks for zero."""
         return bool(self._before)
 
     def _end(self, block: object, variable: Variable) -> None:
@@ -56,7 +56,7 @@ class Switch:
         if place == len(self._before):
             variable.assign(before)
         else:
-            # The block above began within this one: it gives back what this
-            # one has found.
+            # The next block began within this one: it restores this one's
+            # value.
             opened, _ = self._before[place]
             self._before[place] = (opened, before)

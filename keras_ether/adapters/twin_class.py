@@ -42,12 +42,13 @@ def plain_class(layer: Layer) -> type:
 
 @functools.cache
 def _adapted_class(layer_class: type, mixin: type, file: type) -> type:
-    """A twin of `layer_class` that passes for it in files.
+    """A twin of `layer_class` that files name as they name the original.
 
     Keras's files name classes: containers keep their layers' weights under the
     class's name, a configuration names class and module, or the name that the
-    class is registered by. The twin has all of them, and what is made from its
-    configuration, by `clone_model` for one, is of the plain class.
+    class is registered by. The twin has all of these names, and layers made
+    from its configuration, for example by `clone_model`, are of the plain
+    class.
     """
     twin = type(
         layer_class.__name__,

@@ -2,7 +2,7 @@
 
 A layer that `keras_ether.apply` adapted writes its *effective* kernel in its
 class's own format, so a model that knows nothing of this package gets the
-fine-tuned predictions. Beside it, under a path that a plain model never visits,
+fine-tuned predictions. Beside it, under a path that a plain model never reads,
 the adapter writes the vectors, the state of its dropout and a fingerprint of
 the base kernel.
 
@@ -10,14 +10,14 @@ Read into an adapted layer, such a file
 
 - over the same base: leaves the base and sets the vectors, bit for bit;
 - over another base, if the method's blocks are orthogonal: sets the vectors,
-  and as base the kernel with the transformation taken out of it again;
-- over another base, else: gives the effective kernel as base and vectors that
-  start anew at the identity, with a warning.
+  and as base the kernel with the transformation inverted;
+- over another base, otherwise: sets the effective kernel as base and resets the
+  vectors to the identity, with a warning.
 
 A file without vectors is a base checkpoint, and loads as one. Layers over
 integer kernels are the subject of `quantized_weights_file` beside this module.
-None of this concerns the layers of `keras_ether.layers`, which write their base
-kernel and their vectors, and are read by their own kind alone.
+The layers of `keras_ether.layers` differ: they write their base kernel and
+their vectors, which only the same class reads.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 FINGERPRINT = "base_fingerprint"
 METHOD = "method"
 DROPOUT = "dropout_state"
-# How far the adapter acts in the kernel beside it, where that is not 1.
+# The adapter's strength in the kernel beside it, where that is not 1.
 STRENGTH = "strength"
 
 _of_base = contextvars.ContextVar("of_base", default=False)
@@ -52,11 +52,11 @@ _of_base = contextvars.ContextVar("of_base", default=False)
 
 @contextlib.contextmanager
 def of_base() -> Iterator[None]:
-    """Has integer layers write their base codes, in the plain format.
+    """Makes integer layers write their base codes, in the plain format.
 
-    For copies in memory, which get the base and the vectors besides: a file
-    must hold the fine-tuned kernel. A variable of the context, so that another
-    thread may write a file meanwhile.
+    For copies in memory, which get both the base and the vectors; a file must
+    hold the fine-tuned kernel. A context variable, so that another thread may
+    write a file meanwhile.
     """
     token = _of_base.set(True)
     try:
@@ -73,8 +73,8 @@ def is_of_base() -> bool:
 class PlainFile(LayerMixin):
     """Mixin for an adapted layer that saves and loads in its class's format.
 
-    A layer is saved and loaded right before its sub-layers. What the adapter
-    has to know of the layer's kernel is handed to it here.
+    Keras saves and loads a layer right before its sub-layers. The layer
+    therefore hands its adapter the fingerprint, or the kernel just read.
     """
 
     def save_own_variables(self, store: Any) -> None:
@@ -82,8 +82,8 @@ class PlainFile(LayerMixin):
         super().save_own_variables(entries)
         base = self.base_kernel
         for key, value in entries.items():
-            # Most classes write what their property answers, the effective
-            # kernel; some write the variable itself.
+            # Most classes write their property, the effective kernel; some
+            # write the variable itself.
             value = self._effective(base) if value is base else value
             store[key] = settled(value)
         self.ether.base_fingerprint = fingerprint(base)
@@ -95,7 +95,7 @@ class PlainFile(LayerMixin):
 
 
 class Loading:
-    """A kernel variable that was just read, and its value before that."""
+    """A kernel variable that was just read, and its previous value."""
 
     def __init__(self, kernel: Tensor, base: np.ndarray) -> None:
         self.kernel = kernel
@@ -105,11 +105,11 @@ class Loading:
         self.kernel.assign(self.base)
 
     def is_over_same_base(self, saved_fingerprint: np.ndarray) -> bool:
-        """Whether the file was saved over the kernel from before."""
+        """Whether the file was saved over the previous kernel."""
         return np.array_equal(fingerprint(self.base), saved_fingerprint)
 
     def settle(self, adapter: "Adapter", saved_fingerprint: np.ndarray) -> None:
-        """Decides what the base is, once the vectors are read."""
+        """Chooses the base, once the vectors are read."""
         if self.is_over_same_base(saved_fingerprint):
             self.kernel.assign(self.base)
         elif methods.get(adapter.config.method).orthogonal:
@@ -134,7 +134,7 @@ def save_vectors(adapter: "Adapter", store: Any) -> None:
     store[METHOD] = np.frombuffer(adapter.config.method.encode(), "uint8")
     if adapter.seed_generator is not None:
         state = to_numpy(adapter.seed_generator.state)
-        # Every backend has an integer type of its own for it.
+        # Backends use different integer dtypes for it.
         store[DROPOUT] = np.asarray(state, "int64")
     if adapter.base_fingerprint is not None:
         store[FINGERPRINT] = adapter.base_fingerprint
@@ -145,11 +145,11 @@ def save_vectors(adapter: "Adapter", store: Any) -> None:
 
 
 def load_vectors(adapter: "Adapter", store: Any) -> None:
-    """Reads an adapter's vectors, and settles its layer's base kernel.
+    """Reads an adapter's vectors, and chooses its layer's base kernel.
 
     Raises:
         ValueError: if the file's adapter has another method or vectors of other
-            shapes, or if it was saved over another base at another strength
+            shapes, or if it was saved over another base at a strength other
             than 1. The layer's kernel and vectors are then as they were.
     """
     loading, adapter.loading = adapter.loading, None
@@ -173,7 +173,7 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
 def _check_strength(
     adapter: "Adapter", store: Any, loading: Loading | None
 ) -> None:
-    """Raises where a kernel can't be told from what acts on it."""
+    """Raises a `ValueError` if the base can't be computed from the kernel."""
     if loading is None or STRENGTH not in store or FINGERPRINT not in store:
         return
     if not methods.get(adapter.config.method).orthogonal:

@@ -40,7 +40,7 @@ def real(value: Any) -> float | None:
 
 
 def finite(value: Any) -> float | None:
-    """The finite real number that a value is, or `None` if it is none."""
+    """A value as a finite real number, or `None` if it is not one."""
     number = real(value)
     return number if number is not None and math.isfinite(number) else None
 
