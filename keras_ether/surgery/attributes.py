@@ -1,4 +1,4 @@
-"""The attributes of an object, to be put back as they were."""
+"""Records of an object's attributes, from which they are restored."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ CONTAINERS = (OrderedDict, dict, list, set)
 
 @dataclass(frozen=True)
 class Attributes:
-    """What an object was made of at one moment.
+    """An object's class and attributes at one moment.
 
     Attributes:
         owner: The object.
         kind: Its class.
-        contents: Pairs of a container and of what was in it: the object's
-            dictionary, and the lists, dictionaries and sets among its
-            attributes, which others may hold too.
+        contents: Pairs of a container and its items: the object's dictionary,
+            and the lists, dictionaries and sets among its attributes, which
+            others may hold too.
     """
 
     owner: object
@@ -28,7 +28,7 @@ class Attributes:
 
 
 def taken(owner: object) -> Attributes:
-    """The attributes of a Keras layer or optimizer as they are now."""
+    """The current attributes of a Keras layer or optimizer."""
     tracked = internals.tracker_attributes(owner)
     containers = containers_in((vars(owner), tracked))
     return Attributes(
@@ -37,7 +37,7 @@ def taken(owner: object) -> Attributes:
 
 
 def put_back(before: Attributes) -> None:
-    """Gives an object back the class and the attributes that it had."""
+    """Restores an object's class and attributes."""
     if type(before.owner) is not before.kind:
         before.owner.__class__ = before.kind
     for container, parts in before.contents:
@@ -51,19 +51,19 @@ def containers_in(value: object) -> list:
 
 
 def leaves(value: object) -> list:
-    """What a value holds that is no container; of another value, itself."""
+    """The non-containers in a value, or the value itself if it is one."""
     return _parts(value)[1]
 
 
 def items(container: Any) -> list:
-    """What is in a container, keys with values if it is a dictionary."""
+    """The entries of a container, pairs with keys if it is a dictionary."""
     is_dict = isinstance(container, dict)
     return list(container.items() if is_dict else container)
 
 
 def refill(container: Any, parts: list) -> None:
-    """Gives a container other `items`."""
-    # Past the methods of Keras's own containers, which track what is put in.
+    """Replaces a container's `items`."""
+    # Bypasses the methods of Keras's own containers, which track new entries.
     base: Any = next(b for b in CONTAINERS if isinstance(container, b))
     base.clear(container)
     if base is list:
@@ -89,7 +89,7 @@ def _parts(whole: object) -> tuple[list, list]:
 
 
 def _same(parts: Sequence, others: Sequence) -> bool:
-    """Whether these are the very objects, without asking whether they equal."""
+    """Whether the objects are identical, without comparing them by value."""
     return len(parts) == len(others) and all(
         one is other
         or (type(one) is type(other) is tuple and _same(one, other))

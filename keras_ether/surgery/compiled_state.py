@@ -1,4 +1,4 @@
-"""The compiled state of models whose layers change under them."""
+"""The compiled state of models whose layers change."""
 
 from typing import Any
 
@@ -18,10 +18,10 @@ FUNCTIONS = (
 
 
 def reset(tree: LayerTree) -> None:
-    """Makes a model, and the models in it, use their layers as they are now.
+    """Makes a model, and the models in it, use their current layers.
 
-    Their functions are traced again. Their optimizers stay, with all that was
-    set on them; only their slots start again.
+    Their functions are traced again. Their optimizers keep all their settings;
+    only their slots start again.
     """
     drop_functions(tree)
     for optimizer in slots.optimizers_of(tree):
@@ -49,7 +49,7 @@ def constant_learning_rate(model: keras.layers.Layer) -> float | None:
         return None
     rate = internals.rate_set(optimizer)
     # A schedule is a user's function, for `fit` to call; and an optimizer that
-    # chooses among others has none.
+    # chooses among others has no rate.
     if not isinstance(rate, keras.Variable):
         return None
     if getattr(optimizer, "learning_rate", None) is not rate:

@@ -1,4 +1,4 @@
-"""Putting built adapters into a model, and taking them out again."""
+"""Inserting built adapters into a model, and removing them."""
 
 import warnings
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def build_adapter(target: Target, seed: int | None) -> Adapter:
 
 
 def put_in(plan: Plan, adapters: Sequence[Adapter]) -> None:
-    """Puts built adapters into a model, and freezes what doesn't train."""
+    """Inserts built adapters into a model, and freezes the other layers."""
     _freeze_all_but(plan)
     for target, adapter in zip(plan.targets, adapters, strict=True):
         place(target.layer, adapter)
@@ -61,13 +61,13 @@ def place(layer: Layer, adapter: Adapter) -> None:
 
 
 def put_up_guards(tree: LayerTree) -> None:
-    """Makes an adapted model refuse or warn of what adapters can't bear."""
+    """Makes an adapted model refuse, or warn of, unsupported calls."""
     refusals.forbid(tree)
     low_rate.watch(tree)
 
 
 def take_out(tree: LayerTree) -> None:
-    """Makes adapted layers the plain ones that they were."""
+    """Makes adapted layers plain again."""
     for layer in tree.adapted.values():
         plain_class = twin_class.plain_class(layer)
         internals.remove_sublayer(layer, kinds.ADAPTER)
@@ -82,7 +82,7 @@ def take_out(tree: LayerTree) -> None:
 
 
 def _freeze_all_but(plan: Plan) -> None:
-    """Freezes all but the kept layers, and what holds what trains."""
+    """Freezes all but the kept layers and the parents of trained ones."""
     targets = {id(target.layer) for target in plan.targets}
     holds: dict[int, bool] = {}
 
@@ -99,7 +99,7 @@ def _freeze_all_but(plan: Plan) -> None:
 
     for layer in plan.tree.everything:
         if id(layer) in plan.kept:
-            # An `apply` from before may have frozen it.
+            # An earlier `apply` may have frozen it.
             freezing.thaw(layer)
             freezing.keep(layer)
             start.remember(layer)
@@ -108,9 +108,9 @@ def _freeze_all_but(plan: Plan) -> None:
 
 
 def warn_of_outer_model(model: Layer, stacklevel: int = 3) -> None:
-    """Says what to do about a compiled model that can't be found from here.
+    """Warns of a compiled outer model, which can't be found from here.
 
-    Before anything is touched, since a warning may be made an error.
+    Call it before any change, since a warning may be made an error.
 
     Args:
         model: A Keras model or layer.

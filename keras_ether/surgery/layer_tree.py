@@ -1,4 +1,4 @@
-"""The layers of a model, found by one walk and handed on."""
+"""The layers of a model, found by one walk."""
 
 import functools
 import re
@@ -14,18 +14,17 @@ from keras_ether.types import Layer
 class LayerTree:
     """The layers of a model by structural path.
 
-    A path joins layer names by `/`. Names that Keras made up, which count up
-    within a process (`dense_7`), are replaced by the class's name and a count
-    among siblings (`dense`, `dense_1`), so that a path is the same in every
-    process that builds the same model. A layer that stands in two places has
-    the path of the first.
+    A path joins layer names by `/`. Automatic names, which count up within a
+    process (`dense_7`), are replaced by the class's name and a count among
+    siblings (`dense`, `dense_1`), so that a path is the same in every process
+    that builds the same model. A layer in two places has the path of the first.
 
     Args:
         model: A Keras model or layer.
 
     Attributes:
         model: The same.
-        layers: Dictionary from path to every layer below the model once,
+        layers: Dictionary from path to layer, each layer below the model once,
             parents first. The model itself is in it only if it is a layer that
             can be adapted.
 
@@ -66,14 +65,14 @@ class LayerTree:
 
     @property
     def with_model(self) -> dict[str, Layer]:
-        """All of them by path; a model that has none is named by its name."""
+        """All layers by path; a model without a path goes by its name."""
         if any(layer is self.model for layer in self.layers.values()):
             return self.layers
         return {self.model.name: self.model, **self.layers}
 
     @property
     def models(self) -> list[keras.Model]:
-        """The models among them."""
+        """The models among the layers."""
         return [y for y in self.everything if isinstance(y, keras.Model)]
 
     @property
@@ -87,7 +86,7 @@ class LayerTree:
         return {p: y for p, y in self.layers.items() if not kinds.is_adapter(y)}
 
     def parts(self, layer: Layer) -> list[Layer]:
-        """The layers right below a layer of the tree."""
+        """The direct sub-layers of a layer of the tree."""
         return self._parts[id(layer)]
 
     def inside(self, layer: Layer) -> set[int]:
@@ -102,7 +101,7 @@ class LayerTree:
         return found
 
     def with_inner(self, paths: Iterable[str]) -> set[str]:
-        """Some paths, and those of all layers inside their layers."""
+        """The given paths, and those of all layers inside their layers."""
         inside: set[int] = set()
         for path in paths:
             inside |= self.inside(self.layers[path])
@@ -153,5 +152,5 @@ def _stable_name(layer: Layer) -> str:
 
 
 def _is_backbone(model: Layer) -> bool:
-    """Whether it is a KerasHub backbone, which may hold another one."""
+    """Whether a model is a KerasHub backbone, which may hold another one."""
     return any(base.__name__ == "Backbone" for base in type(model).__mro__)

@@ -1,14 +1,14 @@
-"""The warning of a learning rate that is far too low, where training starts.
+"""The warning of a far too low learning rate, given when training starts.
 
 KerasHub tasks compile themselves with rates of full fine-tuning, and a model
-may be compiled before or after `apply`, so the rate that counts is known only
-when `fit` or `train_on_batch` is called. Both call `make_train_function`, the
-method which Keras offers for overriding. It is shadowed on each model of the
-tree, and does nothing more than compare one number, once for each optimizer.
+may be compiled before or after `apply`, so the final rate is known only when
+`fit` or `train_on_batch` is called. Both call `make_train_function`, the method
+which Keras offers for overriding. Its shadow on each model of the tree only
+compares one number, once for each optimizer.
 
-A compiled model that is built around an adapted one afterwards is not reached.
-A hook for that one would have to be on `keras.Model` itself, and would change
-models that have nothing to do with this package.
+A compiled model that is built around an adapted one afterwards is not covered.
+It would need a hook on `keras.Model` itself, which would change models
+unrelated to this package.
 """
 
 import functools
@@ -29,7 +29,7 @@ from keras_ether.types import Model
 START = "make_train_function"
 # A rate is low if it is below the method's own by more than this factor.
 FACTOR = 10
-# The line to be named in a warning is the first outside these.
+# A warning names the first line outside these packages.
 INSIDE = ("keras", "keras_hub", "keras_ether")
 
 
@@ -58,7 +58,7 @@ def _start(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Warns once for each optimizer, and goes on as the model would."""
+    """Warns once for each optimizer, and calls the model's own method."""
     owner = model()
     optimizer = getattr(owner, "optimizer", None)
     is_new = optimizer is not None and all(o() is not optimizer for o in seen)
@@ -78,7 +78,7 @@ def _warn(model: Model) -> None:
     if rate is None or not names:
         return
     method = max((methods.get(n) for n in names), key=lambda m: m.learning_rate)
-    # The optimizer's is a float32.
+    # The optimizer's rate is a float32.
     if rate >= np.float32(method.learning_rate / FACTOR):
         return
     warnings.warn(

@@ -1,4 +1,4 @@
-"""`plan` and `summary`: what would be adapted, and what is."""
+"""`plan` and `summary`: tables of planned and of present adapters."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,18 +32,18 @@ def plan(
     seed: int | None = None,
     print_fn: Callable[[str], Any] | None = None,
 ) -> Report:
-    """Prints what `keras_ether.apply` would do, and returns it.
+    """Prints a table of what `keras_ether.apply` would do, and returns it.
 
-    The model stays as it is.
+    The model is not changed.
 
     Args:
         model: A built Keras model or layer.
         rank_blocks: See `keras_ether.apply`, as for the arguments below.
         method: Name of the method.
-        targets: Which layers.
-        exclude: Which of these not, with all inside them.
+        targets: The layers to adapt.
+        exclude: The layers to leave out, with all layers inside them.
         side: Side that is transformed.
-        trainable: Layers that stay trainable, with all inside them.
+        trainable: Layers that stay trainable, with all layers inside them.
         dropout: Probability that a block is the identity in training.
         seed: Seed of the start.
         print_fn: Function that takes the table, a string, as wide as the
@@ -51,7 +51,7 @@ def plan(
 
     Returns:
         A `keras_ether.surgery.report.Report`: layers matched, layers skipped
-        and why, counts and bytes.
+        with reasons, counts and bytes.
 
     Raises:
         ValueError: if `keras_ether.apply` would raise it.
@@ -108,8 +108,8 @@ def summary(
     Returns:
         A `keras_ether.surgery.report.Report`: the adapted layers with the shape
         of their kernels, method, blocks and parameters; layers without an
-        adapter; and the totals `trainable` (the adapters), `head` (whatever
-        else trains), `frozen` and `percentage`.
+        adapter; and the totals `trainable` (the adapters), `head` (all other
+        trained parameters), `frozen` and `percentage`.
 
     Raises:
         ValueError: if the model is not built.

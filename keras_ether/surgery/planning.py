@@ -1,4 +1,4 @@
-"""What `apply` would do: every check, before anything is touched."""
+"""The plan of `apply`: every check, before any change."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from keras_ether.types import Layer
 
 @dataclass(frozen=True)
 class Target:
-    """A layer that gets an adapter, and how."""
+    """A layer that gets an adapter, with its view and config."""
 
     path: str
     layer: Layer
@@ -27,7 +27,7 @@ class Target:
 
     @classmethod
     def of(cls, path: str, layer: Layer, config: AdapterConfig) -> "Target":
-        """The target that a layer of a known kind makes."""
+        """The target for a layer of a known kind."""
         view = kinds.view_of(layer)
         return cls(path, layer, view, kinds.kernel_shape(layer), config)
 
@@ -46,7 +46,7 @@ class Plan:
         targets: The layers that get an adapter.
         kept: Ids of the layers that stay trainable: the head, and those that
             the user named.
-        reasons: Why layers that could have matched did not, by path.
+        reasons: The reasons why candidates are left out, by path.
     """
 
     tree: LayerTree
@@ -72,7 +72,7 @@ def make_plan(
         trainable: See `keras_ether.apply`.
 
     Raises:
-        ValueError: if the model or an argument is not as it must be.
+        ValueError: if the model or an argument is invalid.
     """
     targets = targets_lib.checked(targets, "targets")
     exclude = targets_lib.checked(exclude, "exclude")
@@ -138,10 +138,10 @@ def _check_named(
     targets: list[str],
     excluded: set[str],
 ) -> None:
-    """Raises a `ValueError` if a list names what can't be a target.
+    """Raises a `ValueError` if a list names a layer that can't be a target.
 
-    Where several layers have the name, one target among them is enough, unless
-    another one has kernels that are then left out unnoticed.
+    If several layers have the name, one target among them is enough, unless
+    another one has kernels that would be left out unnoticed.
     """
     layers = tree.without_adapters
     for entry in targets:
@@ -173,8 +173,8 @@ def _refused(
 ) -> dict[str, str]:
     """Reasons by path, for layers that can't have an adapter.
 
-    A layer that the user named is an error, and so is one that has an adapter
-    of any sort already; others are left out.
+    A layer that the user named gives an error, as does one that already has an
+    adapter of any sort; others are left out.
     """
     adapted = [p for p, layer in chosen.items() if kinds.is_adapted(layer)]
     if adapted:

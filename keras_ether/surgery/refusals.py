@@ -1,15 +1,15 @@
-"""Methods that an adapted model refuses before anything is touched.
+"""Methods that an adapted model refuses, before any change.
 
 `Layer.quantize` is bound to each layer when it is made, so the method of an
-adapted layer's class does not replace it; and `Model.quantize` would pass over
+adapted layer's class does not replace it; and `Model.quantize` would skip
 layers that have sub-layers and quantize the others.
 
-`enable_lora` of a KerasHub backbone freezes every layer first, the adapters
-among them, and that of a layer which `apply` has frozen gives it weights that
-do not train.
+`enable_lora` of a KerasHub backbone first freezes every layer, adapters
+included. On a layer which `apply` has frozen, it adds weights that do not
+train.
 
 Some exporters behind KerasHub's `export_to_transformers` read a layer's first
-variable. In an adapted layer that is the base kernel, and the folder would hold
+variable. In an adapted layer that is the base kernel, so the folder would hold
 the base model without a warning.
 """
 
@@ -37,7 +37,7 @@ ADVICE = (
 
 
 def forbid(tree: LayerTree) -> None:
-    """Makes the layers of an adapted model refuse what adapters can't bear."""
+    """Makes the layers of an adapted model refuse unsupported methods."""
     root = weakref.ref(tree.model)
     for layer in tree.everything:
         adapted = kinds.is_adapted(layer)
@@ -69,7 +69,7 @@ def _quantize(
     config: Any = None,
     **kwargs: Any,
 ) -> Any:
-    # The adapters may have been merged by way of a part or of a model around.
+    # The adapters may have been merged through a part or an outer model.
     adapted = _adapted_in(layer)
     if adapted:
         mode = mode or getattr(config, "mode", None)
@@ -98,7 +98,7 @@ def _enable_lora(
             "adapters, and is frozen: its LoRA weights would not train. "
             f"{ADVICE}"
         )
-    # Its adapters are gone by way of a part, which leaves the rest frozen.
+    # The adapters were removed through a part, which leaves the rest frozen.
     if not is_model and not layer.trainable:
         raise ValueError(
             f"{what} is frozen by `keras_ether.apply`: its LoRA weights would "

@@ -1,4 +1,4 @@
-"""What is adapted, as data and as a table."""
+"""The adapters of a model, as data and as a table."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from keras_ether.types import Variable
 
 @dataclass(frozen=True)
 class AdaptedLayer:
-    """One adapted layer, and how it is adapted.
+    """One adapted layer, with its configuration.
 
     Attributes:
         path: Structural path of the layer.
@@ -51,7 +51,7 @@ class Row(AdaptedLayer):
     """One adapted layer, with the size of its adapter.
 
     Attributes:
-        parameters: Number of parameters that train.
+        parameters: Number of trained parameters.
     """
 
     parameters: int
@@ -59,7 +59,7 @@ class Row(AdaptedLayer):
 
 @dataclass(frozen=True)
 class Skipped:
-    """One layer that has a kernel and no adapter, and why."""
+    """One layer with a kernel and without an adapter, and the reason."""
 
     path: str
     layer_class: str
@@ -68,7 +68,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Report:
-    """The adapters of a model, those it has or those it would get.
+    """The adapters that a model has, or that it would get.
 
     Printing it gives a table.
 
@@ -99,7 +99,7 @@ class Report:
         return 4 * self.trainable
 
     def __str__(self) -> str:
-        """The table, with one line for rows that differ in an index only."""
+        """The table, with one line for rows that differ only in an index."""
         groups = list(_alike(self.rows))
         texts = {
             "Layer": [_common_path([r.path for r in rows]) for rows in groups],
@@ -150,7 +150,7 @@ T = TypeVar("T", AdaptedLayer, Row, Skipped)
 
 
 def _alike(rows: Iterable[T]) -> Iterable[list[T]]:
-    """Groups rows that are equal but for the indices in their paths."""
+    """Groups rows that differ only in the indices in their paths."""
     groups: dict[Any, list[T]] = {}
     for row in rows:
         pattern = re.sub(r"\d+", "#", row.path)
@@ -177,15 +177,15 @@ def _common_path(paths: list[str]) -> str:
 
 
 def draw(texts: dict, numbers: dict) -> str:
-    """A table of columns of strings, texts to the left, numbers to the right.
+    """A table of columns of strings, texts left-aligned, numbers right-aligned.
 
-    It is as wide as the terminal at most (80 columns where there is none, in a
-    notebook for example). If it would be wider, the first columns, the layers'
-    paths above all, get lines of their own above the others.
+    It is at most as wide as the terminal (80 columns where there is none, for
+    example in a notebook). If it would be wider, the first columns, mainly the
+    layers' paths, get separate lines above the others.
 
     Args:
         texts: Dictionary from headings to columns, lists of strings.
-        numbers: The same, for the columns behind them.
+        numbers: The same, for the columns after them.
     """
     columns = [*texts.items(), *numbers.items()]
     sizes = [max(map(len, [name, *cells])) for name, cells in columns]
@@ -219,12 +219,12 @@ def draw(texts: dict, numbers: dict) -> str:
 
 
 def terminal_width() -> int:
-    """How many columns the terminal has, or the variable `COLUMNS` says."""
+    """The width of the terminal, or the variable `COLUMNS`, at least 40."""
     return max(40, shutil.get_terminal_size().columns)
 
 
 def wrap_path(path: str) -> list[str]:
-    """A path in lines that fit the terminal, broken behind a `/`."""
+    """A path in lines that fit the terminal, broken after a `/`."""
     lines = [""]
     for segment in re.findall("[^/]*/?", path):
         if lines[-1] and len(lines[-1] + segment) > terminal_width():

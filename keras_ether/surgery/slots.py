@@ -1,8 +1,8 @@
-"""The slots of optimizers, and how they start again.
+"""The slots of optimizers, and their reset.
 
-Slots are what an optimizer's `build` makes for the variables that it trains:
-moments, averages, accumulated gradients. All else on it has been set by
-someone and stays: its learning rate, schedule, exclusions, and the variables
+Slots are the variables that an optimizer's `build` makes for the variables that
+it trains: moments, averages, accumulated gradients. All other attributes are
+settings and stay: its learning rate, schedule, exclusions, and the variables
 that a subclass makes in `__init__`.
 """
 
@@ -21,7 +21,7 @@ from keras_ether.types import Variable
 def optimizers_of(tree: LayerTree) -> list[keras.optimizers.Optimizer]:
     """Every optimizer of a model and of the models in it, wrapped ones too.
 
-    One that wraps stands before what it wraps.
+    A wrapper comes before the optimizer that it wraps.
     """
     found: dict[int, keras.optimizers.Optimizer] = {}
     for model in tree.models:
@@ -30,15 +30,15 @@ def optimizers_of(tree: LayerTree) -> list[keras.optimizers.Optimizer]:
 
 
 def drop(optimizer: Optimizer) -> None:
-    """Makes a built optimizer one that has yet to be built.
+    """Makes a built optimizer unbuilt again.
 
-    `fit` builds it then for what trains, and only then are slots allocated.
-    Nothing else on it changes, but that it counts its updates from 0: that is
-    how the moments are corrected for their start. An optimizer that is not
-    built is not touched.
+    `fit` then builds it for the trained variables, and only then allocates
+    slots. Apart from the slots only the count of updates changes: it starts
+    from 0, since it corrects the bias of new moments. An unbuilt optimizer is
+    not touched.
 
     Args:
-        optimizer: A Keras optimizer. Those that it wraps are left alone.
+        optimizer: A Keras optimizer. Those that it wraps are not changed.
     """
     if not optimizer.built:
         return
@@ -48,11 +48,11 @@ def drop(optimizer: Optimizer) -> None:
 
 
 def _slots(optimizer: Optimizer) -> set[int]:
-    """The ids of what `build` has made.
+    """The ids of the variables that `build` has made.
 
-    Nothing marks these variables, so the optimizer is built anew for one small
-    variable, and then put back: what it held before and holds no more is a
-    slot.
+    Nothing marks these variables, so the optimizer is built again for one small
+    variable, and then restored: variables that it no longer holds in between
+    are slots.
     """
     named = _named_after_trained(optimizer)
     since = _tracked_since(optimizer, named)
@@ -75,12 +75,12 @@ def _slots(optimizer: Optimizer) -> set[int]:
         held = _variables_in(list(after.values()))
         found = {i for _, own in before.values() for i in own} - held.keys()
         for name, (value, own) in before.items():
-            # A list from `__init__` that `build` fills.
+            # A list from `__init__` that `build` fills holds slots.
             is_filled = _variables_in(value).keys() - start
             if after.get(name) is value and is_filled:
                 found |= own.keys()
     except Exception:
-        # A `build` that can't be asked; `fit` will say so, if it is an error.
+        # This `build` can't be tried; if that is an error, `fit` will raise it.
         found = since
     finally:
         for state in states:
@@ -112,7 +112,7 @@ def _tracked_since(optimizer: Optimizer, named: set[int]) -> set[int]:
 
 
 def _forget(optimizer: Optimizer, slots: set[int]) -> None:
-    """Takes variables out of an optimizer's attributes, and unbuilds it."""
+    """Removes variables from an optimizer's attributes, and unbuilds it."""
 
     def is_slot(part: object) -> bool:
         return any(id(leaf) in slots for leaf in attributes.leaves(part))
@@ -126,7 +126,7 @@ def _forget(optimizer: Optimizer, slots: set[int]) -> None:
         kept = [
             part
             for part, value in zip(parts, list(values), strict=True)
-            # What is in a container within, goes out of that one.
+            # Inner containers stay, and lose their own entries.
             if isinstance(value, attributes.CONTAINERS) or not is_slot(value)
         ]
         if len(kept) < len(parts):
@@ -138,7 +138,7 @@ def _forget(optimizer: Optimizer, slots: set[int]) -> None:
 
 
 def _optimizers_in(owner: object) -> dict[int, Optimizer]:
-    """The optimizers among an object's attributes, and those in them, by id."""
+    """The optimizers among an object's attributes, and inner ones, by id."""
     found, todo = {}, [owner]
     while todo:
         for part in attributes.leaves(vars(todo.pop(0))):

@@ -1,4 +1,4 @@
-"""How far a model's adapters act."""
+"""The strength of a model's adapters."""
 
 from keras_ether.ops import values
 from keras_ether.surgery import compiled_state
@@ -7,26 +7,25 @@ from keras_ether.types import Layer
 
 
 def strength(model: Layer, strength: float):
-    """Sets how far a model's adapters act, in place.
+    """Sets the strength of a model's adapters, in place.
 
-    Each block acts as `I + strength (block − I)`: 0 is the pretrained model, to
-    the bit, and 1 the adapter as it was trained. Between them and beyond, ETHER
-    is a reflection no more: at ½ its blocks project onto the hyperplane, at 2
-    they go twice as far, and negative values go the other way. Try what serves,
+    Each block acts as `I + strength (block − I)`: 0 is the pretrained model,
+    bit for bit, and 1 the adapter as trained. At other values ETHER is no
+    longer a reflection: at ½ its blocks project onto the hyperplane, at 2 they
+    go twice as far, and negative values go the other way. Try several values,
     as with the scale of LoRA in image generation.
 
-    The strength is a variable that compiled functions read, so nothing is
-    compiled again when it changes; only a training function that was compiled
-    before is, once, the first time that it is other than 0 and 1. Within
-    `keras_ether.disabled` it takes effect at the end of that block.
+    The strength is a variable that compiled functions read, so changing it
+    compiles nothing again, except a training function compiled before, once, at
+    the first value other than 0 and 1. Within `keras_ether.disabled` it takes
+    effect at the end of that block.
 
     `keras_ether.merge`, `model.save` and every other export fold the adapters
     in at this strength. It belongs to the model and not to the adapter:
-    `save_adapter` and weights files hold the vectors as they were trained, and
-    `load_adapter` leaves the strength of the model as it is. So it can't be
-    told from such a file of weights what to take out of the kernel of another
-    base: reading one that was written at another strength than 1 into an
-    adapted model over another base is an error.
+    `save_adapter` and weights files hold the vectors as trained, and
+    `load_adapter` keeps the model's strength. The transformation can't be
+    inverted in a weights file written at a strength other than 1, so loading it
+    into an adapted model over another base is an error.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.

@@ -1,4 +1,4 @@
-"""Which layers: names, structural paths, patterns, predicates."""
+"""Selecting layers: names, structural paths, patterns, predicates."""
 
 import difflib
 import re
@@ -13,26 +13,26 @@ from keras_ether.adapters import kinds
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Layer
 
-# An argument that `checked` has seen.
+# An argument that `checked` has accepted.
 Targets = str | list[str] | Callable[[str, Layer], bool] | None
 
 
 def checked(value: Any, argument: str) -> Targets:
-    """An argument of `apply` that says which layers, if its form is accepted.
+    """An argument of `apply` that selects layers, if its form is accepted.
 
     Args:
-        value: What was passed.
+        value: The value passed.
         argument: `"targets"`, `"exclude"` or `"trainable"`.
 
     Returns:
         A string, a list of strings, a predicate or `None`.
 
     Raises:
-        ValueError: if it is of no such form.
+        ValueError: if it has another form.
     """
     if value is None or isinstance(value, str):
         return value
-    # Layers and classes can be called too, but answer no question.
+    # Layers and classes are callable too, but are not predicates.
     is_keras = isinstance(value, (type, keras.layers.Layer))
     if callable(value) and not is_keras and argument != "trainable":
         return value
@@ -61,10 +61,10 @@ def checked(value: Any, argument: str) -> Targets:
 
 
 def named(layers: dict, entry: str) -> set[str]:
-    """The paths of the layers that an entry of a list means.
+    """The paths of the layers that an entry of a list selects.
 
-    The layers of that name, or where there is none, the layer of that path: a
-    name that Keras made up can be the path of another layer.
+    The layers of that name, or if there are none, the layer of that path: an
+    automatic name can be the path of another layer.
 
     Args:
         layers: Dictionary from path to layer, all those of a model.
@@ -77,11 +77,11 @@ def named(layers: dict, entry: str) -> set[str]:
 def match(
     tree: LayerTree, candidates: dict[str, Layer], targets: Targets
 ) -> set[str]:
-    """The paths among `candidates` that `targets` means.
+    """The paths among `candidates` that `targets` selects.
 
     Args:
         tree: All layers of the model.
-        candidates: Those of them that may be meant.
+        candidates: Those of them that may be selected.
         targets: `None` for the default, `"all-linear"`, `"all"`, a regular
             expression for whole paths, a list of layer names or paths, or a
             predicate `(path, layer)`.
@@ -94,7 +94,8 @@ def match(
     if isinstance(targets, list):
         layers = tree.without_adapters
         paths = {entry: named(layers, entry) for entry in targets}
-        # What can be a target is of more help than all that there is.
+        # A message with the possible targets helps more than one with all
+        # layers.
         _check_found(paths, candidates, "targets")
         return set().union(*paths.values()) & candidates.keys()
     return _match_form(candidates, targets, "targets")
@@ -103,11 +104,11 @@ def match(
 def match_excluded(
     tree: LayerTree, candidates: dict[str, Layer], exclude: Targets
 ) -> set[str]:
-    """The paths that `exclude` means, with all layers inside them.
+    """The paths that `exclude` selects, with all layers inside them.
 
     Args:
         tree: All layers of the model.
-        candidates: Those of them that a predicate is asked about.
+        candidates: Those of them that a predicate is called with.
         exclude: As `targets` of `match`.
 
     Raises:
@@ -128,7 +129,7 @@ def match_excluded(
 
 
 def match_kept(tree: LayerTree, trainable: Targets) -> set[str]:
-    """The paths that `trainable` means, with all layers inside them.
+    """The paths that `trainable` selects, with all layers inside them.
 
     Args:
         tree: All layers of the model.
@@ -156,7 +157,7 @@ def _match_form(
     targets: str | Callable[[str, Layer], bool],
     argument: str,
 ) -> set[str]:
-    """The paths that anything but a list means."""
+    """The paths that a string or a predicate selects."""
     if callable(targets):
         return {path for path, layer in layers.items() if targets(path, layer)}
     if targets == "all":
@@ -185,13 +186,13 @@ def _check_found(
     argument: str,
     hint: str = "",
 ) -> None:
-    """Raises a `ValueError` for an entry without paths, with what is near it.
+    """Raises a `ValueError` for an entry without paths, with similar names.
 
     Args:
         found: Dictionary from entry to paths.
-        layers: Dictionary from path to layer, those worth naming.
+        layers: Dictionary from path to layer, those that the message may name.
         argument: Name of the argument.
-        hint: What else to say, ending in a blank.
+        hint: A further sentence, ending in a space.
     """
     for entry in (entry for entry, paths in found.items() if not paths):
         names = [layer.name for layer in layers.values()]
@@ -207,7 +208,7 @@ def _check_found(
 
 
 def pattern_hint(argument: str, pattern: str) -> str:
-    """What to say of a string that matches nothing."""
+    """A hint for the message of a string that matches nothing."""
     return (
         "A string is a regular expression for whole paths; for a name pass a "
         f"list, {argument}=[{pattern!r}]. "
@@ -222,12 +223,12 @@ def shorten(paths: Iterable[str], most: int = 12) -> str:
 
 
 def default_match(tree: LayerTree, candidates: dict[str, Layer]) -> set[str]:
-    """The layers that KerasHub would give LoRA, or else all linear ones."""
+    """The layers to which KerasHub would add LoRA, or else all linear ones."""
     model, layers = tree.model, tree.without_adapters
     for owner in (model, getattr(model, "backbone", None)):
         names = getattr(owner, "default_lora_layer_names", None)
         if names is not None:
-            # A model may have none of some name.
+            # A model may lack layers of some names.
             paths = set().union(*(named(layers, name) for name in names()))
             if paths & candidates.keys():
                 return paths & candidates.keys()

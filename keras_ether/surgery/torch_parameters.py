@@ -1,10 +1,10 @@
 """PyTorch's view of the variables of models around a changed layer.
 
 On PyTorch a Keras layer lists its variables, and those of its sub-layers, when
-it is built. A layer does not know what it is part of, so the lists of models
-around it can't be renewed when it gets an adapter or loses it. They are renewed
-when PyTorch next asks for them. Otherwise the vectors would be missing from
-`outer.parameters()`, and so from optimizers, `zero_grad` and `state_dict`.
+it is built. A layer does not know its outer models, so their lists can't be
+renewed when it gets an adapter or loses it. They are renewed when PyTorch next
+reads them. Otherwise the vectors would be missing from `outer.parameters()`,
+and so from optimizers, `zero_grad` and `state_dict`.
 """
 
 import functools
@@ -16,7 +16,7 @@ import keras
 from keras_ether import _keras_internals as internals
 from keras_ether.types import Layer
 
-# What PyTorch's other methods call, also those of a module around a layer.
+# PyTorch's other methods call these, as do those of an outer module.
 ASKING = ("named_modules", "state_dict", "load_state_dict", "_apply")
 
 _changes = 0
@@ -24,7 +24,7 @@ _seen: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 def renew() -> None:
-    """Has every model's list renewed before it is used, on PyTorch."""
+    """Makes every model's list renew itself before its next use, on PyTorch."""
     global _changes
     if keras.config.backend() != "torch":
         return
@@ -39,7 +39,7 @@ def _watch(layer_class: type, name: str) -> None:
 
     @functools.wraps(original)
     def method(layer: Layer, *args: Any, **kwargs: Any) -> Any:
-        # Keras asks at each training step, so once for each change.
+        # Keras calls it at each training step, so renew once for each change.
         if _seen.get(layer) != _changes:
             for part in internals.everything_in(layer):
                 _seen[part] = _changes

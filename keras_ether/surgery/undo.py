@@ -1,4 +1,4 @@
-"""All or nothing: a model that is put back if changing it fails half way."""
+"""All or nothing: a model is restored if a change fails half way."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,17 +14,17 @@ from keras_ether.types import Variable
 
 @contextlib.contextmanager
 def on_error(tree: LayerTree) -> Iterator[contextlib.ExitStack]:
-    """Puts a model back as it was if the `with` block raises.
+    """Restores a model if the `with` block raises.
 
     Layers and their classes, flags, compiled functions and optimizers with
-    their slots are put back of themselves. The values of variables are if they
-    are set by `assign`.
+    their slots are restored automatically. The values of variables are restored
+    if they are set by `assign`.
 
     Args:
         tree: The layers of the model, as they are before the change.
 
     Yields:
-        A `contextlib.ExitStack` for what is to be undone besides.
+        A `contextlib.ExitStack` for further steps of undoing.
     """
     optimizers = slots.optimizers_of(tree)
     owners = [*tree.everything, *optimizers]
@@ -39,12 +39,12 @@ def on_error(tree: LayerTree) -> Iterator[contextlib.ExitStack]:
 
 
 def assign(undo: contextlib.ExitStack, variable: Variable, value: Any) -> None:
-    """Sets a variable, and has `undo` put its value of now back.
+    """Sets a variable, and makes `undo` restore its current value.
 
     Args:
         undo: The `contextlib.ExitStack` of `on_error`.
         variable: A Keras variable.
-        value: What it is set to.
+        value: The new value.
     """
     _keep(undo, variable)
     variable.assign(value)
@@ -52,8 +52,8 @@ def assign(undo: contextlib.ExitStack, variable: Variable, value: Any) -> None:
 
 def _keep(undo: contextlib.ExitStack, variable: Variable) -> None:
     value = variable.value
-    # In the memory of the host, where there is more of it; but an array of
-    # several processes can't come there, and JAX does not change arrays.
+    # In host memory, which is larger. An array spread over several processes
+    # can't be copied there, and need not be: JAX does not change arrays.
     if getattr(value, "is_fully_addressable", True):
         value = to_numpy(variable)
     undo.callback(variable.assign, value)

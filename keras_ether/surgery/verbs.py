@@ -1,4 +1,4 @@
-"""Adapting a model, and the ways back: merging, removing, disabling."""
+"""Adapting a model, and merging, removing or disabling its adapters."""
 
 import contextlib
 import random
@@ -44,42 +44,44 @@ def apply(
     frozen and block-diagonal `H` and `G` made of trained vectors (Bini et al.,
     ICML 2024, sections 3.2 to 3.4). In a convolution, `H` acts on the channels
     and `G` on the filters; an embedding has only `G`. Afterwards these vectors
-    train, and the weights that a KerasHub task has outside its `backbone`;
-    nothing else does, batch normalization's moving statistics included.
+    train, and the weights that a KerasHub task has outside its `backbone`.
+    Nothing else changes, not even batch normalization's moving statistics.
 
     A compiled model can be fitted as it is: its compiled functions and the
-    state of its optimizer start anew. Pass the outermost compiled model, since
+    state of its optimizer start again. Pass the outermost compiled model, since
     a compiled model around the one passed can't be found from inside and has to
-    be compiled again. ETHER wants higher learning rates than full fine-tuning
-    does: with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good first
-    tries. If the rate is below a tenth of that where training starts, `fit` and
-    `train_on_batch` warn of it once.
+    be compiled again. ETHER needs higher learning rates than full fine-tuning:
+    with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good first tries.
+    If the rate is below a tenth of these when training starts, `fit` and
+    `train_on_batch` warn once.
 
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
         rank_blocks: Integer, number of diagonal blocks `n` of `H` and `G`. It
-            must divide every transformed dimension, and leave two numbers or
+            must divide every transformed dimension, and leave two entries or
             more to a block: one could not train. It does not change the count
-            of ETHER's trained numbers. Defaults to 4.
-        method: `"ether"`, blocks `I − 2 û ûᵀ`, `d` numbers for a `(d, f)`
-            kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, `2 (d + f)` numbers,
-            which start at the identity; or one of the paper's baselines,
-            `"oft"` and `"naive"`. Defaults to `"ether"`.
-        targets: Which layers. `None`, the default, takes those that KerasHub
-            gives LoRA (query and value projections), or where there are none,
-            all linear layers. `"all-linear"`: every `Dense` and `EinsumDense`.
-            `"all"`: every layer that can be adapted, convolutions and
-            embeddings too. Another string: a regular expression for whole layer
-            paths, as `keras_ether.plan` prints them. A list: layer names, or
-            where no layer has that name, paths. A callable:
-            `(layer_path, layer) -> bool`.
-        exclude: Which of these not, in the same forms; a layer that holds
-            others stands for all inside it. Defaults to `None`.
-        side: `"input"`, `"output"`, `"both"`, or `None` for the method's own:
-            both for `"ether+"`, else the input; the output of an embedding.
+            of ETHER's trained parameters. Defaults to 4.
+        method: `"ether"`, blocks `I − 2 û ûᵀ`, `d` parameters for a `(d, f)`
+            kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, `2 (d + f)`
+            parameters, which start at the identity; or one of the paper's
+            baselines, `"oft"` and `"naive"`. Defaults to `"ether"`.
+        targets: The layers to adapt. `None`, the default, takes those to which
+            KerasHub adds LoRA (query and value projections), or if there are
+            none, all linear layers. `"all-linear"`: every `Dense` and
+            `EinsumDense`. `"all"`: every layer that can be adapted,
+            convolutions and embeddings too. Another string: a regular
+            expression for whole layer paths, as `keras_ether.plan` prints them.
+            A list: layer names, or where no layer has that name, paths. A
+            callable: `(layer_path, layer) -> bool`.
+        exclude: The layers to leave out, in the same forms, with all layers
+            inside them. Defaults to `None`.
+        side: `"input"`, `"output"`, `"both"`, or `None` for the method's
+            default: both for `"ether+"`, else the input; the output of an
+            embedding.
         trainable: List of layer names, paths or regular expressions for whole
-            paths: layers that stay trainable with all inside them and get no
-            adapter, a new head in a model without a `backbone`, say.
+            paths: layers that stay trainable, with all layers inside them, and
+            get no adapter, for example a new head in a model without a
+            `backbone`.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the vectors' start and for dropout.
@@ -116,7 +118,7 @@ def apply(
     )
     seeds = rng.integers(2**31, size=len(plan.targets))
     adapters = insertion.build_adapters(plan, seeds.tolist())
-    # Warnings may be errors: they come before anything is touched.
+    # Warnings may be errors: they come before any change.
     insertion.warn_of_outer_model(model)
     _warn_of_frozen_head(plan)
     with undo.on_error(tree):
@@ -127,23 +129,22 @@ def apply(
 def merge(model: Layer, requantize: bool = False) -> Layer:
     """Folds a model's adapters into its kernels.
 
-    The layers are ordinary ones again, of the classes that they had, and the
-    `trainable` flags are what they were before `apply`.
+    The layers get back their plain classes, and the `trainable` flags that they
+    had before `apply`.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
         requantize: Boolean, whether merged int8 and int4 kernels may be rounded
             to such codes again, by the quantizers that they had. A warning then
-            says by how much that changes them. Float8 kernels are not rounded
-            by merging; GPTQ and AWQ kernels can't be merged. Defaults to
-            `False`.
+            gives the rounding errors. Float8 kernels are not rounded by
+            merging; GPTQ and AWQ kernels can't be merged. Defaults to `False`.
 
     Returns:
         The model passed.
 
     Raises:
-        ValueError: if there is no adapter, or if one stands around a quantized
-            kernel that can't be merged into. The model is then as it was.
+        ValueError: if there is no adapter, or if one transforms a quantized
+            kernel that can't be merged. The model is then as it was.
 
     Example:
 
@@ -174,20 +175,20 @@ def merge(model: Layer, requantize: bool = False) -> Layer:
 
 
 def remove(model: Layer, reset_head: bool = False) -> Layer:
-    """Drops a model's adapters: the base model again, bit for bit.
+    """Removes a model's adapters, which restores the base model bit for bit.
 
-    The `trainable` flags are what they were before `apply`. The head, and other
-    layers that trained in full, keep what they have learned, unless
-    `reset_head` is set. Set it in a cross-validation: the next `apply` then
-    starts from a model that has seen none of the data. In the memory of the
-    host, `apply` keeps a copy of the weights of these layers for it.
+    The `trainable` flags become those from before `apply`. The head, and other
+    layers that trained in full, keep their trained weights, unless `reset_head`
+    is set. Set it in a cross-validation: the next `apply` then starts from a
+    model that has seen none of the data. For it, `apply` keeps a copy of the
+    weights of these layers in host memory.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
         reset_head: Boolean, whether the layers that `apply` (or
             `load_adapter`) left trainable, the head of a KerasHub task and
-            those named by `trainable`, get the weights back that they had
-            then. Defaults to `False`.
+            those named by `trainable`, get back the weights that they had then.
+            Defaults to `False`.
 
     Returns:
         The model passed.
@@ -228,10 +229,10 @@ def disabled(model: Layer) -> Iterator[Layer]:
     The switch is a variable of each adapter, so nothing is compiled again, and
     the block may stand in a loss, in a callback of `fit`, or in a `tf.function`
     of your own: a reference model for distillation or preference tuning costs
-    no second copy. It is the model's switch: what other threads ask of the same
-    model meanwhile is answered by the base too. A `jax.jit` of your own that
-    calls the model directly holds all its variables as constants, this one
-    too: pass them by `model.stateless_call`, or open the block inside.
+    no second copy. The switch is the model's: other threads that call the same
+    model meanwhile also get the base. A `jax.jit` of your own that calls the
+    model directly holds all its variables as constants, the switch too: pass
+    them by `model.stateless_call`, or open the block inside.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
@@ -303,7 +304,7 @@ def _merged(
 
 
 def _warn_of_frozen_head(plan: Plan) -> None:
-    """Says so where the last linear layer of a plain model won't train."""
+    """Warns if the last linear layer of a plain model won't train."""
     model = plan.tree.model
     if hasattr(model, "backbone") or hasattr(model, "default_lora_layer_names"):
         return
