@@ -1,8 +1,8 @@
-"""Adapters in the forms of others: exact LoRA, PEFT folders, blends.
+"""Adapters in other forms: exact LoRA, PEFT folders, blends.
 
-An update of ETHER or ETHER+ is a matrix of low rank, known by formula, so
-nothing is lost on the way. This room knows adapters, surgery and saving; none
-of them knows it.
+An update of ETHER or ETHER+ is a matrix of low rank, known by formula, so the
+conversions lose nothing. They depend on adapters, surgery and saving, but not
+the other way round.
 """
 
 from keras_ether.conversion.blending import blend

@@ -19,9 +19,9 @@ def blend(model, weights: Mapping, check_base: bool = True):
 
     Each kernel becomes `W + Σ weight (H W G − W)`, and each weight that was
     trained beside the adapters `w + Σ weight (w' − w)`, with `w` the model's
-    own. A new head that is random in `model` is so the mean of the files' heads
-    if the weights add up to 1. One file at weight 1 is what
-    `keras_ether.load_adapter` and `keras_ether.merge` give.
+    own. A new head that is random in `model` thus becomes the mean of the
+    files' heads if the weights add up to 1. One file at weight 1 gives the same
+    as `keras_ether.load_adapter` and `keras_ether.merge`.
 
     Args:
         model: A built Keras model or layer, the base, without adapters.
@@ -29,8 +29,8 @@ def blend(model, weights: Mapping, check_base: bool = True):
             weight, any finite number. The files may differ in method, blocks
             and layers.
         check_base: Whether the model must be the base that the adapters were
-            trained over. With `False` another one is only warned of. Defaults
-            to `True`.
+            trained over. With `False` another base only gives a warning.
+            Defaults to `True`.
 
     Returns:
         The model passed, an ordinary model.

@@ -2,11 +2,11 @@
 
 Keras adds `lora_kernel_a @ lora_kernel_b` to a kernel, a product over the
 kernel's last axis: `a` has all axes of the kernel but the last, and then the
-rank. So the matrix of a query kernel `(d, heads, width)` is the
-`(d · heads, width)` one. An update that has rank `r` in the
-`(d, heads · width)` matrix has rank `r · heads` there, or less: at most
-`width`, and a block of the output side that lies in one head adds to that head
-alone. Its exact rank is found from the factors.
+rank. So Keras sees a query kernel `(d, heads, width)` as a `(d · heads, width)`
+matrix. An update that has rank `r` in the `(d, heads · width)` matrix has rank
+`r · heads` there, or less: at most `width`, and a block of the output side that
+lies in one head adds to that head alone. Its exact rank is found from the
+factors.
 """
 
 import math
@@ -29,18 +29,18 @@ TOLERANCE = 1e-12
 def to_lora(model):
     """Turns a model's adapters into enabled LoRA of Keras, in place.
 
-    The predictions stay the same. Whatever takes Keras's LoRA then takes the
-    model: `backbone.save_lora_weights` of KerasHub, further training of
+    The predictions stay the same. The model then supports all that Keras's LoRA
+    supports: `backbone.save_lora_weights` of KerasHub, further training of
     `lora_kernel_a` and `lora_kernel_b`, and merging by `quantize` or `save`.
 
-    In a KerasHub backbone LoRA is enabled by its own `enable_lora`: everything
-    else in it is frozen, there is one rank for all layers, the largest that one
-    needs, with zeros in the others, and layers of the same names as adapted
-    ones have LoRA too, which adds nothing. In other models each layer has the
-    rank it needs, and the `trainable` flags are what they were before `apply`,
-    but for the kernels with LoRA.
+    A KerasHub backbone's own `enable_lora` enables LoRA in it: all else in the
+    backbone is frozen, all layers have one rank, the largest that one needs,
+    with zeros in the others, and layers with the same names as adapted ones
+    have LoRA too, which adds nothing. In other models each layer has the rank
+    it needs, and the `trainable` flags become those from before `apply`, except
+    for the kernels with LoRA.
 
-    The rank of a `Dense` kernel is that of `keras_ether.lora_factors`. Keras
+    The rank of a `Dense` kernel is the one of `keras_ether.lora_factors`. Keras
     splits the kernel of an `EinsumDense` before its last axis, so the rank of a
     query kernel of shape `(d, heads, width)` is up to `heads` times that, and
     at most `width`.
@@ -122,7 +122,7 @@ def _keras_factors(layer):
     orthogonal, upper = np.linalg.qr(a)
     u, sizes, v = np.linalg.svd(upper @ b, full_matrices=False)
     rank = max(1, int(np.sum(sizes > TOLERANCE * sizes[0])))
-    # The sizes are shared, so that neither factor is tiny beside the other.
+    # Both factors share the singular values, so that neither is tiny.
     roots = np.sqrt(sizes[:rank])
     a = orthogonal @ u[:, :rank] * roots
     b = roots[:, None] * v[:rank]
@@ -131,7 +131,7 @@ def _keras_factors(layer):
 
 
 def _split_before_last(view, shape, a, b):
-    """The product `a b` of each expert as one of the kernel's last axis.
+    """The product `a b` of each expert, as one over the kernel's last axis.
 
     Returns:
         Matrices of shapes `(size of all axes but the last, r)` and
@@ -149,7 +149,7 @@ def _split_before_last(view, shape, a, b):
         axes = [labels.index(label) for label in view.kernel]
         update = update.transpose(axes).reshape(height, width)
         return update, np.eye(width)
-    # Each expert and each of the other outputs has columns and rows of its own.
+    # Each expert and each of the other outputs has its own columns and rows.
     rank = a.shape[2]
     ones = np.eye(beside).reshape(experts, beside // experts, -1)
     wide = np.einsum("edr,ecs->edcsr", a, ones)

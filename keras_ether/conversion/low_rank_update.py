@@ -27,8 +27,8 @@ def lora_factors(model, skip: list[str] | None = None) -> dict[str, Factors]:
     smallest that holds for all values of the vectors: the count of blocks `n`
     for `"ether"`, `2n` for `"ether+"` on one side and `4n` on both.
 
-    Where `keras_ether.strength` is not 1, the factors are of the update at that
-    strength.
+    If `keras_ether.strength` is not 1, the factors are those of the update at
+    that strength.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
@@ -61,7 +61,7 @@ def lora_factors(model, skip: list[str] | None = None) -> dict[str, Factors]:
 
 
 def without(layers: dict, skip: list[str] | None) -> dict:
-    """Adapted layers by path, those that `skip` names left out.
+    """Adapted layers by path, without those that `skip` names.
 
     Raises:
         ValueError: if an entry names no adapted layer.
@@ -83,11 +83,11 @@ def check(layers: dict, refusal=None):
 
     Args:
         layers: Dictionary from path to adapted layer.
-        refusal: Function from a layer to a reason why it can't be taken, or
-            `None`; asked beside `refusal_reason`.
+        refusal: Function from a layer to a reason to refuse it, or `None`;
+            called in addition to `refusal_reason`.
 
     Raises:
-        ValueError: if one can't be taken. It names all of them.
+        ValueError: if a layer is refused. It names all of them.
     """
     reasons: dict[str, list[str]] = {}
     for path, layer in layers.items():
@@ -106,7 +106,7 @@ def check(layers: dict, refusal=None):
 
 
 def refusal_reason(layer) -> str | None:
-    """Why the update of an adapted layer has no thin factors, or `None`."""
+    """The reason why a layer's update has no thin factors, or `None`."""
     if not isinstance(layer.ether.view, MatrixView):
         return "the kernel of a convolution is not one matrix"
     if layer.quantization_mode in quantized_kernel.CALIBRATED:
@@ -144,7 +144,7 @@ def factors_of(layer) -> Factors:
 
 
 def rank_of(factors: Factors) -> int:
-    """The rank that a pair of factors is written with."""
+    """The rank of a pair of factors."""
     return factors[0].shape[-1]
 
 

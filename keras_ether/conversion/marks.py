@@ -1,10 +1,9 @@
-"""Kernels that say where an exporter puts them.
+"""Marked kernels, which show where an exporter puts them.
 
-KerasHub's `export_to_transformers` is the one place that knows the names of
-another library, and how each kernel lies there: transposed, beside others in
-one tensor. It is asked instead of a table: it is run with a marked kernel in
-the place of each adapted one, and the marks are looked for in what it wrote.
-The model's variables are not touched.
+Only KerasHub's `export_to_transformers` knows the names of another library, and
+the layout of each kernel there: transposed, beside others in one tensor. It
+replaces a table: it runs with a marked kernel in the place of each adapted one,
+and the marks are searched in its output. The model's variables are not touched.
 """
 
 import contextlib
@@ -35,7 +34,7 @@ class Place:
     Attributes:
         tensor: Name of the tensor.
         shape: Shape of the tensor.
-        is_transposed: Whether the kernel is there as `(f, d)`.
+        is_transposed: Whether the tensor holds the kernel as `(f, d)`.
         start: Row and column of the tensor where the kernel starts.
     """
 
@@ -46,7 +45,7 @@ class Place:
 
 
 def places_of(task, layers: dict, folder: str) -> dict[str, Place]:
-    """Where KerasHub's exporter puts the kernels of adapted layers.
+    """The places where KerasHub's exporter puts the kernels of adapted layers.
 
     Args:
         task: A KerasHub task that can be exported.
@@ -62,7 +61,7 @@ def places_of(task, layers: dict, folder: str) -> dict[str, Place]:
     """
     with _marked(layers) as marks:
         try:
-            # Past the refusal that an adapted model puts before it.
+            # Bypasses the refusal of an adapted model.
             getattr(type(task), EXPORT)(_without_preprocessor(task), folder)
         except ValueError as error:
             raise ValueError(
@@ -83,7 +82,7 @@ def places_of(task, layers: dict, folder: str) -> dict[str, Place]:
 
 
 def mark(number: int, d: int, f: int) -> np.ndarray:
-    """A `(d, f)` matrix unlike that of any other number."""
+    """A `(d, f)` matrix that differs for each number."""
     rng = np.random.default_rng(number)
     rows, columns = (
         rng.integers(2**BITS, size=size, dtype="uint32") for size in (d, f)
@@ -93,7 +92,7 @@ def mark(number: int, d: int, f: int) -> np.ndarray:
 
 @contextlib.contextmanager
 def _marked(layers: dict) -> Iterator[dict]:
-    """Has adapted layers answer marks as their kernels.
+    """Makes adapted layers return marks as their kernels.
 
     Yields:
         Dictionary from layer id to a function that gives the `(d, f)` mark.
@@ -117,7 +116,7 @@ def _marked(layers: dict) -> Iterator[dict]:
 
 @functools.cache
 def _marked_class(layer_class: type) -> type:
-    """The class of an adapted layer whose kernel is answered by its mark."""
+    """The class of an adapted layer that returns its mark as its kernel."""
 
     def kernel(layer):
         marks = _marks.get()
@@ -138,7 +137,7 @@ def _marked_class(layer_class: type) -> type:
 
 
 def _without_preprocessor(task):
-    """The task as its exporter sees it, without a tokenizer to write."""
+    """A copy of the task for its exporter, without a tokenizer to write."""
     other = object.__new__(type(task))
     other.__dict__.update(task.__dict__)
     other.__dict__["preprocessor"] = None
@@ -153,7 +152,7 @@ def _found(filepath: str, matrices: dict) -> Iterator[tuple[str, Place]]:
     for path, matrix in matrices.items():
         corners.setdefault(float(matrix()[0, 0]), []).append(path)
     with safe_open(filepath, framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118 - it is no dictionary
+        for name in file.keys():  # noqa: SIM118 - not a dictionary
             part = file.get_slice(name)
             shape = tuple(part.get_shape())
             if len(shape) != 2 or part.get_dtype() != "F32":
@@ -172,7 +171,7 @@ def _found(filepath: str, matrices: dict) -> Iterator[tuple[str, Place]]:
 
 
 def _starts(part, corners) -> list[tuple[int, int]]:
-    """Where a kernel may start: kernels lie below or beside each other."""
+    """Possible starts of kernels, which lie below or beside each other."""
     row, column = part[0:1, :][0], part[:, 0:1][:, 0]
     starts = [(0, int(i)) for i in np.flatnonzero(np.isin(row, corners))]
     below = np.flatnonzero(np.isin(column, corners))

@@ -1,4 +1,4 @@
-"""The model card of a folder, in the form that Hugging Face's hub reads."""
+"""The model card of a folder, in the format of Hugging Face's hub."""
 
 import json
 import os

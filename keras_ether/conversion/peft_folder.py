@@ -19,7 +19,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 CARD = "README.md"
 PREFIX = "base_model.model."
-# The ranks that vLLM sets memory aside for.
+# The ranks for which vLLM allocates memory.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -36,22 +36,23 @@ def export_to_peft(
     use over the same base model in `transformers`. It holds
     `adapter_config.json`, `adapter_model.safetensors` and a model card,
     `README.md`. All kernels have one rank, the next of 8, 16, 32, 64, 128, 256,
-    320 and 512, and smaller ones are filled up by zeros.
+    320 and 512; smaller ones are padded with zeros.
 
-    How `transformers` names and lays out the kernels is asked of KerasHub's own
-    `export_to_transformers`, which is run once, into a temporary folder beside
+    KerasHub's own `export_to_transformers` gives the names and layouts of the
+    kernels in `transformers`. It runs once, into a temporary folder beside
     `folder` that takes as much space as the model. The base itself can be
     exported by `keras_ether.remove(task).export_to_transformers(...)`.
 
     Args:
         task: An adapted KerasHub task that has `export_to_transformers`: a
             causal language model of Gemma, GPT-2, Llama 3, Mistral, Qwen, or
-            whatever the installed KerasHub exports.
-        folder: String or `PathLike`. It is made if it is not there; of files in
-            it, only the three above are replaced.
+            others that the installed KerasHub exports.
+        folder: String or `PathLike`. A missing folder is created; in an
+            existing one only the three files above are replaced.
         base_model_name_or_path: String, the name of the base on Hugging Face's
-            hub, or a folder of it, to be noted in the folder. The names of the
-            kernels are looked up in a folder that is there. Defaults to `None`.
+            hub, or a folder with it, to be noted in the folder. If the folder
+            exists, the names of the kernels are looked up in it. Defaults to
+            `None`.
         skip: List of names or paths of layers whose adapters, or trained
             weights, are left out, or `None`. Defaults to `None`.
 
@@ -120,7 +121,7 @@ def export_to_peft(
 
 
 def _exportable(task, skip) -> dict:
-    """The adapted layers that are to be exported, by path."""
+    """The adapted layers to export, by path."""
     if not hasattr(type(task), marks.EXPORT) or not hasattr(task, "backbone"):
         raise ValueError(
             "`task` must be a KerasHub task that has `export_to_transformers`, "
@@ -164,12 +165,12 @@ def _module(tensor: str) -> str:
 def _factors(*own):
     """`lora_A` and `lora_B` of one tensor, from those of its kernels.
 
-    `lora_A` is `(rank, inputs)` and `lora_B` `(outputs, rank)`, whichever way
-    the tensor lies. Kernels beside each other in one tensor (GPT-2's query, key
-    and value) add up their ranks, each with zeros where it is not.
+    `lora_A` is `(rank, inputs)` and `lora_B` `(outputs, rank)`, whatever the
+    tensor's layout. The ranks of kernels beside each other in one tensor
+    (GPT-2's query, key and value) add up, with zeros outside each kernel.
     """
     first = own[0][0]
-    # Of the matrix as Keras has it.
+    # The shape and starts of the matrix in Keras's layout.
     turn = -1 if first.is_transposed else 1
     d, f = first.shape[::turn]
     a_parts, b_parts = [], []
