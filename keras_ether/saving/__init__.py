@@ -1,6 +1,7 @@
-"""Adapter files: their format, what is in them, and putting it back.
+"""Adapter files: their format, their content, and loading them.
 
-It knows `keras_ether.surgery`, which puts the adapters of a file into a model.
+They depend on `keras_ether.surgery`, which inserts a file's adapters into a
+model.
 """
 
 from keras_ether.saving.save_and_load import load_adapter

@@ -1,8 +1,8 @@
-"""Adapter files on disk: safetensors with a JSON header, read with suspicion.
+"""Adapter files on disk: safetensors with a JSON header, checked when read.
 
-The header is one entry, `keras_ether`, of the metadata that the format has room
-for. It names every tensor of the file, and holds a SHA-256 of itself and of all
-of them. Reading runs no code of the file and touches no other file.
+The header is the entry `keras_ether` of the format's metadata. It names every
+tensor of the file, and holds a SHA-256 of itself and of all tensors. Reading
+runs no code of the file and touches no other file.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-# Of tensors whose dtype does not follow the model's.
+# The dtypes of tensors that do not follow the model's.
 SECTION_DTYPES = {
     "adapter": "float32",
     "random_states": "int64",
@@ -49,7 +49,7 @@ SECTION_DTYPES = {
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """What is in an adapter file: its header, and its tensors by name."""
+    """The content of an adapter file: its header, and its tensors by name."""
 
     header: dict
     tensors: dict[str, np.ndarray]
@@ -87,10 +87,10 @@ def check_name(filepath: str | os.PathLike) -> str:
 
 
 def write(filepath: str | os.PathLike, content: AdapterFile) -> None:
-    """Writes a file, at once or not at all.
+    """Writes a file as a whole or not at all.
 
     Raises:
-        ValueError: if the content is not what `read` would accept.
+        ValueError: if `read` would not accept the content.
         OSError: if the folder is missing or can't be written to.
     """
     from safetensors.numpy import save
@@ -109,7 +109,7 @@ def write(filepath: str | os.PathLike, content: AdapterFile) -> None:
 
 
 def read(filepath: str | os.PathLike) -> AdapterFile:
-    """Reads a file and checks all that can be checked without a model.
+    """Reads a file and makes every check that needs no model.
 
     Raises:
         ValueError: if it is damaged, or not an adapter file.

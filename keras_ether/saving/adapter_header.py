@@ -1,4 +1,4 @@
-"""The header of an adapter file: what is in it, and every check of it."""
+"""The header of an adapter file: its fields, and every check of it."""
 
 import json
 import re
@@ -45,12 +45,12 @@ TRAINING_FIELDS = {
 }
 FINGERPRINT = re.compile("[0-9a-f]{16}")
 LONGEST_NAME = 1_000
-# More would be no optimizer's state, and a list of their names no small thing.
+# Rejects implausible counts early: a list of their names would be large.
 MOST_VARIABLES = 1_000_000
 
 
 def to_text(header: dict) -> str:
-    """The one text that stands for a header, as JSON."""
+    """The canonical JSON text of a header."""
     return json.dumps(
         header, sort_keys=True, separators=(",", ":"), allow_nan=False
     )
@@ -60,8 +60,8 @@ def from_text(text: str) -> dict:
     """Reads JSON, stricter than Python does.
 
     Raises:
-        ValueError: if it is no JSON, names something twice, or holds a number
-            that JSON doesn't know.
+        ValueError: if it is not JSON, repeats a key, or holds a number that
+            JSON doesn't know.
     """
     try:
         return json.loads(
@@ -74,7 +74,7 @@ def from_text(text: str) -> dict:
 
 
 def check(header: Any) -> None:
-    """Checks a header by itself.
+    """Checks a header, without the tensors.
 
     Raises:
         ValueError: if anything is missing, unknown or out of its range.
@@ -170,7 +170,7 @@ def tensor_names(header: dict) -> set[str]:
 
 
 def check_path(path: Any) -> None:
-    """Raises a `ValueError` for what can't be the path of a layer."""
+    """Raises a `ValueError` for a value that can't be the path of a layer."""
     if path == "":
         return
     segments = path.split("/") if isinstance(path, str) else [""]
@@ -193,7 +193,7 @@ def _check_fields(value: Any, fields: dict[str, Any], where: str) -> None:
             f"{_shown(sorted(unknown))}"
         )
     for name, kind in fields.items():
-        # True is an integer to Python.
+        # In Python, True is an integer.
         if not isinstance(value[name], kind) or isinstance(value[name], bool):
             raise ValueError(f"its {where} has {name}={_shown(value[name])}")
 

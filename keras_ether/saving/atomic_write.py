@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Files that exist as a whole or not at all."""
 
 import contextlib
 import errno
@@ -9,9 +9,9 @@ import uuid
 def write(path: str, data: bytes) -> None:
     """Writes a file beside `path` and renames it.
 
-    Whoever reads `path` finds the file from before or the new one, even if this
-    process or the machine stops at any moment. A process that is killed may
-    leave a file `.NAME.*.tmp` behind.
+    Readers of `path` find the old file or the new one, even if this process or
+    the machine stops at any moment. A killed process may leave a file
+    `.NAME.*.tmp` behind.
 
     Args:
         path: Where to write, string or `PathLike`.
@@ -19,21 +19,21 @@ def write(path: str, data: bytes) -> None:
 
     Raises:
         OSError: if the folder is missing or can't be written to, or if `path`
-            is a folder. It names `path`, which is then as it was.
+            is a folder. The error names `path`, which is then as it was.
     """
     check_place(path)
     try:
-        # A link goes on pointing at the file.
+        # A link keeps pointing at the file.
         _write(os.path.realpath(path), data)
     except OSError as error:
-        # Of the file beside it nobody knows.
+        # The user passed `path`, not the temporary file.
         raise OSError(
             error.errno, error.strerror or str(error), os.fspath(path)
         ) from error
 
 
 def check_place(path: str) -> None:
-    """Checks that a file can be at `path`, as far as that is seen beforehand.
+    """Checks in advance, as far as possible, that `path` can be written.
 
     Raises:
         OSError: if `path` is a folder, or its folder is missing.
@@ -46,7 +46,7 @@ def check_place(path: str) -> None:
         )
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise NotADirectoryError(
-            errno.ENOTDIR, f"'{folder}' is no folder", os.fspath(path)
+            errno.ENOTDIR, f"'{folder}' is not a folder", os.fspath(path)
         )
     if not os.path.isdir(folder):
         raise FileNotFoundError(
@@ -73,7 +73,7 @@ def _write(path: str, data: bytes) -> None:
 
 
 def _sync_folder(folder: str) -> None:
-    """Has the new name on the disk too, where a folder can be opened."""
+    """Syncs the new name to disk too, where a folder can be opened."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

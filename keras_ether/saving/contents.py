@@ -1,8 +1,8 @@
-"""What of a model belongs into an adapter file, and what is its base.
+"""The variables of a model that an adapter file stores, and its base.
 
 Three kinds of variables, each named by its layer's structural path: the
-adapters' vectors; the weights that train beside them, those of the head above
-all; and the rest, the base, of which a file holds fingerprints only.
+adapters' vectors; the weights that train beside them, mainly the head's; and
+the rest, the base, of which a file holds fingerprints only.
 """
 
 import re
@@ -27,7 +27,7 @@ def layers_of(tree: LayerTree) -> dict[str, Layer]:
 
 
 def own_weights(layer: Layer) -> dict:
-    """The weights that a layer owns itself, by names that any process gives."""
+    """The weights that a layer owns itself, by process-independent names."""
     ids = {id(weight) for weight in layer.weights}
     named = {}
     for variable in freezing.own_variables(layer):
@@ -48,7 +48,7 @@ def is_kept(layer: Layer) -> bool:
     if kinds.is_adapted(layer) or kinds.is_adapter(layer):
         return False
     return freezing.is_kept(layer) or any(
-        # The scales of float8 move everywhere.
+        # Float8 scales change in every layer.
         variable.trainable and not variable.overwrite_with_gradient
         for variable in own_weights(layer).values()
     )
@@ -85,12 +85,13 @@ def trained_beside(
 def base_fingerprints(
     layers: dict, adapted: Collection[str], weights: dict
 ) -> tuple[dict[str, str], str]:
-    """Fingerprints of what an adapter was trained over.
+    """Fingerprints of the base that an adapter was trained over.
 
     Args:
         layers: Dictionary from path to layer.
         adapted: The paths of layers that have, or will have, an adapter.
-        weights: What does not belong to the base, see `trained_beside`.
+        weights: The weights that do not belong to the base, see
+            `trained_beside`.
 
     Returns:
         A dictionary from adapted path to fingerprint, and one fingerprint of
@@ -115,7 +116,7 @@ def base_fingerprints(
 
 
 def random_states(layers: dict) -> dict:
-    """The states of random generators, of dropout for one, by layer path.
+    """The states of random generators, such as dropout's, by layer path.
 
     Returns:
         Dictionary from layer path to a list of variables.

@@ -5,8 +5,8 @@ plain model with the fine-tuned kernels. A copy in memory is the adapted model
 itself: it is made from that format, gets its adapters again, and then the value
 and flag of every variable.
 
-The values travel beside those of the format, which Keras's own layers may round
-or merge with LoRA's, so a pickle is about twice as large as the model.
+The values are stored beside those of the format, which Keras's own layers may
+round or merge with LoRA's, so a pickle is about twice as large as the model.
 
 As with any Keras layer, `copy.copy` is as deep as `copy.deepcopy`.
 """
@@ -35,7 +35,7 @@ from keras_ether.types import Layer
 from keras_ether.types import Model
 from keras_ether.types import Variable
 
-# Keras about what is put in afterwards.
+# Keras's warnings about state that is restored afterwards.
 EXPECTED = (
     "Skipping variable loading for optimizer",
     r"`compile\(\)` was not called as part of model loading",
@@ -43,12 +43,12 @@ EXPECTED = (
 
 
 def install() -> None:
-    """Has Python's `copy` and `pickle` know of adapters.
+    """Makes Python's `copy` and `pickle` support adapters.
 
     Keras gives `__reduce__` to every layer, and the layer that is copied may be
     a plain one, such as a model built around an adapted one after `apply`: a
     method of adapted layers, or one put onto instances by `apply`, would not be
-    asked. Layers without adapters are left to Keras.
+    called. Layers without adapters are left to Keras.
     """
     internals.hook_layer_reduction(_reduce)
 
@@ -56,7 +56,7 @@ def install() -> None:
 class State:
     """Everything that makes a copy of a layer with adapters.
 
-    Nothing changes it, so `deepcopy` need not copy it too.
+    It never changes, so `deepcopy` need not copy it too.
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -101,7 +101,7 @@ class AdapterState:
 
 
 def _reduce(layer: Layer) -> tuple | None:
-    """What `__reduce__` of a layer returns, `None` if it has no adapter."""
+    """The result of `__reduce__` of a layer, `None` if it has no adapter."""
     if kinds.is_adapter(layer):
         if not layer.built:
             return None
@@ -115,7 +115,7 @@ def _reduce(layer: Layer) -> tuple | None:
 
 
 def _rebuild(state: State) -> Layer:
-    """The copy.
+    """Makes the copy.
 
     Raises:
         ValueError: if Keras makes another model from the same configuration.
@@ -171,7 +171,7 @@ def _adapt(path: str, layer: Layer, arguments: dict[str, Any]) -> None:
 
 
 def _fill(state: State | AdapterState, layers: dict[str, Layer]) -> None:
-    """Gives layers the variables' values and flags, if they are alike."""
+    """Sets the values and flags of layers, if their variables agree."""
     if layers.keys() != state.layers.keys():
         paths = sorted(layers.keys() ^ state.layers.keys())
         raise _other(state, f"only one of them has the layers {paths}")
@@ -193,10 +193,11 @@ def _fill(state: State | AdapterState, layers: dict[str, Layer]) -> None:
 
 
 def _put_in_order(layer: Layer, expected: list) -> bool:
-    """Has a layer list its variables in this order, if it has them.
+    """Makes a layer list its variables in this order, if it has them.
 
-    A float8 layer lists its kernel first if it was quantized when built, and
-    last if it was made so. PyTorch pairs parameters by their order.
+    A float8 layer lists its kernel first if it was quantized after it was
+    built, and last if it was made in float8. PyTorch pairs parameters by their
+    order.
     """
     own = freezing.own_variables(layer)
     received = [_described(variable) for variable in own]
@@ -216,7 +217,7 @@ def _put_in_order(layer: Layer, expected: list) -> bool:
 
 
 class _Compiled:
-    """How a model is compiled, and the state of its optimizer."""
+    """A model's arguments of `compile`, and the state of its optimizer."""
 
     def __init__(self, model: Layer, places: Any) -> None:
         self.config = dict(model.get_compile_config())
@@ -225,7 +226,7 @@ class _Compiled:
         optimizer = model.optimizer
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             return
-        # It may have taken the place of the one that `compile` was given.
+        # It may have replaced the one that was passed to `compile`.
         serialize = keras.saving.serialize_keras_object
         if "optimizer" in self.config:
             self.config["optimizer"] = serialize(optimizer)
@@ -250,7 +251,7 @@ class _Compiled:
             extras = deserialize(self.extras, safe_mode=False)
             model.compile(**arguments, **extras)
         else:
-            # Says so if the model's `compile` is one that Keras can't call.
+            # Warns if Keras can't call the model's own `compile`.
             model.compile_from_config(self.config)
         if not model.compiled:
             return
@@ -281,7 +282,7 @@ class _Compiled:
 
 
 def _extras(model: Model, config: Any) -> dict[str, Any]:
-    """Arguments of a `compile` of the model's own that it kept: a sampler."""
+    """Kept arguments of the model's own `compile`, such as a sampler."""
     known = {*config, "self"}
     return {
         name: keras.saving.serialize_keras_object(getattr(model, name))
@@ -317,7 +318,7 @@ def _variables(layer: Layer) -> list:
 
 
 def _described(variable: Variable) -> tuple:
-    """Name, shape and dtype, without a count within the process."""
+    """Name (without a count within the process), shape and dtype."""
     name = re.sub(r"(_\d+)?$", "", variable.name)
     return name, tuple(variable.shape), variable.dtype
 

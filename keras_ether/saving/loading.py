@@ -1,4 +1,4 @@
-"""Putting the values of an adapter file into a model: what fits where."""
+"""Matching the values of an adapter file with a model's variables."""
 
 import dataclasses
 import functools
@@ -31,8 +31,8 @@ class Fill:
         tree: The layers of the model.
         weights: The variables that the file's weights are for, by layer path
             and name.
-        plan: The adapters that the model has to get first, or `None` if it has
-            those of the file already.
+        plan: The adapters to insert first, or `None` if the model has those of
+            the file already.
         adapters: Built adapters for the plan, by layer path.
         assignments: Pairs of variable and value.
     """
@@ -44,13 +44,13 @@ class Fill:
     assignments: list[tuple[keras.Variable, np.ndarray]]
 
     def put_in(self) -> None:
-        """Puts the adapters in, if the model has none yet."""
+        """Inserts the adapters, if the model has none yet."""
         if self.plan is not None:
             insertion.put_in(self.plan, list(self.adapters.values()))
 
 
 def checked(tree: LayerTree, content: AdapterFile) -> Fill:
-    """Checks the content of a file against a model, and changes nothing.
+    """Checks the content of a file against a model, without changing it.
 
     Raises:
         ValueError: if the content does not fit the model.
@@ -120,7 +120,7 @@ def fitting(variables: dict, tensors: dict) -> list:
 
     Args:
         variables: Dictionary from name to variable.
-        tensors: Dictionary from name to array, with the same names and others.
+        tensors: Dictionary from name to array, with at least the same names.
 
     Raises:
         ValueError: if a tensor is missing, or has another shape or kind, or a
@@ -151,7 +151,7 @@ def _cast(value: Any, dtype: str) -> np.ndarray | None:
     """The value in another dtype, or `None` if it does not fit there."""
     if _is_float(value.dtype.name) != _is_float(dtype):
         return None
-    # Out of the range of a dtype is an answer here, no reason to warn.
+    # Values out of a dtype's range are an answer here, not a reason to warn.
     with np.errstate(all="ignore"):
         cast = value.astype(dtype)
         if _is_float(dtype):
@@ -201,7 +201,7 @@ def _check_same(adapted: dict[str, Adapter], groups: dict[str, Group]) -> None:
 def _plan(
     tree: LayerTree, layers: dict[str, Layer], header: Header
 ) -> planning.Plan:
-    """What `apply` would do, called once for each of the file's groups."""
+    """The plan of `apply`, called once for each of the file's groups."""
     for path in adapter_header.layers_of(header):
         if kinds.kind_of(layers[path]) is None:
             raise ValueError(

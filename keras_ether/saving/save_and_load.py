@@ -1,4 +1,4 @@
-"""Saving adapters to small files, and putting them onto a base again."""
+"""Saving adapters to small files, and loading them onto a base."""
 
 import os
 import warnings
@@ -31,7 +31,7 @@ def save_adapter(
     KerasHub task, layers kept by `trainable`), and a header: methods, blocks
     and sides by structural layer path, package versions, fingerprints of the
     base and the metadata given. The file is written beside `filepath` and
-    renamed, so that there is the old file or the new one at any moment.
+    renamed, so that the old file or the new one exists at any moment.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
@@ -40,8 +40,9 @@ def save_adapter(
             `keras_ether.read_adapter_header` returns it.
 
     Raises:
-        ValueError: if there is no adapter, if `metadata` is no such dictionary,
-            or if a vector or weight is not finite. No file is written then.
+        ValueError: if there is no adapter, if `metadata` is not such a
+            dictionary, or if a vector or weight is not finite. No file is
+            written then.
         OSError: if the folder of `filepath` is missing or can't be written to.
 
     Example:
@@ -59,13 +60,13 @@ def save_adapter(
 def load_adapter(
     model: Layer, filepath: str | os.PathLike, check_base: bool = True
 ) -> Layer:
-    """Puts a file's adapters onto a model, in place.
+    """Loads a file's adapters into a model, in place.
 
     A model without adapters gets those of the file, as by `keras_ether.apply`,
-    and trains what trained when the file was saved. A model that has the very
-    adapters of the file (layers, methods, blocks and sides; dropout may differ)
-    gets their values and keeps its `trainable` flags, its dropout and its
-    optimizer. Any other adapter is an error: `keras_ether.remove` it first.
+    and trains the same weights as when the file was saved. A model with the
+    same adapters as the file (layers, methods, blocks and sides; dropout may
+    differ) gets their values and keeps its `trainable` flags, its dropout and
+    its optimizer. Any other adapter is an error: `keras_ether.remove` it first.
 
     Args:
         model: A built Keras model or layer, the base.
@@ -73,16 +74,16 @@ def load_adapter(
             or `keras_ether.callbacks.AdapterCheckpoint` wrote.
         check_base: Boolean, whether the model must be the base that the adapter
             was trained over, judged by shapes and sampled values of its
-            weights. With `False` another one is only warned of. Defaults to
+            weights. With `False` another base only gives a warning. Defaults to
             `True`.
 
     Returns:
         The model passed.
 
     Raises:
-        ValueError: if the file is damaged or no adapter file, if it does not
-            fit the model, or if the model is another base. The model is then as
-            it was.
+        ValueError: if the file is damaged or not an adapter file, if it does
+            not fit the model, or if the model is another base. The model is
+            then as it was.
 
     Example:
 
@@ -110,13 +111,13 @@ def read_adapter_header(filepath: str | os.PathLike) -> dict:
         The header, a dictionary: `"adapters"`, a list of groups with
         `"method"`, `"rank_blocks"`, `"side"`, `"dropout"` and `"layers"`, which
         maps structural paths to fingerprints of the base; `"weights"`, the
-        names of the weights that came along, by layer path; `"trainable"`, the
+        names of the other saved weights, by layer path; `"trainable"`, the
         paths of the layers that train as a whole; `"base"`, the fingerprint of
         all other weights; `"versions"` of packages; `"metadata"`; and in a
         checkpoint `"training"`.
 
     Raises:
-        ValueError: if the file is damaged or no adapter file.
+        ValueError: if the file is damaged or not an adapter file.
 
     Example:
 
@@ -129,10 +130,10 @@ def read_adapter_header(filepath: str | os.PathLike) -> dict:
 
 
 def content_of(model: Layer, metadata: dict | None = None) -> AdapterFile:
-    """What `save_adapter` writes.
+    """The content that `save_adapter` writes.
 
     Raises:
-        ValueError: if there is no adapter, or `metadata` is not for JSON.
+        ValueError: if there is no adapter, or if JSON can't hold `metadata`.
     """
     tree = verbs.adapted_tree(model)
     adapted = tree.adapted
@@ -200,7 +201,7 @@ def prepare(
 def _groups(
     adapted: dict[str, Layer], fingerprints: dict[str, str]
 ) -> list[dict[str, Any]]:
-    """The adapted layers, those of one configuration together."""
+    """The adapted layers, grouped by configuration."""
     groups: dict[AdapterConfig, dict[str, str]] = {}
     for path, layer in adapted.items():
         groups.setdefault(layer.ether.config, {})[path] = fingerprints[path]
@@ -213,7 +214,7 @@ def _groups(
 def _checked_metadata(metadata: dict[str, Any] | None) -> dict[str, Any]:
     metadata = {} if metadata is None else metadata
     try:
-        # As it will be read again: JSON has no tuples, and no keys but strings.
+        # As a later read returns it: JSON has no tuples, and only string keys.
         again = adapter_header.from_text(adapter_header.to_text(metadata))
     except (TypeError, ValueError, RecursionError):
         again = None
@@ -227,7 +228,7 @@ def _checked_metadata(metadata: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _other_base(fill: loading.Fill, header: Header) -> str | None:
-    """Says which weights are not those of the file's base, or `None`."""
+    """A text on weights that differ from the file's base, or `None`."""
     layers = adapter_header.layers_of(header)
     of_layers, base = contents.base_fingerprints(
         contents.layers_of(fill.tree), layers, fill.weights

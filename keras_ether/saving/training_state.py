@@ -1,8 +1,8 @@
-"""What training goes on from: the optimizer's state, and random generators'.
+"""The training state: that of the optimizer and of random generators.
 
-Both are tensors of an adapter file. An optimizer's variables go by their order,
-which the order of the trained variables fixes, since their names count up
-within a process.
+Both are tensors of an adapter file. An optimizer's variables are stored by
+their order, which follows that of the trained variables, since their names
+count up within a process.
 """
 
 import contextlib
@@ -25,21 +25,21 @@ from keras_ether.types import Layer
 from keras_ether.types import Optimizer
 from keras_ether.types import Variable
 
-# `fit` draws a batch of its own, from PyTorch's global generator, to build the
-# metrics of a model just compiled.
+# `fit` runs a further batch, with draws from PyTorch's global generator, to
+# build the metrics of a newly compiled model.
 PENDING = "_ether_global_generators"
 
 
 @dataclass(frozen=True)
 class Position:
-    """How far training had come when a checkpoint was written.
+    """The position in the training when a checkpoint was written.
 
     Attributes:
-        epoch: The epoch to go on with, counted from 0: `initial_epoch` of
+        epoch: The epoch to continue with, counted from 0: `initial_epoch` of
             `fit`.
-        batch: How many batches of that epoch are done already. It is 0 if the
+        batch: The number of batches of that epoch already done. It is 0 if the
             checkpoint was written at the end of an epoch.
-        step: How many steps the optimizer has taken.
+        step: The number of steps that the optimizer has taken.
         best: The best value of the monitored quantity so far, or `None`.
     """
 
@@ -76,7 +76,7 @@ def described(optimizer: Optimizer) -> str:
 def content_of(
     model: Layer, epoch: int, batch: int, best: float | None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The header's entry and the tensors for a model's state of training."""
+    """The header's entry and the tensors for a model's training state."""
     optimizer = optimizer_of(model)
     states = contents.random_states(contents.layers_of(LayerTree(model)))
     generators = internals.global_generators()
@@ -95,7 +95,7 @@ def content_of(
         for name, variable in _optimizer_variables(optimizer).items()
     }
     for name, variable in _random_variables(states).items():
-        # Every backend has an integer type of its own for them.
+        # Backends use different integer dtypes for them.
         tensors[name] = to_numpy(variable).astype("int64")
     for i, generator in enumerate(generators):
         tensors[f"global_generators/{i}"] = internals.generator_state(generator)
@@ -103,7 +103,7 @@ def content_of(
 
 
 def fitting_state(model: Layer, content: AdapterFile) -> list:
-    """Pairs of variable and value that bring back a state of training.
+    """Pairs of variable and value that restore a training state.
 
     Raises:
         ValueError: if the model or its optimizer is not that of the file.
@@ -134,19 +134,19 @@ def fitting_state(model: Layer, content: AdapterFile) -> list:
 def set_global_generators(
     model: Layer, content: AdapterFile, undo: contextlib.ExitStack
 ) -> None:
-    """Sets the global generators, if they are of the file's sort.
+    """Sets the global generators, if they match those of the file.
 
     Args:
-        model: The model that will go on from there.
-        content: An `AdapterFile` with a state of training.
-        undo: A `contextlib.ExitStack`, told to set them back.
+        model: The model that continues from there.
+        content: An `AdapterFile` with a training state.
+        undo: A `contextlib.ExitStack` that restores them.
 
     Raises:
         ValueError: if the file has no state of a generator for one of them.
     """
     generators = internals.global_generators()
     entry = content.header["training"]
-    # Runs on other backends or devices never draw the same numbers.
+    # Runs on other backends or devices never draw the same random numbers.
     if len(generators) != entry["global_generators"]:
         return
     states = [
@@ -164,7 +164,7 @@ def set_global_generators(
 
 
 def set_global_generators_again(model: Layer) -> None:
-    """Undoes what `fit` drew between `resume` and the first epoch."""
+    """Undoes the draws of `fit` between `resume` and the first epoch."""
     step, states = model.__dict__.pop(PENDING, (None, ()))
     if step == _step(model.optimizer):
         _set_generators(states)
@@ -181,7 +181,7 @@ def _step(optimizer: Optimizer) -> int:
 
 
 def position_of(header: Header) -> Position:
-    """How far the training had come that a header tells of."""
+    """The position in the training that a header stores."""
     entry = header["training"]
     return Position(
         **{name: entry[name] for name in ("epoch", "batch", "step", "best")}

@@ -93,7 +93,7 @@ def test_folder_is_no_file(tmp_path):
 def test_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     path = tmp_path / "file" / "a.safetensors"
-    refused(path, NotADirectoryError, "is no folder")
+    refused(path, NotADirectoryError, "is not a folder")
 
 
 @pytest.mark.parametrize(
