@@ -10,7 +10,7 @@ def check_boolean(value: Any, argument: str) -> bool:
     """A value as a boolean.
 
     Args:
-        value: What was passed.
+        value: The value passed.
         argument: String, the argument's name.
 
     Raises:
@@ -29,7 +29,7 @@ def check_function(value: Any, argument: str) -> Callable | None:
     """A function, or `None` if it was not passed.
 
     Args:
-        value: What was passed.
+        value: The value passed.
         argument: String, the argument's name.
 
     Raises:

@@ -32,7 +32,7 @@ def plan(
     seed: int | None = None,
     print_fn: Callable[[str], Any] | None = None,
 ) -> Report:
-    """Prints a table of what `keras_ether.apply` would do, and returns it.
+    """Prints and returns the changes that `keras_ether.apply` would make.
 
     The model is not changed.
 
