@@ -72,9 +72,8 @@ def tracker_attributes(owner: object) -> dict[str, Any]:
 def unwrapped(value: Any) -> object:
     """The container behind a list or dictionary that TensorFlow has wrapped.
 
-    TensorFlow wraps containers that are attributes of a layer or an optimizer.
-    The records that it keeps of a list have to agree with it, and are returned
-    too.
+    It wraps attributes of layers and optimizers. Its records of a list have to
+    agree with the list, and are returned too.
     """
     if isinstance(value, list) and hasattr(value, "_storage"):
         return vars(value)
@@ -338,8 +337,7 @@ def set_generator_state(generator: Any, state: np.ndarray) -> None:
     """Sets the state of a generator.
 
     Raises:
-        ValueError: if the generator can't have this state. It is then as it
-            was.
+        ValueError: if the state is invalid. The generator is then as it was.
     """
     import torch
 
