@@ -59,6 +59,10 @@ def docs(session: nox.Session) -> None:
     session.install("pdoc>=15")
     options = session.posargs or ["--output-directory", ".nox/reference"]
     session.run(
-        *("pdoc", "--docformat", "google", "keras_ether", *options),
+        *("pdoc", "--docformat", "google", "keras_ether"),
+        # What `plan` and `summary` return, and the config in it.
+        "keras_ether.surgery.report",
+        "keras_ether.adapters.adapter_config",
+        *options,
         env={"KERAS_BACKEND": "jax"},
     )

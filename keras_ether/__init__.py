@@ -1,4 +1,28 @@
-"""Fine-tuning of Keras models with ETHER and ETHER+."""
+"""Fine-tuning of Keras models with ETHER and ETHER+ (Bini et al., ICML 2024).
+
+Each frozen kernel `W` acts as `H W G`, with block-diagonal `H` and `G` made of
+trained vectors.
+
+- Adapt a model in place: `plan`, `apply`, `summary`; back again: `merge`,
+  `remove`; for a while: `disabled`, `strength`.
+- Files: `save_adapter`, `load_adapter`, `read_adapter_header`; checkpoints:
+  `callbacks`.
+- Other forms: `lora_factors`, `to_lora`, `export_to_peft`, `blend`.
+- Measure: `diagnostics`. Layers on their own: `layers`. Add a method:
+  `methods`.
+
+Example:
+
+>>> model = keras.Sequential([
+...     keras.Input((16,)),
+...     keras.layers.Dense(8, activation="relu"),
+...     keras.layers.Dense(4, name="head"),
+... ])
+>>> model = keras_ether.apply(model, rank_blocks=4, trainable=["head"])
+>>> model.compile(keras.optimizers.Adam(1e-2), "mse")
+>>> history = model.fit(x, x[:, :4], verbose=0)
+>>> model = keras_ether.merge(model)
+"""
 
 from keras_ether import callbacks
 from keras_ether import diagnostics

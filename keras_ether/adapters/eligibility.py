@@ -1,6 +1,7 @@
 """The reasons why a layer can't have an adapter."""
 
 import dataclasses
+from collections.abc import Callable
 
 import keras
 
@@ -87,16 +88,32 @@ def _call_reads_kernel(layer: Layer, kind: Kind) -> bool:
     Decided by the names that its code uses, following `super().call(...)` up to
     the class in the table, which reads it.
     """
-    for layer_class in type(layer).__mro__:
-        if layer_class is kind.layer_class:
-            return True
+    bases = type(layer).__mro__
+    own = bases[: bases.index(kind.layer_class)]
+    for layer_class in own:
         call = vars(layer_class).get("call")
         if call is None:
             continue
-        names = getattr(call, "__code__", None)
-        names = names.co_names if names else ()
+        names = _names_used(call, own)
         if kind.kernel in names:
             return True
         if "call" not in names:
             return False
-    return False
+    return True
+
+
+def _names_used(method: Callable, classes: tuple[type, ...]) -> set[str]:
+    """The names in a method's code, and in helper methods of the same layer."""
+    found: set[str] = set()
+    todo = [method]
+    while todo:
+        code = getattr(todo.pop(), "__code__", None)
+        new = set(code.co_names if code else ()) - found
+        found |= new
+        todo += [
+            vars(layer_class)[name]
+            for name in new - {"call"}
+            for layer_class in classes
+            if name in vars(layer_class)
+        ]
+    return found

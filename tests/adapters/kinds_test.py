@@ -26,6 +26,14 @@ class ReadsPrivateKernel(keras.layers.Dense):
         return ops.matmul(inputs, self._kernel)
 
 
+class HelperReadsKernel(keras.layers.Dense):
+    def call(self, inputs):
+        return ops.tanh(self.product(inputs))
+
+    def product(self, inputs):
+        return ops.matmul(inputs, self.kernel)
+
+
 class SameCall(keras.layers.Dense):
     pass
 
@@ -70,6 +78,7 @@ def model_of(layer):
 SUBCLASSES = {
     ReadsKernel: (lambda: ReadsKernel(8, name="own"), (8,)),
     CallsSuper: (lambda: CallsSuper(8, name="own"), (8,)),
+    HelperReadsKernel: (lambda: HelperReadsKernel(8, name="own"), (8,)),
     SameCall: (lambda: SameCall(8, name="own"), (8,)),
     StandardizedConv: (lambda: StandardizedConv(4, 2, name="own"), (2, 2, 4)),
     ConvReadsKernel: (lambda: ConvReadsKernel(4, 2, name="own"), (2, 2, 4)),
