@@ -37,7 +37,7 @@ def main(lab):
                 {
                     "method": METHODS[method].label,
                     "blocks": n,
-                    "trained numbers": runs[0]["trainable"],
+                    "trained parameters": runs[0]["trainable"],
                     "rate": f"{runs[0]['learning_rate']:g}",
                     "accuracy": sum(values) / len(values),
                     "range of seeds": [min(values), max(values)],

@@ -1,4 +1,4 @@
-"""Accuracy against the count of trained numbers, at each method's best rate."""
+"""Accuracy against the count of trained parameters, at each method's best rate."""
 
 from matplotlib.figure import Figure
 
@@ -47,7 +47,7 @@ def main(lab):
         rows.append(
             {
                 "method": METHODS[method].label,
-                "trained numbers": runs[0]["trainable"],
+                "trained parameters": runs[0]["trainable"],
                 "rate": f"{rates[method]:g}",
                 "accuracy": sum(values) / len(values),
                 "range of seeds": [min(values), max(values)],
@@ -55,7 +55,9 @@ def main(lab):
         )
     lab.conclude(
         "efficiency",
-        {"Accuracy in % by the count of trained numbers, head included": rows},
+        {
+            "Accuracy in % by the count of trained parameters, head included": rows
+        },
         plot(rows, methods, lab.majority),
     )
 
@@ -66,7 +68,7 @@ def plot(rows, methods, majority):
     for method, row in zip(methods, rows, strict=True):
         low, high = row["range of seeds"]
         axes.errorbar(
-            row["trained numbers"],
+            row["trained parameters"],
             row["accuracy"],
             [[row["accuracy"] - low], [high - row["accuracy"]]],
             fmt="o",

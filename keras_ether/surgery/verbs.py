@@ -51,12 +51,12 @@ def apply(
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
         rank_blocks: Integer, number of diagonal blocks `n` of `H` and `G`. It
-            must divide every transformed dimension, and leave two numbers or
+            must divide every transformed dimension, and leave two entries or
             more to a block: one could not train. It does not change the count
-            of ETHER's trained numbers. Defaults to 4.
-        method: `"ether"`, blocks `I − 2 û ûᵀ`, `d` numbers for a `(d, f)`
-            kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, `2 (d + f)` numbers,
-            which start at the identity; or one of the paper's baselines,
+            of ETHER's trained parameters. Defaults to 4.
+        method: `"ether"`, blocks `I − 2 û ûᵀ`, `d` parameters for a `(d, f)`
+            kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, `2 (d + f)`
+            parameters, which start at the identity; or one of the paper's baselines,
             `"oft"` and `"naive"`. Defaults to `"ether"`.
         targets: Which layers. `None`, the default, takes those that KerasHub
             gives LoRA (query and value projections), or where there are none,
