@@ -1,4 +1,4 @@
-"""Accuracy against the count of trained parameters, at each method's best rate."""
+"""Accuracy against the count of trained parameters, at the best rates."""
 
 from matplotlib.figure import Figure
 
@@ -56,7 +56,8 @@ def main(lab):
     lab.conclude(
         "efficiency",
         {
-            "Accuracy in % by the count of trained parameters, head included": rows
+            "Accuracy in % by the count of trained parameters, head "
+            "included": rows
         },
         plot(rows, methods, lab.majority),
     )

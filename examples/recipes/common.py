@@ -123,8 +123,8 @@ def adapt(model, options, targets):
     report = keras_ether.summary(model, print_fn=str)
     print(
         f"{options.method.upper()} on {len(report.rows)} layers: "
-        f"{report.trainable:,} parameters train, and {report.head:,} of the head; "
-        f"{report.frozen:,} are frozen."
+        f"{report.trainable:,} parameters train, and {report.head:,} of the "
+        f"head; {report.frozen:,} are frozen."
     )
     return report
 

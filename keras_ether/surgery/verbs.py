@@ -56,8 +56,8 @@ def apply(
             of ETHER's trained parameters. Defaults to 4.
         method: `"ether"`, blocks `I − 2 û ûᵀ`, `d` parameters for a `(d, f)`
             kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, `2 (d + f)`
-            parameters, which start at the identity; or one of the paper's baselines,
-            `"oft"` and `"naive"`. Defaults to `"ether"`.
+            parameters, which start at the identity; or one of the paper's
+            baselines, `"oft"` and `"naive"`. Defaults to `"ether"`.
         targets: Which layers. `None`, the default, takes those that KerasHub
             gives LoRA (query and value projections), or where there are none,
             all linear layers. `"all-linear"`: every `Dense` and `EinsumDense`.
