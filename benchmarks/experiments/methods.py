@@ -5,7 +5,6 @@ the backbone.
 """
 
 import functools
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,17 +31,13 @@ class Method:
 
 
 def _ether(model, rank_blocks, seed, name):
-
-    with warnings.catch_warnings():
-        # KerasHub has compiled the model with a low rate; a run compiles anew.
-        warnings.filterwarnings("ignore", message=".*learning rate of")
-        keras_ether.apply(
-            model,
-            method=name,
-            rank_blocks=rank_blocks,
-            targets=TARGETS,
-            seed=seed,
-        )
+    keras_ether.apply(
+        model,
+        method=name,
+        rank_blocks=rank_blocks,
+        targets=TARGETS,
+        seed=seed,
+    )
 
 
 def _lora(model, rank_blocks, seed, rank):
