@@ -2,7 +2,7 @@
 
     python -m benchmarks.small_cnn
 
-Trained on the digits from 0 to 4, it has to learn those from 5 to 9, from 100
+Trained on the digits 0 and 1, it has to learn those from 2 to 9, from 400
 pictures of scikit-learn's 8 x 8 pixels, with a new head. Prints the accuracy on
 the other pictures: for each way the rate of the highest mean of three seeds,
 chosen by a part of them that is not reported.
@@ -16,8 +16,9 @@ from sklearn.datasets import load_digits
 
 import keras_ether
 
-SAMPLES, CHOOSE, EPOCHS = 100, 200, 30
-RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+OLD, NEW = [0, 1], [2, 3, 4, 5, 6, 7, 8, 9]
+SAMPLES, CHOOSE, EPOCHS = 400, 300, 15
+RATES = (3e-3, 1e-2, 3e-2)
 SEEDS = (0, 1, 2)
 
 
@@ -30,7 +31,7 @@ def pictures(classes):
     return x, np.searchsorted(classes, found.target[chosen])
 
 
-def network():
+def network(classes):
     layers = keras.layers
     return keras.Sequential(
         [
@@ -38,8 +39,8 @@ def network():
             layers.Conv2D(16, 3, padding="same", activation="relu"),
             layers.Conv2D(32, 3, strides=2, activation="relu"),
             layers.Conv2D(32, 3, activation="relu"),
-            layers.Flatten(),
-            layers.Dense(5, name="head"),
+            layers.GlobalAveragePooling2D(),
+            layers.Dense(classes, name="head"),
         ]
     )
 
@@ -72,16 +73,16 @@ WAYS = {
     "full": full,
     "head only": head_only,
     "ETHER n=1": lambda m, s: ether(m, s, rank_blocks=1),
-    "ETHER n=4": lambda m, s: ether(m, s, rank_blocks=4),
+    "ETHER+ n=1": lambda m, s: ether(m, s, rank_blocks=1, method="ether+"),
 }
 
 
 def main():
     keras.utils.set_random_seed(0)
-    base = network()
-    fit(base, *pictures([0, 1, 2, 3, 4]), 3e-3, EPOCHS)
+    base = network(len(OLD))
+    fit(base, *pictures(OLD), 3e-3, EPOCHS)
     weights = base.get_weights()[:-2]
-    x, y = pictures([5, 6, 7, 8, 9])
+    x, y = pictures(NEW)
     print(f"{'':>10}  trained  rate    chosen by  reported")
     for way, prepare in WAYS.items():
         found = []
@@ -89,7 +90,7 @@ def main():
             scores = []
             for seed in SEEDS:
                 keras.utils.set_random_seed(seed)
-                model = network()
+                model = network(len(NEW))
                 model.set_weights([*weights, *model.get_weights()[-2:]])
                 prepare(model, seed)
                 with warnings.catch_warnings():
