@@ -28,7 +28,7 @@ from benchmarks.__main__ import keep_pages
 
 EXPERIMENTS = {
     "robustness": "accuracy by learning rate",
-    "efficiency": "accuracy against the count of trained numbers",
+    "efficiency": "accuracy against the count of trained parameters",
     "blocks": "accuracy and time of a step by blocks",
     "perturbation": "distances and energies by method and rate",
     "retention": "the base's own task after tuning on another",

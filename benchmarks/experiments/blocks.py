@@ -37,7 +37,7 @@ def main(lab):
                 {
                     "method": METHODS[method].label,
                     "blocks": n,
-                    "trained numbers": runs[0]["trainable"],
+                    "trained parameters": runs[0]["trainable"],
                     "rate": f"{runs[0]['learning_rate']:g}",
                     "accuracy": sum(values) / len(values),
                     "range of seeds": [min(values), max(values)],
@@ -94,4 +94,5 @@ def plot(rows):
         axes.set_ylabel(label)
         axes.legend()
     step.set_ylim(bottom=0)
+    figure.suptitle("Accuracy and time of a step by blocks")
     return figure

@@ -1,4 +1,4 @@
-"""Accuracy against the count of trained numbers, at each method's best rate."""
+"""Accuracy against the count of trained parameters, at the best rates."""
 
 from matplotlib.figure import Figure
 
@@ -47,7 +47,7 @@ def main(lab):
         rows.append(
             {
                 "method": METHODS[method].label,
-                "trained numbers": runs[0]["trainable"],
+                "trained parameters": runs[0]["trainable"],
                 "rate": f"{rates[method]:g}",
                 "accuracy": sum(values) / len(values),
                 "range of seeds": [min(values), max(values)],
@@ -55,33 +55,32 @@ def main(lab):
         )
     lab.conclude(
         "efficiency",
-        {"Accuracy in % by the count of trained numbers, head included": rows},
-        plot(rows, methods),
+        {
+            "Accuracy in % by the count of trained parameters, head "
+            "included": rows
+        },
+        plot(rows, methods, lab.majority),
     )
 
 
-def plot(rows, methods):
+def plot(rows, methods, majority):
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for method, row in zip(methods, rows, strict=True):
         low, high = row["range of seeds"]
         axes.errorbar(
-            row["trained numbers"],
+            row["trained parameters"],
             row["accuracy"],
             [[row["accuracy"] - low], [high - row["accuracy"]]],
             fmt="o",
             color=METHODS[method].color,
             capsize=3,
+            label=row["method"],
         )
-        axes.annotate(
-            row["method"],
-            (row["trained numbers"], high),
-            xytext=(0, 4),
-            textcoords="offset points",
-            rotation=60,
-        )
+    axes.axhline(majority, color="black", linestyle=":", label="majority class")
+    axes.legend()
+    axes.set_title("Accuracy by trained parameters")
     axes.set_xscale("log")
-    axes.margins(0.1, 0.25)
-    axes.set_xlabel("trained numbers")
+    axes.set_xlabel("trained parameters")
     axes.set_ylabel("test accuracy, % (mean and range of seeds)")
     return figure

@@ -78,6 +78,12 @@ class Lab:
             )
         return self._trainer
 
+    @property
+    def majority(self):
+        """Accuracy, in %, of always giving the test part's commonest answer."""
+        labels = self.trainer.data.test[1]
+        return 100 * np.bincount(labels).max() / len(labels)
+
     def results(self, wanted, title):
         """The results of runs, each its settings and what was measured.
 

@@ -5,7 +5,6 @@ the backbone.
 """
 
 import functools
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,17 +31,13 @@ class Method:
 
 
 def _ether(model, rank_blocks, seed, name):
-
-    with warnings.catch_warnings():
-        # KerasHub has compiled the model with a low rate; a run compiles anew.
-        warnings.filterwarnings("ignore", message=".*learning rate of")
-        keras_ether.apply(
-            model,
-            method=name,
-            rank_blocks=rank_blocks,
-            targets=TARGETS,
-            seed=seed,
-        )
+    keras_ether.apply(
+        model,
+        method=name,
+        rank_blocks=rank_blocks,
+        targets=TARGETS,
+        seed=seed,
+    )
 
 
 def _lora(model, rank_blocks, seed, rank):
@@ -75,12 +70,12 @@ METHODS = {
     ),
     "oft": Method("OFT", "#e08a1e", functools.partial(_ether, name="oft")),
     "naive": Method(
-        "Naive", "#8c6d31", functools.partial(_ether, name="naive")
+        "Naive", "#7b4fa3", functools.partial(_ether, name="naive")
     ),
-    "lora-1": Method("LoRA r=1", "#d6a3b4", functools.partial(_lora, rank=1)),
-    "lora-4": Method("LoRA r=4", "#bc6f88", functools.partial(_lora, rank=4)),
-    "lora-8": Method("LoRA r=8", "#a03c5b", functools.partial(_lora, rank=8)),
-    "bitfit": Method("BitFit", "#7a7a7a", _bitfit),
+    "lora-1": Method("LoRA r=1", "#f2a6b8", functools.partial(_lora, rank=1)),
+    "lora-4": Method("LoRA r=4", "#d4476e", functools.partial(_lora, rank=4)),
+    "lora-8": Method("LoRA r=8", "#8a1538", functools.partial(_lora, rank=8)),
+    "bitfit": Method("BitFit", "#a39a00", _bitfit),
     "head": Method("head only", "#b0b0b0", _head),
     "full": Method("full", "#333333", _full),
     # Nothing trains: the model as it comes, with a random head.

@@ -77,4 +77,5 @@ def plot(results, methods):
     energy.set_xlabel("change of the hyperspherical energy, %")
     energy.set_ylabel("test accuracy, %, a point for each run")
     energy.legend()
+    figure.suptitle("How far the kernels move")
     return figure

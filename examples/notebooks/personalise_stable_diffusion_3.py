@@ -17,44 +17,55 @@
 #
 # and only the vectors train. At the start `u = v` and nothing has changed, and
 # whatever is learned, `H` stays within a distance of 2 from the identity. In
-# the paper it keeps subjects as well as LoRA does, with half of its numbers.
+# the paper it keeps subjects as well as LoRA does, with half of its parameters.
 #
 # KerasHub's `StableDiffusion3TextToImage` has a `generate`, but no `fit`. So
 # we write out the training step of *flow matching*, which takes twenty lines.
 #
 # Please note: without a model hub, this guide runs on a **tiny random model**.
 # It shows that all steps work and that the loss falls. Its pictures are noise,
-# and mean nothing. For real pictures, run it on Kaggle with a GPU.
+# and mean nothing. For real pictures, run it on Kaggle with a GPU (which
+# has not been done yet).
 
 # %% [markdown]
 # ## Setup
 #
 # `keras_ether` is not on PyPI yet. `KERAS_ETHER` says where pip finds it: a
 # Kaggle dataset with a checkout of its repository, which you attach to the
-# notebook, or a git address, `git+https://...`. Nothing is installed that is
-# already there. The backend has to be chosen before Keras is imported.
+# notebook, or a git address, `git+https://...`. What is already there, in a
+# version that will do, is not installed again. The backend has to be chosen
+# before Keras is imported.
 
 # %%
-import importlib.util
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version
+
+from packaging.requirements import Requirement
 
 KERAS_ETHER = "/kaggle/input/keras-ether"
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def install(module, *arguments):
-    """Installs what a module comes with, unless it is there."""
-    if importlib.util.find_spec(module) is None:
+def install(requirement, *arguments):
+    """Installs a package, unless a version that will do is there."""
+    wanted = Requirement(requirement)
+    try:
+        is_there = version(wanted.name) in wanted.specifier
+    except PackageNotFoundError:
+        is_there = False
+    if not is_there:
         pip = [sys.executable, "-m", "pip", "install", "-q"]
-        subprocess.run([*pip, *arguments], check=True)
+        subprocess.run([*pip, *(arguments or [requirement])], check=True)
 
 
 install("keras_ether", KERAS_ETHER)
-install("keras_hub", "keras-hub>=0.32")
-install("sklearn", "scikit-learn")
+install("keras>=3.15")
+install("keras-hub>=0.32")
+install("scikit-learn")
 
 # %% [markdown]
 # ## Parameters

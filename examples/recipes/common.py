@@ -32,7 +32,7 @@ class Result:
 
     Args:
         model: The adapted model.
-        trained: Numbers that the adapters train.
+        trained: Parameters that the adapters train.
         losses: Training losses by epoch.
         before: What the recipe measures, before training.
         after: And after it.
@@ -109,7 +109,7 @@ def batches(data, batch_size, seed, endless=False):
 
 
 def adapt(model, options, targets):
-    """Adapts a model, and prints and returns how many numbers train."""
+    """Adapts a model, and prints and returns how many parameters train."""
     try:
         keras_ether.apply(
             model,
@@ -123,8 +123,8 @@ def adapt(model, options, targets):
     report = keras_ether.summary(model, print_fn=str)
     print(
         f"{options.method.upper()} on {len(report.rows)} layers: "
-        f"{report.trainable:,} numbers train, and {report.head:,} of the head; "
-        f"{report.frozen:,} are frozen."
+        f"{report.trainable:,} parameters train, and {report.head:,} of the "
+        f"head; {report.frozen:,} are frozen."
     )
     return report
 

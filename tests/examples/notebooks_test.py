@@ -80,6 +80,8 @@ def test_structure(name):
     assert 'install("keras_ether", KERAS_ETHER)' in setup
     assert 'os.environ.setdefault("KERAS_BACKEND", "jax")' in setup
     assert "import keras\n" not in setup
+    for requirement in ("keras>=3.15", "keras-hub>=0.32"):
+        assert f'install("{requirement}")' in setup
     tagged = [cell for cell in code if cell["metadata"].get("tags")]
     assert [cell["metadata"]["tags"] for cell in tagged] == [["parameters"]]
     assert tagged == [code[1]]
@@ -268,7 +270,7 @@ def test_how_many_parameters(building, tmp_path):
         },
         [
             "results['method']",
-            "results['numbers']",
+            "results['parameters']",
             "results['accuracy']",
             "tuned",
             "served",
@@ -276,7 +278,9 @@ def test_how_many_parameters(building, tmp_path):
     )
     numbers = dict(
         zip(
-            found["results['method']"], found["results['numbers']"], strict=True
+            found["results['method']"],
+            found["results['parameters']"],
+            strict=True,
         )
     )
     # Six layers and a pooler. LoRA takes a kernel of (384, 12, 32) for one of

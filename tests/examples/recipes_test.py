@@ -176,7 +176,8 @@ def test_glue(recipe, capsys):
     assert 0 <= result.before["accuracy"] <= 1
     assert 0 <= result.after["accuracy"] <= 1
     assert (
-        "21,120 numbers train, and 770 of the head" in capsys.readouterr().out
+        "21,120 parameters train, and 770 of the head"
+        in capsys.readouterr().out
     )
     options = glue.read_options([])
     assert_base_unchanged(result.model, lambda: glue.load_model(options)[0])
