@@ -13,6 +13,7 @@ import numpy as np
 
 from keras_ether.saving import adapter_header
 from keras_ether.saving import atomic_write
+from keras_ether.saving import hubs
 
 KEY = "keras_ether"
 SUFFIX = ".safetensors"
@@ -92,8 +93,12 @@ def read(filepath) -> AdapterFile:
 
     Raises:
         ValueError: if it is damaged, or not an adapter file.
+        ImportError: if it is on a hub whose library is not installed.
+        OSError: if it is not there, or the hub can't give it.
     """
     path = os.fspath(filepath)
+    if hubs.is_handle(path):
+        path = hubs.download(path)
     with open(path, "rb") as file:
         try:
             return _read(file)
