@@ -99,7 +99,10 @@ def table(folder):
     start = time.perf_counter()
     task.export_to_transformers(base)
     seconds = time.perf_counter() - start
-    print(f"The base: exported in {seconds:.1f} s")
+    difference = np.abs(
+        torch_logits(from_transformers(base), ids) - keras_logits(task, ids)
+    )
+    print(f"The base: exported in {seconds:.1f} s, {difference.max():.1e}")
     rows = []
     for method, blocks in CONFIGURATIONS:
         keras_ether.apply(
