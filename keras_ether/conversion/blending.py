@@ -53,7 +53,8 @@ def blend(model, weights: Mapping, check_base: bool = True):
         (_fill(model, filepath, check_base), weight)
         for filepath, weight in _checked(weights).items()
     ]
-    kernels, others = {}, {}
+    kernels: dict = {}
+    others: dict = {}
     for fill, weight in fills:
         for target, adapter in zip(
             fill.plan.targets, fill.adapters, strict=True
@@ -76,7 +77,9 @@ def blend(model, weights: Mapping, check_base: bool = True):
             )
     with undo.on_error(model) as back:
         for layer, terms in kernels.values():
-            kernel = getattr(layer, kinds.kind_of(layer).kernel)
+            kind = kinds.kind_of(layer)
+            assert kind is not None, "the file's plan has known kinds alone"
+            kernel = getattr(layer, kind.kernel)
             undo.assign(back, kernel, _kernel_sum(kernel, terms))
         for variable, terms in others.values():
             undo.assign(back, variable, _weight_sum(variable, terms))

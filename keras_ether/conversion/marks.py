@@ -13,6 +13,7 @@ import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -122,8 +123,9 @@ def _marked(layers: dict) -> Iterator[dict]:
     token = _marks.set(marks)
     try:
         for layer in layers.values():
-            classes.append((layer, type(layer)))
-            layer.__class__ = _marked_class(type(layer))
+            layer_class: Any = type(layer)
+            classes.append((layer, layer_class))
+            layer.__class__ = _marked_class(layer_class)
         yield marks
     finally:
         for layer, layer_class in classes:
@@ -175,7 +177,9 @@ def _found(filepath: str, marks: dict) -> Iterator[tuple[str, Place]]:
             if len(shape) != 2 or part.get_dtype() != "F32":
                 continue
             starts = _starts(part, list(corners))
-            tensor = file.get_tensor(name) if starts else None
+            if not starts:
+                continue
+            tensor = file.get_tensor(name)
             for start in starts:
                 for path in corners[float(tensor[start])]:
                     matrix = marks[path].matrix()

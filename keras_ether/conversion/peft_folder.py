@@ -148,7 +148,8 @@ def _refusal(layer) -> str | None:
     view = layer.ether.view
     if view.sizes(layer.ether.kernel_shape)[0] > 1:
         return "a bank of experts is more than one matrix"
-    if not kinds.kind_of(layer).linear:
+    kind = kinds.kind_of(layer)
+    if kind is None or not kind.linear:
         return "LoRA folders hold no embeddings"
     return None
 
