@@ -148,11 +148,10 @@ def table(folder):
 
 
 def train(task, steps):
-    prompts = [smollm2.CHAT.format(question) for question, _ in DIALOGUES]
-    data = {
-        "prompts": prompts * steps,
-        "responses": [f"{a}<|im_end|>" for _, a in DIALOGUES] * steps,
-    }
+    texts = [
+        f"{smollm2.CHAT.format(question)}{answer}<|im_end|>"
+        for question, answer in DIALOGUES
+    ]
     rate = {"ether": 1e-2, "ether+": 2e-3}
     layer = next(iter(verbs.adapted_layers(task).values()))
     task.compile(
@@ -160,12 +159,7 @@ def train(task, steps):
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         sampler="greedy",
     )
-    x, y, weight = task.preprocessor(
-        [p + a for p, a in zip(*data.values(), strict=True)]
-    )
-    return task.fit(
-        x, y, sample_weight=weight, batch_size=8, epochs=1, verbose=2
-    )
+    task.fit(texts * steps, batch_size=len(texts), verbose=2)
 
 
 def answer_of_keras(task, question, length):
