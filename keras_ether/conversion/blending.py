@@ -53,7 +53,8 @@ def blend(model, weights: Mapping, check_base: bool = True):
         (_fill(model, filepath, check_base), weight)
         for filepath, weight in _checked(weights).items()
     ]
-    kernels, others = {}, {}
+    kernels: dict = {}
+    others: dict = {}
     for fill, weight in fills:
         for path, adapter in fill.adapters.items():
             layer = fill.tree.layers[path]

@@ -128,15 +128,17 @@ def factors_of(layer) -> Factors:
     columns, rows = [], []
     inputs = _side(adapter, "input", experts)
     outputs = _side(adapter, "output", experts)
-    turned = kernel
     if inputs is not None:
         left, right = inputs
         columns.append(np.swapaxes(left, 1, 2))
         rows.append(right @ kernel)
-        turned = kernel + columns[0] @ rows[0]
     if outputs is not None:
         left, right = outputs
-        columns.append(turned @ np.swapaxes(left, 1, 2))
+        left = np.swapaxes(left, 1, 2)
+        product = kernel @ left
+        for a, b in zip(columns, rows, strict=True):
+            product = product + a @ (b @ left)
+        columns.append(product)
         rows.append(right)
     a = np.concatenate(columns, axis=2).astype("float32")
     b = np.concatenate(rows, axis=1).astype("float32")

@@ -12,6 +12,7 @@ import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -67,9 +68,9 @@ def places_of(task, layers: dict, folder: str) -> dict[str, Place]:
             raise ValueError(
                 f"KerasHub can't export '{type(task).__name__}': {error}"
             ) from error
-    matrices = {path: marks[id(layer)] for path, layer in layers.items()}
+    by_path = {path: marks[id(layer)] for path, layer in layers.items()}
     found: dict[str, list[Place]] = {path: [] for path in layers}
-    for path, place in _found(os.path.join(folder, WEIGHTS), matrices):
+    for path, place in _found(os.path.join(folder, WEIGHTS), by_path):
         found[path].append(place)
     for path, places in found.items():
         if len(places) != 1:
@@ -81,13 +82,29 @@ def places_of(task, layers: dict, folder: str) -> dict[str, Place]:
     return {path: places[0] for path, places in found.items()}
 
 
-def mark(number: int, d: int, f: int) -> np.ndarray:
-    """A `(d, f)` matrix that differs for each number."""
-    rng = np.random.default_rng(number)
-    rows, columns = (
-        rng.integers(2**BITS, size=size, dtype="uint32") for size in (d, f)
-    )
-    return (rows[:, None] ^ columns).astype("float32")
+@dataclass(frozen=True)
+class Mark:
+    """A `(d, f)` matrix unlike that of any other number."""
+
+    number: int
+    d: int
+    f: int
+
+    def matrix(self) -> np.ndarray:
+        rows, columns = self._codes()
+        return (rows[:, None] ^ columns).astype("float32")
+
+    def corner(self) -> float:
+        """The first entry of the matrix."""
+        rows, columns = self._codes()
+        return float(rows[0] ^ columns[0])
+
+    def _codes(self):
+        rng = np.random.default_rng(self.number)
+        return [
+            rng.integers(2**BITS, size=size, dtype="uint32")
+            for size in (self.d, self.f)
+        ]
 
 
 @contextlib.contextmanager
@@ -95,18 +112,19 @@ def _marked(layers: dict) -> Iterator[dict]:
     """Makes adapted layers return marks as their kernels.
 
     Yields:
-        Dictionary from layer id to a function that gives the `(d, f)` mark.
+        Dictionary from layer id to `Mark`.
     """
     marks, classes = {}, []
     for number, layer in enumerate(layers.values()):
         adapter = layer.ether
         _, d, f = adapter.view.sizes(adapter.kernel_shape)
-        marks[id(layer)] = functools.partial(mark, number, d, f)
+        marks[id(layer)] = Mark(number, d, f)
     token = _marks.set(marks)
     try:
         for layer in layers.values():
-            classes.append((layer, type(layer)))
-            layer.__class__ = _marked_class(type(layer))
+            layer_class: Any = type(layer)
+            classes.append((layer, layer_class))
+            layer.__class__ = _marked_class(layer_class)
         yield marks
     finally:
         for layer, layer_class in classes:
@@ -123,7 +141,7 @@ def _marked_class(layer_class: type) -> type:
         if marks is None or id(layer) not in marks:
             return layer_class.kernel.fget(layer)
         adapter = layer.ether
-        matrix = ops.convert_to_tensor(marks[id(layer)]())
+        matrix = ops.convert_to_tensor(marks[id(layer)].matrix())
         return adapter.view.from_kernel_matrix(matrix, adapter.kernel_shape)
 
     def weights(layer):
@@ -144,13 +162,13 @@ def _without_preprocessor(task):
     return other
 
 
-def _found(filepath: str, matrices: dict) -> Iterator[tuple[str, Place]]:
+def _found(filepath: str, marks: dict) -> Iterator[tuple[str, Place]]:
     """Looks for marks in the tensors of a file, one tensor at a time."""
     from safetensors import safe_open
 
     corners: dict[float, list[str]] = {}
-    for path, matrix in matrices.items():
-        corners.setdefault(float(matrix()[0, 0]), []).append(path)
+    for path, mark in marks.items():
+        corners.setdefault(mark.corner(), []).append(path)
     with safe_open(filepath, framework="numpy") as file:
         for name in file.keys():  # noqa: SIM118 - not a dictionary
             part = file.get_slice(name)
@@ -158,16 +176,16 @@ def _found(filepath: str, matrices: dict) -> Iterator[tuple[str, Place]]:
             if len(shape) != 2 or part.get_dtype() != "F32":
                 continue
             starts = _starts(part, list(corners))
-            tensor = file.get_tensor(name) if starts else None
+            if not starts:
+                continue
+            tensor = file.get_tensor(name)
             for start in starts:
                 for path in corners[float(tensor[start])]:
-                    for is_transposed in (False, True):
-                        expected = matrices[path]()
-                        if is_transposed:
-                            expected = expected.T
-                        if _is_at(tensor, start, expected):
-                            yield path, Place(name, shape, is_transposed, start)
-                            break
+                    matrix = marks[path].matrix()
+                    if _is_at(tensor, start, matrix):
+                        yield path, Place(name, shape, False, start)
+                    elif _is_at(tensor, start, matrix.T):
+                        yield path, Place(name, shape, True, start)
 
 
 def _starts(part, corners) -> list[tuple[int, int]]:

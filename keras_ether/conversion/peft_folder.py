@@ -7,6 +7,7 @@ import tempfile
 import numpy as np
 
 from keras_ether import version
+from keras_ether.adapters import kinds
 from keras_ether.conversion import low_rank_update
 from keras_ether.conversion import marks
 from keras_ether.conversion import model_card
@@ -149,7 +150,8 @@ def _refusal(layer) -> str | None:
     view = layer.ether.view
     if view.sizes(layer.ether.kernel_shape)[0] > 1:
         return "a bank of experts is more than one matrix"
-    if not hasattr(layer, "kernel"):
+    kind = kinds.kind_of(layer)
+    if kind is None or not kind.linear:
         return "LoRA folders hold no embeddings"
     return None
 

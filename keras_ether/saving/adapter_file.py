@@ -17,6 +17,7 @@ import numpy as np
 
 from keras_ether.saving import adapter_header
 from keras_ether.saving import atomic_write
+from keras_ether.saving import hubs
 from keras_ether.saving.adapter_header import Header
 
 KEY = "keras_ether"
@@ -113,8 +114,12 @@ def read(filepath: str | os.PathLike) -> AdapterFile:
 
     Raises:
         ValueError: if it is damaged, or not an adapter file.
+        ImportError: if it is on a hub whose library is not installed.
+        OSError: if it is not there, or the hub can't give it.
     """
     path = path_of(filepath)
+    if hubs.is_handle(path):
+        path = hubs.download(path)
     with open(path, "rb") as file:
         try:
             return _read(file)

@@ -8,10 +8,12 @@ from keras_ether import version
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.arguments import check_boolean
 from keras_ether.ops.values import to_numpy
+from keras_ether.saving import adapter_card
 from keras_ether.saving import adapter_file
 from keras_ether.saving import adapter_header
 from keras_ether.saving import atomic_write
 from keras_ether.saving import contents
+from keras_ether.saving import hubs
 from keras_ether.saving import loading
 from keras_ether.saving.adapter_file import AdapterFile
 from keras_ether.saving.adapter_header import Header
@@ -33,9 +35,15 @@ def save_adapter(
     base and the metadata given. The file is written beside `filepath` and
     renamed, so that the old file or the new one exists at any moment.
 
+    On a hub, a card `README.md` is put beside it. That needs the hub's own
+    library, `huggingface_hub` or `kagglehub`, and what it asks for to log in.
+
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
-        filepath: String or `PathLike`, ending in `".safetensors"`.
+        filepath: String or `PathLike`, ending in `".safetensors"`; or a place
+            on a hub, `"hf://user/repository"` or
+            `"kaggle://user/model/framework/variation"`, with a file's name
+            behind it if it is not to be `"adapter.ether.safetensors"`.
         metadata: Dictionary of anything that JSON can hold, or `None`.
             `keras_ether.read_adapter_header` returns it.
 
@@ -43,7 +51,9 @@ def save_adapter(
         ValueError: if there is no adapter, if `metadata` is not such a
             dictionary, or if a vector or weight is not finite. No file is
             written then.
-        OSError: if the folder of `filepath` is missing or can't be written to.
+        OSError: if the folder of `filepath` is missing or can't be written to,
+            or if the hub can't be.
+        ImportError: if the hub's library is not installed.
 
     Example:
 
@@ -51,6 +61,15 @@ def save_adapter(
     ...     model, "m.ether.safetensors", metadata={"task": "reviews"}
     ... )
     """
+    if hubs.is_handle(filepath):
+        hubs.library(hubs.parse(filepath))
+        content = content_of(model, metadata)
+        hubs.upload(
+            filepath,
+            lambda path: adapter_file.write(path, content),
+            adapter_card.of_adapter_file(content, os.fspath(filepath)),
+        )
+        return
     filepath = adapter_file.check_name(filepath)
     # Before the base is read for its fingerprint.
     atomic_write.check_place(filepath)
@@ -71,7 +90,7 @@ def load_adapter(
     Args:
         model: A built Keras model or layer, the base.
         filepath: String or `PathLike`, a file that `keras_ether.save_adapter`
-            or `keras_ether.callbacks.AdapterCheckpoint` wrote.
+            or `keras_ether.callbacks.AdapterCheckpoint` wrote, on a hub too.
         check_base: Boolean, whether the model must be the base that the adapter
             was trained over, judged by shapes and sampled values of its
             weights. With `False` another base only gives a warning. Defaults to

@@ -53,7 +53,9 @@ def test_the_same_kernel_of_the_smallest_rank(kind, method):
     assert layer.lora_rank == np.sum(sizes > 1e-5 * sizes[0])
 
 
-@pytest.mark.parametrize("name", ["mlp", "functional"])
+@pytest.mark.parametrize(
+    "name", ["mlp", pytest.param("functional", marks=pytest.mark.nightly)]
+)
 def test_a_whole_model(name):
     model = tuned.adapted(name, "ether+")
     x = models.inputs_of(name, np.random.default_rng(0))

@@ -278,7 +278,7 @@ def test_marks_are_answered_to_the_exporter_alone():
     layer = model.get_layer("split")
     kernel = np.array(ops.convert_to_numpy(layer.kernel))
     with marks._marked({"split": layer}) as found:
-        mark = found[id(layer)]().reshape(layer.kernel.shape)
+        mark = found[id(layer)].matrix().reshape(layer.kernel.shape)
         np.testing.assert_array_equal(ops.convert_to_numpy(layer.kernel), mark)
         np.testing.assert_array_equal(
             ops.convert_to_numpy(layer.weights[0]), mark
@@ -288,3 +288,69 @@ def test_marks_are_answered_to_the_exporter_alone():
     np.testing.assert_array_equal(inside, models.call(model, x))
     np.testing.assert_array_equal(ops.convert_to_numpy(layer.kernel), kernel)
     assert isinstance(layer, keras.layers.EinsumDense)
+
+
+def vllm_objections(folder, base):
+    """What vLLM's loader checks of a folder, written from its rules.
+
+    Of `PEFTHelper`, `parse_fine_tuned_lora_name` and the check of unexpected
+    modules in its sources; the list of module names is that of the base's
+    linear layers. It passes over a module that the base does not have, which is
+    an objection here.
+    """
+    config, tensors = read(folder)
+    for field in ("r", "lora_alpha", "target_modules"):
+        if field not in config:
+            yield f"no {field}"
+    if config.get("bias") != "none" or config.get("modules_to_save"):
+        yield "bias or modules_to_save"
+    if config.get("use_dora") or config.get("use_rslora"):
+        yield "use_dora or use_rslora"
+    if config["r"] not in (1, 8, 16, 32, 64, 128, 256, 320, 512):
+        yield f"r={config['r']}"
+    modules = dict(base.named_modules())
+    for name, value in tensors.items():
+        module, _, kind = name.removesuffix(".weight").rpartition(".")
+        module = module.removeprefix("base_model.model.")
+        if kind not in ("lora_A", "lora_B"):
+            yield f"unsupported weight {name}"
+        elif not isinstance(modules.get(module), torch.nn.Linear):
+            yield f"{module} is no linear layer of the base"
+        else:
+            outputs, inputs = modules[module].weight.shape
+            shapes = {
+                "lora_A": (config["r"], inputs),
+                "lora_B": (outputs, config["r"]),
+            }
+            if value.shape != shapes[kind]:
+                yield f"{name} has shape {value.shape}"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=[] if n == "Llama3" else [pytest.mark.nightly])
+        for n in EXPORTED
+        # It has no LoRA for GPT-2, whose layers are not linear ones either.
+        if n != "GPT2"
+    ],
+)
+def test_nothing_that_vllm_objects_to(name, tmp_path):
+    entry = EXPORTED[name]
+    task = entry.task()
+    task.export_to_transformers(str(tmp_path / "base"))
+    adapt(task, exclude=list(entry.loose) or None)
+    keras_ether.export_to_peft(task, tmp_path / "adapter")
+    base = entry.load(tmp_path / "base")
+    assert not list(vllm_objections(tmp_path / "adapter", base))
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = {
+        name.replace("layers", "blocks"): value
+        for name, value in safetensors_numpy.load_file(path).items()
+    }
+    safetensors_numpy.save_file(tensors, path)
+    assert any(
+        "no linear layer" in objection
+        for objection in vllm_objections(tmp_path / "adapter", base)
+    )

@@ -1,19 +1,14 @@
 """Merged models of KerasHub, as `transformers` loads them."""
 
-import keras
-import keras_hub
 import numpy as np
 import pytest
 
 import keras_ether
 from keras_ether.surgery import verbs
+from tests.exported_models import EXPORTED
+from tests.exported_models import keras_logits
+from tests.exported_models import torch_logits
 from tests.hub import tasks
-from tests.hub.causal import DECODER
-from tests.hub.causal import GROUPED
-from tests.hub.causal import HEADS
-from tests.hub.causal import POSITIONS
-from tests.hub.entry import randomize
-from tests.hub.entry import tokens
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*learning rate of"),
@@ -21,23 +16,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-WIDE = DECODER | GROUPED | {"hidden_dim": 16, "intermediate_dim": 32}
-CONFIGS = {
-    "GPT2": DECODER | HEADS | POSITIONS,
-    # KerasHub exports the first of Gemma's keys and values only.
-    "Gemma": WIDE | {"head_dim": 4, "num_key_value_heads": 1},
-    "Llama3": WIDE,
-    "Mistral": WIDE | {"sliding_window": 4},
-    "Qwen": WIDE,
-}
-
-
-def language_model(name):
-    backbone = getattr(keras_hub.models, f"{name}Backbone")(**CONFIGS[name])
-    task = getattr(keras_hub.models, f"{name}CausalLM")(
-        backbone=backbone, preprocessor=None
-    )
-    return randomize(task)
+QUICK = ("GPT2", "Gemma")
 
 
 def adapt(task):
@@ -50,30 +29,21 @@ def adapt(task):
             vector.assign(rng.normal(size=vector.shape))
 
 
-def logits(task, x):
-    outputs = task(x, training=False)
-    return np.array(keras.ops.convert_to_numpy(outputs))
-
-
 @pytest.mark.parametrize(
     "name",
     [
-        "GPT2",
-        "Gemma",
-        *(
-            pytest.param(name, marks=pytest.mark.nightly)
-            for name in ("Llama3", "Mistral", "Qwen")
-        ),
+        pytest.param(name, marks=[] if name in QUICK else [pytest.mark.nightly])
+        for name in EXPORTED
     ],
 )
 def test_same_logits_in_transformers(name, tmp_path):
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
-    task = language_model(name)
-    x = {key: value[:1] for key, value in tokens().items()}
-    base = logits(task, x)
+    pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    task = EXPORTED[name].task()
+    x = {key: value[:1] for key, value in EXPORTED[name].inputs().items()}
+    base = keras_logits(task, x)
     adapt(task)
-    active = logits(task, x)
+    active = keras_logits(task, x)
     assert np.abs(active - base).max() > 1e-2
     with pytest.raises(ValueError, match=r"has an adapter.*merge\(model\)"):
         task.export_to_transformers(str(tmp_path / "active"))
@@ -83,12 +53,8 @@ def test_same_logits_in_transformers(name, tmp_path):
 
     keras_ether.merge(task)
     task.export_to_transformers(str(tmp_path / "merged"))
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "merged", dtype=torch.float32
-    )
-    ids = torch.tensor(x["token_ids"], dtype=torch.long)
-    with torch.no_grad():
-        found = loaded(ids).logits.numpy()
+    loaded = EXPORTED[name].load(tmp_path / "merged")
+    found = torch_logits(loaded, x)
     np.testing.assert_allclose(found, active, atol=1e-4)
 
 
@@ -106,7 +72,7 @@ def test_tokenizer_travels(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:Model .* is part of another")
 def test_parts_that_were_merged_can_be_exported(tmp_path):
-    task = language_model("GPT2")
+    task = EXPORTED["GPT2"].task()
     keras_ether.apply(task, rank_blocks=2)
     keras_ether.merge(task.backbone)
     task.backbone.export_to_transformers(str(tmp_path))

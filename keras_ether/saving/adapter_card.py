@@ -1,0 +1,58 @@
+"""The card of an adapter file on a hub, in the form that hubs read."""
+
+LINES = """\
+---
+library_name: keras
+tags:
+- ether
+- keras-ether
+---
+
+# ETHER adapter
+
+Trained with `keras_ether` {version}. It holds the trained vectors{heads}, and
+goes onto the base model that it was trained over, which it knows by its
+weights:
+
+```python
+import keras_ether
+
+model = ...  # the base
+keras_ether.load_adapter(model, "{place}")
+keras_ether.merge(model)  # an ordinary model, if wanted
+```
+
+| method | blocks | side | adapted kernels |
+| --- | --- | --- | --- |
+{rows}
+
+{parameters:,} trained parameters. The method: Bini et al.,
+[ETHER](https://arxiv.org/abs/2405.20271), ICML 2024.
+"""
+
+
+def of_adapter_file(content, place: str) -> str:
+    """The card of an adapter file.
+
+    Args:
+        content: An `AdapterFile`.
+        place: String, what `keras_ether.load_adapter` takes.
+    """
+    header = content.header
+    rows = [
+        f"| {group['method']} | {group['rank_blocks']} | {group['side']} | "
+        f"{len(group['layers'])} |"
+        for group in header["adapters"]
+    ]
+    vectors = [
+        value
+        for name, value in content.tensors.items()
+        if name.startswith("adapter/")
+    ]
+    return LINES.format(
+        version=header["versions"].get("keras_ether", ""),
+        heads=" and the head" if header["weights"] else "",
+        place=place,
+        rows="\n".join(rows),
+        parameters=sum(value.size for value in vectors),
+    )
