@@ -1,6 +1,8 @@
 """Weighted sums of adapters over one base."""
 
+import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -10,11 +12,15 @@ from keras_ether.adapters import quantized_kernel
 from keras_ether.ops import values
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_file
+from keras_ether.saving import loading
 from keras_ether.saving import save_and_load
 from keras_ether.surgery import undo
+from keras_ether.types import Layer
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 
-def blend(model, weights: Mapping, check_base: bool = True):
+def blend(model: Layer, weights: Mapping, check_base: bool = True) -> Layer:
     """Adds a weighted sum of adapters to a base model, in place.
 
     Each kernel becomes `W + Σ weight (H W G − W)`, and each weight that was
@@ -85,7 +91,7 @@ def blend(model, weights: Mapping, check_base: bool = True):
     return model
 
 
-def _checked(weights) -> dict:
+def _checked(weights: Any) -> dict:
     """The weights as plain numbers, by file.
 
     Raises:
@@ -105,7 +111,9 @@ def _checked(weights) -> dict:
     return {path: values.finite(weight) for path, weight in weights.items()}
 
 
-def _fill(model, filepath, check_base):
+def _fill(
+    model: Layer, filepath: str | os.PathLike, check_base: bool
+) -> loading.Fill:
     content = adapter_file.read(filepath)
     fill = save_and_load.prepare(model, content, filepath, check_base)
     if fill.plan is None:
@@ -117,7 +125,7 @@ def _fill(model, filepath, check_base):
     return fill
 
 
-def _kernel_sum(kernel, terms):
+def _kernel_sum(kernel: Tensor, terms: list) -> Tensor:
     base = ops.cast(ops.convert_to_tensor(kernel), "float32")
     total = base
     for weight, adapter in terms:
@@ -126,7 +134,7 @@ def _kernel_sum(kernel, terms):
     return ops.cast(total, kernel.dtype)
 
 
-def _weight_sum(variable, terms):
+def _weight_sum(variable: Variable, terms: list) -> np.ndarray:
     value = to_numpy(variable)
     if "float" not in variable.dtype:
         if any(not np.array_equal(terms[0][1], other) for _, other in terms):

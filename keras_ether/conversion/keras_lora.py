@@ -15,18 +15,21 @@ import keras
 import numpy as np
 
 from keras_ether.conversion import low_rank_update
+from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.surgery import compiled_state
 from keras_ether.surgery import insertion
 from keras_ether.surgery import undo
 from keras_ether.surgery import verbs
 from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.types import Layer
+from keras_ether.types import Model
 
 # Relative to the largest singular value; the products are taken in float64, of
 # float32 factors.
 TOLERANCE = 1e-12
 
 
-def to_lora(model):
+def to_lora(model: Layer) -> Layer:
     """Turns a model's adapters into enabled LoRA of Keras, in place.
 
     The predictions stay the same. The model then supports all that Keras's LoRA
@@ -89,7 +92,7 @@ def to_lora(model):
     return model
 
 
-def _refusal(layer) -> str | None:
+def _refusal(layer: Layer) -> str | None:
     if not isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)):
         return "Keras's LoRA files hold those of Dense and EinsumDense alone"
     if layer.quantization_mode is not None:
@@ -99,7 +102,7 @@ def _refusal(layer) -> str | None:
     return None
 
 
-def _backbone_around(model, layers):
+def _backbone_around(model: Layer, layers: dict[str, Layer]) -> Model | None:
     """The KerasHub backbone that holds all adapted layers, or `None`."""
     for owner in (model, getattr(model, "backbone", None)):
         if hasattr(owner, "enable_lora") and hasattr(
@@ -111,7 +114,7 @@ def _backbone_around(model, layers):
     return None
 
 
-def _keras_factors(layer):
+def _keras_factors(layer: Layer) -> tuple[np.ndarray, np.ndarray]:
     """`lora_kernel_a` and `lora_kernel_b` of the smallest rank, float32."""
     adapter = layer.ether
     view, shape = adapter.view, adapter.kernel_shape
@@ -130,7 +133,9 @@ def _keras_factors(layer):
     return a.astype("float32"), b.astype("float32")
 
 
-def _split_before_last(view, shape, a, b):
+def _split_before_last(
+    view: MatrixView, shape: tuple[int, ...], a: np.ndarray, b: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The product `a b` of each expert, as one over the kernel's last axis.
 
     Returns:
@@ -152,12 +157,12 @@ def _split_before_last(view, shape, a, b):
     # Each expert and each of the other outputs has its own columns and rows.
     rank = a.shape[2]
     ones = np.eye(beside).reshape(experts, beside // experts, -1)
-    wide = np.einsum("edr,ecs->edcsr", a, ones)
+    wide: np.ndarray = np.einsum("edr,ecs->edcsr", a, ones)
     labels = view.experts + view.rows + view.columns[:-1]
     size_of = dict(zip(view.kernel, shape, strict=True))
     wide = wide.reshape([size_of[label] for label in labels] + [-1])
     axes = [labels.index(label) for label in view.kernel[:-1]]
     wide = wide.transpose([*axes, len(labels)]).reshape(height, -1)
-    rows = b.reshape(experts, rank, beside // experts, width)
-    rows = np.swapaxes(rows, 1, 2).reshape(beside * rank, width)
+    parts = b.reshape(experts, rank, beside // experts, width)
+    rows = np.swapaxes(parts, 1, 2).reshape(beside * rank, width)
     return wide, rows

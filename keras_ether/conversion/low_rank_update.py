@@ -8,19 +8,25 @@ With `H = I + Lᵀ R` and `G = I + Mᵀ T`, whose factors have `k n` rows,
 ETHER+). All products are taken in float64.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from keras import ops
 
 from keras_ether.adapters import quantized_kernel
+from keras_ether.adapters.adapter import Adapter
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.ops.values import to_numpy
 from keras_ether.surgery import targets as targets_lib
 from keras_ether.surgery import verbs
+from keras_ether.types import Layer
 
 Factors = tuple[np.ndarray, np.ndarray]
 
 
-def lora_factors(model, skip: list[str] | None = None) -> dict[str, Factors]:
+def lora_factors(
+    model: Layer, skip: list[str] | None = None
+) -> dict[str, Factors]:
     """The updates of a model's adapters as factors `A` and `B`, as in LoRA.
 
     A kernel `W`, as a `(d, f)` matrix, acts as `W + A B`. The rank is the
@@ -78,7 +84,9 @@ def without(layers: dict, skip: list[str] | None) -> dict:
     return {p: layer for p, layer in layers.items() if p not in skipped}
 
 
-def check(layers: dict, refusal=None):
+def check(
+    layers: dict, refusal: Callable[[Layer], str | None] | None = None
+) -> None:
     """Checks that adapters have factors.
 
     Args:
@@ -105,7 +113,7 @@ def check(layers: dict, refusal=None):
         )
 
 
-def refusal_reason(layer) -> str | None:
+def refusal_reason(layer: Layer) -> str | None:
     """The reason why a layer's update has no thin factors, or `None`."""
     if not isinstance(layer.ether.view, MatrixView):
         return "the kernel of a convolution is not one matrix"
@@ -120,7 +128,7 @@ def refusal_reason(layer) -> str | None:
     return None
 
 
-def factors_of(layer) -> Factors:
+def factors_of(layer: Layer) -> Factors:
     """`(A, B)` of one adapted layer, see `lora_factors`."""
     adapter = layer.ether
     experts = adapter.view.sizes(adapter.kernel_shape)[0]
@@ -150,7 +158,7 @@ def rank_of(factors: Factors) -> int:
     return factors[0].shape[-1]
 
 
-def _matrices(layer):
+def _matrices(layer: Layer) -> np.ndarray:
     """The base kernel, `(experts, d, f)` in float64."""
     kernel = layer.base_kernel
     if layer.quantization_mode in quantized_kernel.INTEGERS:
@@ -159,7 +167,7 @@ def _matrices(layer):
     return to_numpy(layer.ether.view.neurons(kernel)).astype("float64")
 
 
-def _side(adapter, side, experts):
+def _side(adapter: Adapter, side: str, experts: int) -> list[np.ndarray] | None:
     """The factors of one side, `(experts, k n, size)` in float64."""
     factors = adapter.factors(side)
     if factors is None:
@@ -167,7 +175,7 @@ def _side(adapter, side, experts):
     return [_block_diagonal(to_numpy(f), experts) for f in factors]
 
 
-def _block_diagonal(factor, experts):
+def _block_diagonal(factor: np.ndarray, experts: int) -> np.ndarray:
     blocks, k, width = factor.shape
     n = blocks // experts
     matrix = np.zeros((experts, n, k, n, width), "float64")

@@ -17,6 +17,10 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_ether.types import Layer
+from keras_ether.types import Model
+from keras_ether.types import Tensor
+
 EXPORT = "export_to_transformers"
 WEIGHTS = "model.safetensors"
 # Integers below are exact in float32.
@@ -45,7 +49,7 @@ class Place:
     start: tuple[int, int]
 
 
-def places_of(task, layers: dict, folder: str) -> dict[str, Place]:
+def places_of(task: Model, layers: dict, folder: str) -> dict[str, Place]:
     """The places where KerasHub's exporter puts the kernels of adapted layers.
 
     Args:
@@ -99,7 +103,7 @@ class Mark:
         rows, columns = self._codes()
         return float(rows[0] ^ columns[0])
 
-    def _codes(self):
+    def _codes(self) -> list[np.ndarray]:
         rng = np.random.default_rng(self.number)
         return [
             rng.integers(2**BITS, size=size, dtype="uint32")
@@ -133,10 +137,10 @@ def _marked(layers: dict) -> Iterator[dict]:
 
 
 @functools.cache
-def _marked_class(layer_class: type) -> type:
+def _marked_class(layer_class: Any) -> type:
     """The class of an adapted layer that returns its mark as its kernel."""
 
-    def kernel(layer):
+    def kernel(layer: Layer) -> Tensor:
         marks = _marks.get()
         if marks is None or id(layer) not in marks:
             return layer_class.kernel.fget(layer)
@@ -144,7 +148,7 @@ def _marked_class(layer_class: type) -> type:
         matrix = ops.convert_to_tensor(marks[id(layer)].matrix())
         return adapter.view.from_kernel_matrix(matrix, adapter.kernel_shape)
 
-    def weights(layer):
+    def weights(layer: Layer) -> list:
         # Some exporters read a layer's first weight.
         plain = layer_class.weights.fget(layer)
         base = layer.base_kernel
@@ -154,7 +158,7 @@ def _marked_class(layer_class: type) -> type:
     return type(layer_class.__name__, (layer_class,), members)
 
 
-def _without_preprocessor(task):
+def _without_preprocessor(task: Model) -> Model:
     """A copy of the task for its exporter, without a tokenizer to write."""
     other = object.__new__(type(task))
     other.__dict__.update(task.__dict__)
@@ -188,7 +192,7 @@ def _found(filepath: str, marks: dict) -> Iterator[tuple[str, Place]]:
                         yield path, Place(name, shape, True, start)
 
 
-def _starts(part, corners) -> list[tuple[int, int]]:
+def _starts(part: Any, corners: list[float]) -> list[tuple[int, int]]:
     """Possible starts of kernels, which lie below or beside each other."""
     row, column = part[0:1, :][0], part[:, 0:1][:, 0]
     starts = [(0, int(i)) for i in np.flatnonzero(np.isin(row, corners))]
@@ -196,7 +200,9 @@ def _starts(part, corners) -> list[tuple[int, int]]:
     return starts + [(int(i), 0) for i in below if i]
 
 
-def _is_at(tensor, start, expected) -> bool:
+def _is_at(
+    tensor: np.ndarray, start: tuple[int, int], expected: np.ndarray
+) -> bool:
     top, left = start
     height, width = expected.shape
     part = tensor[top : top + height, left : left + width]

@@ -5,6 +5,7 @@ import os
 
 from keras_ether import version
 from keras_ether.surgery import report
+from keras_ether.types import Layer
 
 BASE = "BASE"
 
@@ -84,7 +85,7 @@ def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _methods(layers):
+def _methods(layers: dict[str, Layer]) -> str:
     found = {
         f"{layer.ether.config.method}, {layer.ether.config.rank_blocks} blocks"
         for layer in layers.values()
@@ -92,7 +93,7 @@ def _methods(layers):
     return "; ".join(sorted(found))
 
 
-def _parameters(layers):
+def _parameters(layers: dict[str, Layer]) -> int:
     return report.count(
         vector
         for layer in layers.values()

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from keras_ether.saving import atomic_write
 from keras_ether.saving import contents
 from keras_ether.surgery import targets as targets_lib
 from keras_ether.surgery import verbs
+from keras_ether.types import Layer
+from keras_ether.types import Model
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -25,11 +28,11 @@ RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 def export_to_peft(
-    task,
-    folder,
+    task: Model,
+    folder: str | os.PathLike,
     base_model_name_or_path: str | None = None,
     skip: list[str] | None = None,
-):
+) -> None:
     """Writes a task's adapters as a LoRA folder for PEFT and vLLM.
 
     The updates of ETHER and ETHER+ are of low rank (see
@@ -121,7 +124,7 @@ def export_to_peft(
     _write(folder, config, arrays, card)
 
 
-def _exportable(task, skip) -> dict:
+def _exportable(task: Model, skip: list[str] | None) -> dict:
     """The adapted layers to export, by path."""
     if not hasattr(type(task), marks.EXPORT) or not hasattr(task, "backbone"):
         raise ValueError(
@@ -146,7 +149,7 @@ def _exportable(task, skip) -> dict:
     return layers
 
 
-def _refusal(layer) -> str | None:
+def _refusal(layer: Layer) -> str | None:
     view = layer.ether.view
     if view.sizes(layer.ether.kernel_shape)[0] > 1:
         return "a bank of experts is more than one matrix"
@@ -164,7 +167,7 @@ def _module(tensor: str) -> str:
     return tensor.removesuffix(".weight")
 
 
-def _factors(*own):
+def _factors(*own: Any) -> tuple[np.ndarray, np.ndarray]:
     """`lora_A` and `lora_B` of one tensor, from those of its kernels.
 
     `lora_A` is `(rank, inputs)` and `lora_B` `(outputs, rank)`, whatever the
@@ -188,7 +191,7 @@ def _factors(*own):
     return np.concatenate(a_parts), np.concatenate(b_parts, axis=1)
 
 
-def _rank(modules) -> int:
+def _rank(modules: dict[str, tuple[np.ndarray, np.ndarray]]) -> int:
     """The next rank of `RANKS` that holds all factors."""
     largest = max(len(a) for a, _ in modules.values())
     for rank in RANKS:
@@ -202,11 +205,11 @@ def _rank(modules) -> int:
     )
 
 
-def _padded(rows, rank: int):
+def _padded(rows: np.ndarray, rank: int) -> np.ndarray:
     return np.pad(rows, ((0, rank - len(rows)), (0, 0)))
 
 
-def _check_base(folder: str, tensors: dict):
+def _check_base(folder: str, tensors: dict) -> None:
     """Checks a folder of the base, if it is one, for the kernels' names."""
     from safetensors import safe_open
 
@@ -229,7 +232,12 @@ def _check_base(folder: str, tensors: dict):
             )
 
 
-def _write(folder, config, arrays, card):
+def _write(
+    folder: str,
+    config: dict[str, Any],
+    arrays: dict[str, np.ndarray],
+    card: str,
+) -> None:
     from safetensors.numpy import save
 
     os.makedirs(folder, exist_ok=True)

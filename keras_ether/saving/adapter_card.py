@@ -1,5 +1,7 @@
 """The card of an adapter file on a hub, in the form that hubs read."""
 
+from keras_ether.saving.adapter_file import AdapterFile
+
 LINES = """\
 ---
 library_name: keras
@@ -31,7 +33,7 @@ keras_ether.merge(model)  # an ordinary model, if wanted
 """
 
 
-def of_adapter_file(content, place: str) -> str:
+def of_adapter_file(content: AdapterFile, place: str) -> str:
     """The card of an adapter file.
 
     Args:

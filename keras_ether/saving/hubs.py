@@ -4,7 +4,10 @@ import contextlib
 import importlib
 import os
 import tempfile
+from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 FILE = "adapter.ether.safetensors"
 CARD = "README.md"
@@ -32,13 +35,13 @@ class Handle:
     name: str
 
 
-def is_handle(filepath) -> bool:
+def is_handle(filepath: str | os.PathLike) -> bool:
     """Whether a path means a file on a hub."""
     path = os.fspath(filepath)
     return isinstance(path, str) and path.startswith((HUGGING_FACE, KAGGLE))
 
 
-def parse(filepath) -> Handle:
+def parse(filepath: str | os.PathLike) -> Handle:
     """The parts of a path that `is_handle` takes.
 
     Raises:
@@ -58,7 +61,7 @@ def parse(filepath) -> Handle:
     return Handle(hub, "/".join(repository), name)
 
 
-def library(handle: Handle):
+def library(handle: Handle) -> Any:
     """The module that talks to a handle's hub.
 
     Raises:
@@ -73,7 +76,7 @@ def library(handle: Handle):
         ) from error
 
 
-def download(filepath) -> str:
+def download(filepath: str | os.PathLike) -> str:
     """The path of a local copy of a file on a hub.
 
     Raises:
@@ -89,7 +92,9 @@ def download(filepath) -> str:
         return client.model_download(handle.repository, path=handle.name)
 
 
-def upload(filepath, write, card: str):
+def upload(
+    filepath: str | os.PathLike, write: Callable[[str], None], card: str
+) -> None:
     """Makes a file and its card and puts them on a hub.
 
     On Hugging Face's hub the repository is made if it is not there, and other
@@ -122,7 +127,7 @@ def upload(filepath, write, card: str):
 
 
 @contextlib.contextmanager
-def _named(filepath, done):
+def _named(filepath: str | os.PathLike, done: str) -> Iterator[None]:
     """Has any error of a hub's library name the place."""
     try:
         yield

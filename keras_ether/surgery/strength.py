@@ -6,7 +6,7 @@ from keras_ether.surgery import verbs
 from keras_ether.types import Layer
 
 
-def strength(model: Layer, strength: float):
+def strength(model: Layer, strength: float) -> Layer:
     """Sets the strength of a model's adapters, in place.
 
     Each block acts as `I + strength (block − I)`: 0 is the pretrained model,
