@@ -270,7 +270,7 @@ def test_how_many_parameters(building, tmp_path):
         },
         [
             "results['method']",
-            "results['parameters']",
+            "results['numbers']",
             "results['accuracy']",
             "tuned",
             "served",
@@ -279,7 +279,7 @@ def test_how_many_parameters(building, tmp_path):
     numbers = dict(
         zip(
             found["results['method']"],
-            found["results['parameters']"],
+            found["results['numbers']"],
             strict=True,
         )
     )
