@@ -4,6 +4,7 @@ from keras_ether import callbacks
 from keras_ether import diagnostics
 from keras_ether import layers
 from keras_ether import methods
+from keras_ether.bank import AdapterBank
 from keras_ether.saving import copies
 from keras_ether.saving import load_adapter
 from keras_ether.saving import read_adapter_header
@@ -19,6 +20,7 @@ from keras_ether.version import __version__
 copies.install()
 
 __all__ = [
+    "AdapterBank",
     "__version__",
     "apply",
     "callbacks",

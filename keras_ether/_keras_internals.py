@@ -273,6 +273,21 @@ def recomputes_activation(layer):
     )
 
 
+def is_rematerialized(layer):
+    """Whether the layer was made within a `RematScope`."""
+    return layer._remat_mode is not None
+
+
+def inputs_struct(model):
+    """The symbolic inputs of a functional model, nested as it takes them."""
+    return model._inputs_struct
+
+
+def accumulated_gradients(optimizer):
+    """What an optimizer that accumulates gradients has accumulated."""
+    return getattr(optimizer, "_accumulated_gradients", [])
+
+
 def autocast(layer):
     """The scope in which Keras runs a layer's call under its dtype policy."""
     if not layer.autocast or layer.compute_dtype == layer.variable_dtype:

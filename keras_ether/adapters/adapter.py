@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from keras_ether import methods
+from keras_ether.adapters import per_example
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.arguments import check_arguments
 from keras_ether.adapters.arguments import quantizing_error
@@ -216,9 +217,14 @@ class Adapter(keras.layers.Layer):
                 blocks. Defaults to `None`.
 
         Returns:
-            `(left, right)`, or `None` for a side that is not transformed.
+            `(left, right)`, or `None` for a side that is not transformed. Where
+            each example has its own, they have one more axis, the first.
         """
-        factors = self.trained_factors(side)
+        examples = per_example.current()
+        if examples is None or not self.transforms(side):
+            factors = self.trained_factors(side)
+        else:
+            factors = examples.factors(self, side)
         if factors is None:
             return None
         left, right = factors

@@ -6,9 +6,11 @@ all; and the rest, the base, of which a file holds fingerprints only.
 """
 
 import re
+from collections.abc import Callable
 
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
+from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.fingerprint import fingerprint_all
 from keras_ether.surgery.targets import walk
 
@@ -76,13 +78,17 @@ def travelling(layers: dict) -> dict:
     return found
 
 
-def base_fingerprints(layers: dict, adapted, weights: dict):
+def base_fingerprints(
+    layers: dict, adapted, weights: dict, digest: Callable = fingerprint
+):
     """Fingerprints of what an adapter was trained over.
 
     Args:
         layers: Dictionary from path to layer.
         adapted: The paths of layers that have, or will have, an adapter.
         weights: What does not belong to the base, see `travelling`.
+        digest: Function from a variable to its fingerprint, for whoever keeps
+            them. Defaults to `keras_ether.ops.fingerprint.fingerprint`.
 
     Returns:
         A dictionary from adapted path to fingerprint, and one fingerprint of
@@ -99,10 +105,10 @@ def base_fingerprints(layers: dict, adapted, weights: dict):
             if id(variable) not in apart
         }
         if path in adapted:
-            of_layers[path] = fingerprint_all(own)
+            of_layers[path] = fingerprint_all(own, digest)
         else:
             others |= {f"{path}/{name}": v for name, v in own.items()}
-    return of_layers, fingerprint_all(others)
+    return of_layers, fingerprint_all(others, digest)
 
 
 def random_states(layers: dict) -> dict:

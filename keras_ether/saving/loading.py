@@ -160,9 +160,9 @@ def _check_paths(layers, paths):
 def _check_same(adapted, groups):
     """Raises a `ValueError` unless these adapters are the file's."""
     for path in sorted(adapted.keys() | groups.keys()):
-        has = _described(adapted[path]) if path in adapted else "no adapter"
+        has = described(adapted[path]) if path in adapted else "no adapter"
         wants = groups.get(path)
-        wants = _described_group(wants) if wants else "no adapter"
+        wants = described_group(wants) if wants else "no adapter"
         if has != wants:
             raise ValueError(
                 f"layer '{path}' has {has}, and in the file {wants}. Call "
@@ -171,14 +171,14 @@ def _check_same(adapted, groups):
             )
 
 
-def _described(adapter):
+def described(adapter):
     return (
         f"method='{adapter.method}', rank_blocks={adapter.rank_blocks}, "
         f"side='{adapter.side}'"
     )
 
 
-def _described_group(group):
+def described_group(group):
     return (
         f"method='{group['method']}', rank_blocks={group['rank_blocks']}, "
         f"side='{group['side']}'"

@@ -126,17 +126,8 @@ def content_of(model, metadata: dict | None = None) -> AdapterFile:
     adapted = verbs.adapted_layers(model)
     layers = contents.layers_of(model)
     weights = contents.travelling(layers)
-    of_layers, base = contents.base_fingerprints(layers, adapted, weights)
-    header = {
-        "format": adapter_header.FORMAT,
-        "format_version": adapter_header.FORMAT_VERSION,
-        "adapters": _groups(adapted, of_layers),
-        "weights": {path: list(own) for path, own in weights.items()},
-        "trainable": [p for p in weights if contents.is_kept(layers[p])],
-        "base": base,
-        "versions": version.of_packages(),
-        "metadata": _checked_metadata(metadata),
-    }
+    fingerprints = contents.base_fingerprints(layers, adapted, weights)
+    header = header_of(layers, adapted, weights, fingerprints, metadata)
     variables = {
         adapter_header.tensor_name("adapter", path, name): vector
         for path, layer in adapted.items()
@@ -147,6 +138,34 @@ def content_of(model, metadata: dict | None = None) -> AdapterFile:
         for name, variable in own.items()
     }
     return AdapterFile(header, {n: to_numpy(v) for n, v in variables.items()})
+
+
+def header_of(
+    layers: dict, adapted: dict, weights: dict, fingerprints, metadata=None
+) -> dict:
+    """The header of an adapter file, but for its checksum.
+
+    Args:
+        layers: Dictionary from path to layer, see `contents.layers_of`.
+        adapted: Those of them that have an adapter in the file.
+        weights: What trains beside, see `contents.travelling`.
+        fingerprints: Of the base, see `contents.base_fingerprints`.
+        metadata: See `save_adapter`.
+
+    Raises:
+        ValueError: if `metadata` is not for JSON.
+    """
+    of_layers, base = fingerprints
+    return {
+        "format": adapter_header.FORMAT,
+        "format_version": adapter_header.FORMAT_VERSION,
+        "adapters": _groups(adapted, of_layers),
+        "weights": {path: list(own) for path, own in weights.items()},
+        "trainable": [p for p in weights if contents.is_kept(layers[p])],
+        "base": base,
+        "versions": version.of_packages(),
+        "metadata": _checked_metadata(metadata),
+    }
 
 
 def prepare(model, content, filepath, check_base=True) -> loading.Fill:

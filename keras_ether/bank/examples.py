@@ -1,0 +1,96 @@
+"""The examples of one call: which adapter each has."""
+
+import numpy as np
+from keras import ops
+
+from keras_ether.bank.stacks import factors_of
+from keras_ether.ops.each_example import scale_gradient
+from keras_ether.ops.each_example import share_of_own
+from keras_ether.ops.each_example import take_rows
+
+
+class BankExamples:
+    """Answers layers for the examples of one call, see `per_example`.
+
+    Args:
+        stacks: Dictionary from the id of an `Adapter`, or of a layer of the
+            head, to its `Stack`.
+        marks: Variable of shape `(rows,)`, 1 for a row that is in use and NaN
+            for one that isn't.
+        ids: Integer tensor of shape `(batch,)`.
+        trained: `None`, `"mean"` or `"sum"`: how the loss of a training call
+            goes over the batch. Defaults to `None`, no training.
+        repeated: Whether the batch may stand in the model several times over,
+            as for beams. Defaults to `False`.
+    """
+
+    def __init__(self, stacks, marks, ids, trained=None, repeated=False):
+        if len(ids.shape) != 1:
+            raise ValueError(
+                "`adapter_id` must be one integer an example, of shape "
+                f"(batch,). Received: shape={tuple(ids.shape)}"
+            )
+        self.stacks = stacks
+        self.repeated = repeated
+        self.size = ids.shape[0]
+        ids = ops.cast(ids, "int32")
+        is_row = ops.logical_and(ids >= 0, ids < marks.shape[0])
+        self.ids = ops.where(is_row, ids, 0)
+        # Never another adapter's answer: what no row has answers NaN.
+        self.mark = ops.where(is_row, take_rows(marks, self.ids), np.nan)
+        self.scale = None
+        if trained == "mean":
+            self.scale = share_of_own(self.ids)
+        elif trained == "sum":
+            self.scale = ops.cast(self.ids != 0, "float32")
+
+    def factors(self, adapter, side: str):
+        """`(left, right)` of one side, `(batch, blocks, k, width)` each."""
+        stack = self.stacks.get(id(adapter))
+        if stack is None:
+            raise ValueError(
+                f"Adapter '{adapter.path}' was not there when the "
+                "`AdapterBank` was made. Make a new bank."
+            )
+        gathered = {
+            name.rpartition("/")[2]: self._take(variable)
+            for name, variable in stack.rows.items()
+            if name.rpartition("/")[2].startswith(side)
+        }
+        left, right = factors_of(adapter, side, gathered)
+        return left * ops.reshape(self.mark, (-1, 1, 1, 1)), right
+
+    def weights_of(self, layer) -> dict | None:
+        """A layer's weights, by name, with an axis of the batch before."""
+        stack = self.stacks.get(id(layer))
+        if stack is None:
+            return None
+        return {
+            name: self._marked(self._take(variable))
+            for name, variable in stack.rows.items()
+        }
+
+    def check(self, layer, inputs):
+        """Raises a `ValueError` unless the leading axis is the batch."""
+        leading = inputs.shape[0] if len(inputs.shape) else 1
+        if None in (leading, self.size) or leading == self.size:
+            return
+        if self.repeated and leading % self.size == 0:
+            return
+        raise ValueError(
+            f"The leading axis of the inputs of layer '{layer.path}' must be "
+            f"the batch, one example for each of {self.size} adapter ids: each "
+            "has an adapter of its own. Received: inputs of shape "
+            f"{tuple(inputs.shape)}. Leave the layer out, by `exclude` of "
+            "`keras_ether.apply`."
+        )
+
+    def _take(self, variable):
+        values = take_rows(variable, self.ids)
+        if self.scale is None:
+            return values
+        return scale_gradient(values, self.scale)
+
+    def _marked(self, values):
+        mark = ops.reshape(self.mark, (-1,) + (1,) * (len(values.shape) - 1))
+        return values * ops.cast(mark, values.dtype)
