@@ -138,7 +138,7 @@ class AdaptedCall:
             return
         examples.check(self, inputs)
         if is_sparse(inputs):
-            raise ValueError(
+            raise per_example.NoExamplesError(
                 f"Layer '{self.path}' received sparse inputs in a call in "
                 "which every example has an adapter of its own. Pass dense "
                 "ones."

@@ -19,6 +19,10 @@ from keras_ether.adapters import shadowing
 REMAT = "rematerialized_call"
 
 
+class NoExamplesError(ValueError):
+    """A layer can't tell the examples of a call from each other."""
+
+
 class Examples(Protocol):
     """Answers for the examples of one call."""
 
@@ -83,10 +87,10 @@ def _rematerialized_call(original, layer_call, *args, **kwargs):
 
 
 def refuse_kernel(layer, attribute: str):
-    """Raises a `ValueError` where a kernel is asked for that isn't one."""
+    """Raises a `NoExamplesError` where a kernel is asked for that isn't one."""
     if current() is None:
         return
-    raise ValueError(
+    raise NoExamplesError(
         f"Layer '{layer.path}' was asked for its `{attribute}` within a call "
         "in which every example has an adapter of its own: there is no one "
         f"transformed `{attribute}`. The code that reads it must call the "

@@ -259,7 +259,10 @@ class AdapterBank:
         for stack in self._stacks:
             stack.set(row, values)
         row_updates.start_anew(
-            self.model.optimizer, self.capacity + 1, row, BASE
+            getattr(self.model, "optimizer", None),
+            self.capacity + 1,
+            row,
+            BASE,
         )
         set_row(self.model.marks, row, 1.0)
 

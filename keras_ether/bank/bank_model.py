@@ -8,9 +8,8 @@ from keras_ether import _keras_internals as internals
 from keras_ether.adapters import per_example
 from keras_ether.bank import row_updates
 from keras_ether.bank.examples import BankExamples
-
-ADAPTER_ID = "adapter_id"
-INPUTS = "inputs"
+from keras_ether.bank.names import ADAPTER_ID
+from keras_ether.bank.names import INPUTS
 
 
 class BankModel(keras.Model):
@@ -50,11 +49,16 @@ class BankModel(keras.Model):
         self.__dict__["_loss_over_batch"] = "mean"
 
     def call(self, inputs, training=None):
+        trained = self._loss_over_batch if training else None
+        return self.call_for(inputs, trained)[0]
+
+    def call_for(self, inputs, trained=None):
+        """The outputs, and the `BankExamples` that layers were answered by."""
         self.check_base()
         ids, inputs = self._split(inputs)
-        trained = self._loss_over_batch if training else None
-        with per_example.computing_for(self.examples(ids, trained)):
-            return self.base(inputs)
+        examples = self.examples(ids, trained)
+        with per_example.computing_for(examples):
+            return self.base(inputs), examples
 
     def examples(self, ids, trained=None, repeated=False) -> BankExamples:
         """What layers are answered for examples with these ids."""

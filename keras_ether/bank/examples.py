@@ -2,8 +2,12 @@
 
 import numpy as np
 from keras import ops
+from keras import tree
 
+from keras_ether.adapters import per_example
+from keras_ether.bank.stacks import BASE
 from keras_ether.bank.stacks import factors_of
+from keras_ether.ops.backend import tensor
 from keras_ether.ops.each_example import scale_gradient
 from keras_ether.ops.each_example import share_of_own
 from keras_ether.ops.each_example import take_rows
@@ -22,6 +26,9 @@ class BankExamples:
             goes over the batch. Defaults to `None`, no training.
         repeated: Whether the batch may stand in the model several times over,
             as for beams. Defaults to `False`.
+
+    Attributes:
+        asked: The ids of the layers of the head that asked for their weights.
     """
 
     def __init__(self, stacks, marks, ids, trained=None, repeated=False):
@@ -32,11 +39,13 @@ class BankExamples:
             )
         self.stacks = stacks
         self.repeated = repeated
+        self.asked = set()
         self.size = ids.shape[0]
         ids = ops.cast(ids, "int32")
         is_row = ops.logical_and(ids >= 0, ids < marks.shape[0])
         self.ids = ops.where(is_row, ids, 0)
         # Never another adapter's answer: what no row has answers NaN.
+        self.is_base = ops.equal(ids, BASE)
         self.mark = ops.where(is_row, take_rows(marks, self.ids), np.nan)
         self.scale = None
         if trained == "mean":
@@ -65,10 +74,38 @@ class BankExamples:
         stack = self.stacks.get(id(layer))
         if stack is None:
             return None
+        self.asked.add(id(layer))
         return {
             name: self._marked(self._take(variable))
             for name, variable in stack.rows.items()
         }
+
+    def choose(self, layer, each, base):
+        """The outputs of `base` for examples of the base, else of `each`.
+
+        Products of one matrix and of many are rounded in other ways, and the
+        base's answers are to be the base's to the bit.
+
+        Args:
+            layer: The layer of the head.
+            each: Outputs by each example's own weights.
+            base: Function from the base's weights, by name, to outputs.
+        """
+        rows = self.stacks[id(layer)].rows
+        base = base({name: tensor(v)[BASE] for name, v in rows.items()})
+
+        def choose(each, base):
+            is_base = self.is_base
+            if None not in (each.shape[0], self.size):
+                times = each.shape[0] // self.size
+            else:
+                times = ops.shape(each)[0] // ops.shape(is_base)[0]
+            if times != 1:
+                is_base = ops.repeat(is_base, times)
+            shape = (-1,) + (1,) * (len(each.shape) - 1)
+            return ops.where(ops.reshape(is_base, shape), base, each)
+
+        return tree.map_structure(choose, each, base)
 
     def check(self, layer, inputs):
         """Raises a `ValueError` unless the leading axis is the batch."""
@@ -77,7 +114,7 @@ class BankExamples:
             return
         if self.repeated and leading % self.size == 0:
             return
-        raise ValueError(
+        raise per_example.NoExamplesError(
             f"The leading axis of the inputs of layer '{layer.path}' must be "
             f"the batch, one example for each of {self.size} adapter ids: each "
             "has an adapter of its own. Received: inputs of shape "

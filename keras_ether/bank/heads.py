@@ -52,16 +52,30 @@ def _call(layer, names, call, *args, **kwargs):
         return call(*args, **kwargs)
     inputs = args[0] if args else next(iter(kwargs.values()))
     examples.check(layer, tree.flatten(inputs)[0])
-    if layer.autocast:
-        values = {
-            name: ops.cast(value, layer.compute_dtype)
-            if keras.backend.is_float_dtype(value.dtype)
-            else value
-            for name, value in values.items()
-        }
+    values = _cast(layer, values)
     if type(layer) is keras.layers.Dense:
-        return _dense(layer, values, inputs)
-    return _one_by_one(layer, names, values, args, kwargs)
+        outputs = _dense(layer, values, inputs)
+    else:
+        outputs = _one_by_one(layer, names, values, args, kwargs)
+    return examples.choose(
+        layer,
+        outputs,
+        lambda base: _computed(layer, names, _cast(layer, base), args, kwargs),
+    )
+
+
+def _cast(layer, values):
+    """Weights in the dtype that Keras would hand to the layer."""
+    if not layer.autocast:
+        return values
+    return {
+        name: ops.cast(value, layer.compute_dtype)
+        if keras.backend.is_float_dtype(
+            keras.backend.standardize_dtype(value.dtype)
+        )
+        else value
+        for name, value in values.items()
+    }
 
 
 def _dense(layer, values, x):
@@ -89,14 +103,19 @@ def _one_by_one(layer, names, values, args, kwargs):
             for part, mapped in zip(parts, is_tensor, strict=True)
         ]
         args_, kwargs_ = tree.pack_sequence_as((args, kwargs), filled)
-        tensors_by_id = {i: own[name] for i, name in names.items()}
-        with per_example.computing_for(None):
-            return _stand_in(layer, tensors_by_id).call(*args_, **kwargs_)
+        return _computed(layer, names, own, args_, kwargs_)
 
     outputs = ops.vectorized_map(compute, (*tensors, values))
     return tree.map_structure(
         lambda y: ops.reshape(y, (-1, *y.shape[2:])), outputs
     )
+
+
+def _computed(layer, names, values, args, kwargs):
+    """The layer's own computation with these weights."""
+    tensors = {i: values[name] for i, name in names.items()}
+    with per_example.computing_for(None):
+        return _stand_in(layer, tensors).call(*args, **kwargs)
 
 
 def _stand_in(layer, tensors: dict):
