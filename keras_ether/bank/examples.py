@@ -92,7 +92,9 @@ class BankExamples:
             base: Function from the base's weights, by name, to outputs.
         """
         rows = self.stacks[id(layer)].rows
-        base = base({name: tensor(v)[BASE] for name, v in rows.items()})
+        base = base(
+            {n: ops.stop_gradient(tensor(v)[BASE]) for n, v in rows.items()}
+        )
 
         def choose(each, base):
             is_base = self.is_base

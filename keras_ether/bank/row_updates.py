@@ -13,6 +13,7 @@ from keras import ops
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import shadowing
 from keras_ether.ops.backend import snapshot
+from keras_ether.ops.backend import tensor
 from keras_ether.ops.each_example import rows_with_gradient
 from keras_ether.ops.each_example import set_row
 from keras_ether.ops.values import to_numpy
@@ -72,7 +73,7 @@ def _apply(optimizer, rows, apply, grads, trainable_variables=None):
     apply(grads, trainable_variables)
     for variable, value in zip(held, before, strict=True):
         is_reached = ops.reshape(reached, (-1,) + (1,) * (len(value.shape) - 1))
-        variable.assign(ops.where(is_reached, variable, value))
+        variable.assign(ops.where(is_reached, tensor(variable), value))
 
 
 def _slots(optimizer, rows):
