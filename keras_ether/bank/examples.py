@@ -11,6 +11,7 @@ from keras_ether.ops.backend import tensor
 from keras_ether.ops.each_example import scale_gradient
 from keras_ether.ops.each_example import share_of_own
 from keras_ether.ops.each_example import take_rows
+from keras_ether.ops.each_example import where_each
 
 
 class BankExamples:
@@ -95,19 +96,9 @@ class BankExamples:
         base = base(
             {n: ops.stop_gradient(tensor(v)[BASE]) for n, v in rows.items()}
         )
-
-        def choose(each, base):
-            is_base = self.is_base
-            if None not in (each.shape[0], self.size):
-                times = each.shape[0] // self.size
-            else:
-                times = ops.shape(each)[0] // ops.shape(is_base)[0]
-            if times != 1:
-                is_base = ops.repeat(is_base, times)
-            shape = (-1,) + (1,) * (len(each.shape) - 1)
-            return ops.where(ops.reshape(is_base, shape), base, each)
-
-        return tree.map_structure(choose, each, base)
+        return tree.map_structure(
+            lambda base, each: where_each(self.is_base, base, each), base, each
+        )
 
     def check(self, layer, inputs):
         """Raises a `ValueError` unless the leading axis is the batch."""

@@ -89,6 +89,24 @@ def matmul_each(x, matrices, biases=None):
     return reshape(y, (*ops.shape(x)[:-1], f))
 
 
+def where_each(condition, x, y):
+    """`x[b]` where `condition[b]` holds, else `y[b]`.
+
+    Args:
+        condition: Boolean tensor of shape `(batch,)`.
+        x: Tensor of shape `(r * batch, ...)`, see `multiply_each`.
+        y: Tensor of the same shape.
+    """
+    shape = ops.shape(x)
+    batch = ops.shape(condition)[0]
+    apart = (batch, -1, *x.shape[1:])
+    condition = reshape(condition, (-1, 1) + (1,) * (len(x.shape) - 1))
+    if None in x.shape[1:]:
+        apart = (batch, ops.shape(x)[0] // batch, *shape[1:])
+    chosen = ops.where(condition, reshape(x, apart), reshape(y, apart))
+    return reshape(chosen, shape)
+
+
 def take_rows(variable, ids):
     """The rows of a variable that `ids` name, all of which must exist.
 
