@@ -23,9 +23,9 @@ def with_ids(x, ids):
     return {**x, "adapter_id": ids}
 
 
-def plain(name):
+def plain(name, method="ether"):
     """The base, as it is without any adapter."""
-    return keras_ether.remove(tuned.adapted(name, seed=9))
+    return keras_ether.remove(tuned.adapted(name, method, seed=9))
 
 
 def expected(names, alone, base, answer):
