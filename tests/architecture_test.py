@@ -22,6 +22,7 @@ ROOMS = {
     "surgery": {"ops", "methods", "adapters"},
     "saving": {"ops", "methods", "adapters", "surgery"},
     "diagnostics": {"ops", "methods", "adapters", "surgery"},
+    "bank": {"ops", "methods", "adapters", "surgery", "saving"},
     "callbacks": {"ops", "methods", "adapters", "surgery", "saving"},
 }
 # What single modules import when a function needs it, or on that backend only.

@@ -138,9 +138,7 @@ class AdapterBank:
                 )
             else:
                 content = fitting.content_from(source, name)
-                fitting.check_fits(
-                    content, self._structure, self._digest, name
-                )
+                fitting.check_fits(content, self._structure, self._digest, name)
                 values = fitting.values_for(content, self._structure)
                 covered = fitting.covered_by(content)
             row = self._row_for(name, evict)

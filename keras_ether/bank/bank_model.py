@@ -63,9 +63,7 @@ class BankModel(keras.Model):
     def examples(self, ids, trained=None, repeated=False) -> BankExamples:
         """What layers are answered for examples with these ids."""
         ids = keras.ops.convert_to_tensor(ids)
-        return BankExamples(
-            self._stack_of, self.marks, ids, trained, repeated
-        )
+        return BankExamples(self._stack_of, self.marks, ids, trained, repeated)
 
     def check_base(self):
         """Raises a `ValueError` if the base has other adapters by now."""
@@ -200,9 +198,6 @@ def base_inputs(base):
     if not getattr(base, "inputs", None):
         return None
     struct = internals.inputs_struct(base)
-    # One input in a list is one tensor.
-    if isinstance(struct, list | tuple) and len(struct) == 1:
-        return struct[0]
     return dict(struct) if isinstance(struct, dict) else struct
 
 

@@ -61,9 +61,7 @@ def values_for(content, structure) -> dict:
     for path in groups:
         variables |= structure.vectors(path)
     pairs = loading.fitting(variables, content.tensors)
-    return dict(
-        zip(variables, (value for _, value in pairs), strict=True)
-    )
+    return dict(zip(variables, (value for _, value in pairs), strict=True))
 
 
 def fresh_values(structure, head: dict) -> dict:

@@ -17,6 +17,9 @@ from keras_ether.ops.backend import tensor
 from keras_ether.ops.backend import transpose
 from keras_ether.ops.block_diagonal import MAX_ROWS
 
+# Up to this many rows a block, sums are quicker on JAX than products.
+MAX_SUMS = 4
+
 
 def multiply_each(x, left, right):
     """Multiplies the rows of each example by its own block-diagonal matrix.
@@ -37,14 +40,30 @@ def multiply_each(x, left, right):
     batch = ops.shape(left)[0]
     left, right = ops.cast(left, x.dtype), ops.cast(right, x.dtype)
     blocks, k, width = left.shape[1:]
+    if BACKEND == "jax" and k <= MAX_SUMS:
+        rows = reshape(x, (batch, -1, blocks, width))
+        return reshape(_add_sums(rows, left, right), shape)
     if blocks * k <= MAX_ROWS:
         left, right = _arrange(left), _arrange(right)
         rows = reshape(x, (batch, -1, blocks * width))
-        rows = _add_product(rows, _project(rows, left), right)
-        return reshape(rows, shape)
+        s = ops.matmul(rows, transpose(left))
+        return reshape(_add_product(rows, s, right), shape)
     rows = reshape(x, (batch, -1, blocks, width))
     s = ops.einsum("btnw,bnkw->btnk", rows, left)
     return reshape(rows + ops.einsum("btnk,bnkw->btnw", s, right), shape)
+
+
+def _add_sums(rows, left, right):
+    """`rows + rows leftᵀ right`, without a product of matrices.
+
+    XLA fuses these sums into passes over the rows, and has no quick product of
+    many thin matrices on CPUs.
+    """
+    y = rows
+    for i in range(left.shape[2]):
+        s = ops.sum(rows * left[:, None, :, i], axis=-1, keepdims=True)
+        y = y + s * right[:, None, :, i]
+    return y
 
 
 def _arrange(factor):
@@ -55,18 +74,10 @@ def _arrange(factor):
     return reshape(factor, (-1, blocks * k, blocks * width))
 
 
-def _project(rows, left):
-    return ops.matmul(rows, transpose(left))
-
-
 def _add_product(rows, s, right):
-    if BACKEND == "torch" and not _has_symbol(rows):
+    if BACKEND == "torch":
         return rows.baddbmm(s, right)
     return rows + ops.matmul(s, right)
-
-
-def _has_symbol(x):
-    return not hasattr(x, "baddbmm")
 
 
 def matmul_each(x, matrices, biases=None):
@@ -133,9 +144,7 @@ def set_row(variable, row: int, value):
         variable.value.scatter_nd_update([[row]], value[None])
     else:
         start = (row,) + (0,) * (len(variable.shape) - 1)
-        variable.assign(
-            ops.slice_update(tensor(variable), start, value[None])
-        )
+        variable.assign(ops.slice_update(tensor(variable), start, value[None]))
 
 
 def share_of_own(ids):

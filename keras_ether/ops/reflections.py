@@ -26,8 +26,8 @@ from keras_ether.ops.block_diagonal import flatten
 from keras_ether.ops.block_diagonal import join
 from keras_ether.ops.block_diagonal import project
 from keras_ether.ops.block_diagonal import split
-from keras_ether.ops.each_example import multiply_each
 from keras_ether.ops.custom_gradient import with_gradient
+from keras_ether.ops.each_example import multiply_each
 
 
 def unit(u):

@@ -35,7 +35,10 @@ def test_answers_are_those_of_each_adapter_alone(name, method, rng):
     x = models.inputs_of(name, rng)
     before = models.call(bank.model.base, x)
     expected = banks.expected(
-        NAMES, alone, banks.plain(name, method), lambda model: models.call(model, x)
+        NAMES,
+        alone,
+        banks.plain(name, method),
+        lambda model: models.call(model, x),
     )
     found = banks.call(bank, x, NAMES)
     np.testing.assert_allclose(found, expected, atol=3e-5)
@@ -83,9 +86,7 @@ def kind_bank(kind, method="ether", dtype=None, blocks=2):
     return bank, alone, keras_ether.remove(make(2))
 
 
-@pytest.mark.parametrize(
-    ("kind", "method"), kinds.sweep("ether", "ether+")
-)
+@pytest.mark.parametrize(("kind", "method"), kinds.sweep("ether", "ether+"))
 def test_every_kind_of_layer(kind, method, rng):
     bank, alone, base = kind_bank(kind, method)
     x = kinds.inputs_of(kind, rng)
@@ -159,15 +160,15 @@ def test_quantized_bases(mode, rng):
     def make(seed):
         model = tuned.base("mlp")
         body = keras.Model(
-            model.inputs, model.get_layer("second").output, name="body"
+            model.inputs[0], model.get_layer("second").output, name="body"
         )
         for layer in body.layers:
             if hasattr(layer, "kernel"):
                 layer.quantize(mode)
-        outputs = keras.layers.Dense(
-            4, name="head", kernel_initializer="ones"
-        )(body.outputs[0])
-        model = keras.Model(model.inputs, outputs)
+        outputs = keras.layers.Dense(4, name="head", kernel_initializer="ones")(
+            body.outputs[0]
+        )
+        model = keras.Model(model.inputs[0], outputs)
         keras_ether.apply(model, rank_blocks=2, trainable=["head"])
         tuned.move(model.trainable_weights, seed)
         return model
@@ -183,9 +184,7 @@ def test_quantized_bases(mode, rng):
         keras_ether.remove(make(2)),
         lambda model: models.call(model, x),
     )
-    np.testing.assert_allclose(
-        banks.call(bank, x, NAMES), expected, atol=0.05
-    )
+    np.testing.assert_allclose(banks.call(bank, x, NAMES), expected, atol=0.05)
 
 
 def test_nothing_is_traced_again(rng):
@@ -256,6 +255,8 @@ def test_several_threads(rng):
     assert not wrong
 
 
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
 def test_compiled_by_the_backend(rng):
     bank, _ = banks.bank_of()
     x = models.inputs_of("mlp", rng)
@@ -266,9 +267,7 @@ def test_compiled_by_the_backend(rng):
     found = run(
         ops.convert_to_tensor(x), ops.convert_to_tensor(bank.ids(NAMES))
     )
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(found), expected, atol=1e-5
-    )
+    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:.*last linear layer")
@@ -290,9 +289,7 @@ def test_heads_of_any_kind(layer, rng):
         head = layers[layer]()
         head.build((None, 6, 8))
         head.name = "head"
-        outputs = (
-            head(x, reverse=True) if layer == "embedding" else head(x)
-        )
+        outputs = head(x, reverse=True) if layer == "embedding" else head(x)
         model = keras.Model(inputs, outputs)
         keras_ether.apply(model, rank_blocks=2, trainable=["head"], seed=0)
         tuned.move(model.trainable_weights, seed)
@@ -307,9 +304,7 @@ def test_heads_of_any_kind(layer, rng):
     expected = banks.expected(
         NAMES, alone, base, lambda model: models.call(model, x)
     )
-    np.testing.assert_allclose(
-        banks.call(bank, x, NAMES), expected, atol=1e-5
-    )
+    np.testing.assert_allclose(banks.call(bank, x, NAMES), expected, atol=1e-5)
 
 
 def _refused(model, message, targets="all-linear", **kwargs):
@@ -356,9 +351,7 @@ def test_a_layer_that_sees_no_batch_is_named_at_a_call(rng):
 @pytest.mark.once
 @pytest.mark.parametrize("method", ["oft", "naive"])
 def test_methods_of_whole_blocks_are_refused(method):
-    _refused(
-        models.mlp(), "no reflections", method=method, trainable=["head"]
-    )
+    _refused(models.mlp(), "no reflections", method=method, trainable=["head"])
 
 
 @pytest.mark.once
@@ -377,9 +370,7 @@ def test_statistics_of_a_head_are_refused():
     x = keras.layers.Dense(8)(inputs)
     x = keras.layers.BatchNormalization(name="norm")(x)
     model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
-    _refused(
-        model, "'norm'.*move without training", trainable=["head", "norm"]
-    )
+    _refused(model, "'norm'.*move without training", trainable=["head", "norm"])
 
 
 @pytest.mark.once
