@@ -273,11 +273,6 @@ def recomputes_activation(layer):
     )
 
 
-def is_rematerialized(layer):
-    """Whether the layer was made within a `RematScope`."""
-    return layer._remat_mode is not None
-
-
 def inputs_struct(model):
     """The symbolic inputs of a functional model, nested as it takes them."""
     return model._inputs_struct

@@ -13,7 +13,6 @@ import functools
 import threading
 from typing import Protocol
 
-from keras_ether import _keras_internals as internals
 from keras_ether.adapters import shadowing
 
 REMAT = "rematerialized_call"
@@ -67,10 +66,10 @@ def keep_in_remat(layer):
     """Has a layer that is run again compute for the same examples again.
 
     Args:
-        layer: A Keras layer, made within a `keras.RematScope` or not.
+        layer: A Keras layer. Made without a `keras.RematScope` it is never run
+            again, and this changes nothing.
     """
-    if internals.is_rematerialized(layer):
-        shadowing.shadow(layer, REMAT, _rematerialized_call)
+    shadowing.shadow(layer, REMAT, _rematerialized_call)
 
 
 def _rematerialized_call(original, layer_call, *args, **kwargs):

@@ -6,6 +6,7 @@ from collections import OrderedDict
 import keras
 
 from keras_ether import _keras_internals as internals
+from keras_ether.adapters import kinds
 from keras_ether.adapters import per_example
 from keras_ether.bank import fitting
 from keras_ether.bank import generating
@@ -78,7 +79,9 @@ class AdapterBank:
         self.capacity = rows
         self._structure = structure_of(model)
         for layer in internals.everything_in(model):
-            per_example.keep_in_remat(layer)
+            # Adapted layers do so themselves.
+            if layer.variables and not kinds.is_adapted(layer):
+                per_example.keep_in_remat(layer)
         with internals.strategy_scope(model):
             stacks = self._structure.stacks(rows + 1)
             self.model = BankModel(model, stacks, rows + 1)
@@ -202,7 +205,7 @@ class AdapterBank:
         with self._lock:
             content = fitting.content_of_row(
                 self._structure,
-                self._covered[name] if name in self._covered else (),
+                self._covered.get(name, ()),
                 self._values(self._row(name)),
                 self._digest,
             )

@@ -108,7 +108,7 @@ def test_replacing_keeps_the_id(rng):
 def test_a_full_bank(rng):
     bank, alone = banks.bank_of(capacity=2)
     before = state(bank)
-    with pytest.raises(ValueError, match="full.*room for 2.*'a0'"):
+    with pytest.raises(ValueError, match=r"full.*room for 2.*'a0'"):
         bank.add("more")
     assert_same(before, state(bank))
     bank.ids(["a0"])

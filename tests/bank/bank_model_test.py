@@ -344,7 +344,7 @@ def test_a_layer_that_sees_no_batch_is_named_at_a_call(rng):
         keras_ether.apply(model, rank_blocks=2)
     bank = keras_ether.AdapterBank(model, 2)
     x = rng.standard_normal((2, 6, 8)).astype("float32")
-    with pytest.raises(ValueError, match="'.*merged' must be the batch"):
+    with pytest.raises(ValueError, match=r"'.*merged' must be the batch"):
         banks.call(bank, x, [None, None])
 
 
@@ -416,7 +416,7 @@ def test_inputs_without_ids_are_refused(rng):
 @pytest.mark.once
 def test_whole_banks_are_neither_saved_nor_copied(tmp_path):
     bank, _ = banks.bank_of()
-    with pytest.raises(ValueError, match="bank.save"):
+    with pytest.raises(ValueError, match=r"bank\.save"):
         bank.model.save(tmp_path / "bank.keras")
     with pytest.raises(ValueError, match="can't be"):
         copy.deepcopy(bank.model)
