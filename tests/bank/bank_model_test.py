@@ -22,9 +22,13 @@ NAMES = ["a0", "a1", None, "a1", "a0", None, "a1", "a0"]
 def trials():
     return [
         pytest.param(name, method, marks=marks)
-        for i, name in enumerate(models.ALL)
-        for j, method in enumerate(["ether", "ether+"])
-        for marks in [[] if i % 2 == j else [pytest.mark.nightly]]
+        for name in models.ALL
+        for method in ["ether", "ether+"]
+        for marks in [
+            []
+            if (name, method) in [("mlp", "ether"), ("functional", "ether+")]
+            else [pytest.mark.nightly]
+        ]
     ]
 
 
@@ -128,7 +132,12 @@ def test_more_blocks_than_fit_one_matrix(rng):
 
 
 @pytest.mark.parametrize(
-    "dtype", ["mixed_bfloat16", "bfloat16", "mixed_float16"]
+    "dtype",
+    [
+        "mixed_bfloat16",
+        pytest.param("bfloat16", marks=pytest.mark.nightly),
+        pytest.param("mixed_float16", marks=pytest.mark.nightly),
+    ],
 )
 def test_dtype_policies(dtype, rng):
     before = keras.config.dtype_policy()
@@ -155,7 +164,9 @@ def test_dtype_policies(dtype, rng):
     np.testing.assert_array_equal(found[is_base], expected[is_base])
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize(
+    "mode", ["int8", pytest.param("int4", marks=pytest.mark.nightly)]
+)
 def test_quantized_bases(mode, rng):
     def make(seed):
         model = tuned.base("mlp")
@@ -271,7 +282,15 @@ def test_compiled_by_the_backend(rng):
 
 
 @pytest.mark.filterwarnings("ignore:.*last linear layer")
-@pytest.mark.parametrize("layer", ["conv", "norm", "einsum", "embedding"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "conv",
+        pytest.param("norm", marks=pytest.mark.nightly),
+        pytest.param("einsum", marks=pytest.mark.nightly),
+        pytest.param("embedding", marks=pytest.mark.nightly),
+    ],
+)
 def test_heads_of_any_kind(layer, rng):
     layers = {
         "conv": lambda: keras.layers.Conv1D(4, 2, activation="relu"),

@@ -45,7 +45,9 @@ def prompts(rng, count=4, length=8, given=3):
     return {"token_ids": tokens, "padding_mask": mask}
 
 
-@pytest.mark.parametrize("beams", [None, 2])
+@pytest.mark.parametrize(
+    "beams", [None, pytest.param(2, marks=pytest.mark.nightly)]
+)
 def test_tokens_are_those_of_each_adapter_alone(rng, beams):
     sampler = "greedy"
     if beams:

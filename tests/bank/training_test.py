@@ -11,6 +11,8 @@ from tests import models
 from tests import tuned
 
 TASKS = 3
+# XLA compiles for longer than these few steps take without it.
+JIT = "auto" if keras.backend.backend() == "jax" else False
 SAMPLES = 4
 
 
@@ -54,14 +56,16 @@ def values_of(model):
     return content.tensors
 
 
-@pytest.mark.parametrize("method", ["ether", "ether+"])
+@pytest.mark.parametrize(
+    "method", [pytest.param("ether", marks=pytest.mark.nightly), "ether+"]
+)
 def test_losses_are_those_of_training_alone(rng, method):
     bank, alone = bank_of(method=method)
     parts = [(f"task{i}", data(rng, i)) for i in range(TASKS)]
-    bank.model.compile(keras.optimizers.SGD(0.05), loss())
+    bank.model.compile(keras.optimizers.SGD(0.05), loss(), jit_compile=JIT)
     x, y = batch_of(bank, parts)
     for model in alone:
-        model.compile(keras.optimizers.SGD(0.05), loss())
+        model.compile(keras.optimizers.SGD(0.05), loss(), jit_compile=JIT)
     for _ in range(4):
         expected = [
             float(model.train_on_batch(*d))
@@ -78,7 +82,9 @@ def test_losses_are_those_of_training_alone(rng, method):
 
 def test_adam_trains_as_alone_and_leaves_other_rows_still(rng):
     bank, alone = bank_of()
-    bank.model.compile(keras.optimizers.Adam(0.01, weight_decay=0.1), loss())
+    bank.model.compile(
+        keras.optimizers.Adam(0.01, weight_decay=0.1), loss(), jit_compile=JIT
+    )
     parts = [(f"task{i}", data(rng, i)) for i in range(TASKS)]
     everyone = batch_of(bank, parts)
     bank.model.train_on_batch(*everyone)
@@ -99,7 +105,9 @@ def test_adam_trains_as_alone_and_leaves_other_rows_still(rng):
     for found, value in zip(of(0), base, strict=True):
         np.testing.assert_array_equal(found, value)
     model, (_, d) = alone[0], parts[0]
-    model.compile(keras.optimizers.Adam(0.01, weight_decay=0.1), loss())
+    model.compile(
+        keras.optimizers.Adam(0.01, weight_decay=0.1), loss(), jit_compile=JIT
+    )
     for _ in range(4):
         model.train_on_batch(*d)
     for name, value in values_of(model).items():
@@ -108,11 +116,15 @@ def test_adam_trains_as_alone_and_leaves_other_rows_still(rng):
         )
 
 
-@pytest.mark.parametrize("steps", [2, 3])
+@pytest.mark.parametrize(
+    "steps", [2, pytest.param(3, marks=pytest.mark.nightly)]
+)
 def test_accumulated_gradients_reach_their_rows(rng, steps):
     bank, _ = bank_of()
     bank.model.compile(
-        keras.optimizers.Adam(0.01, gradient_accumulation_steps=2), loss()
+        keras.optimizers.Adam(0.01, gradient_accumulation_steps=2),
+        loss(),
+        jit_compile=JIT,
     )
     parts = [(f"task{i}", data(rng, i)) for i in range(2)]
     before = [row(bank, f"task{i}") for i in range(TASKS)]
@@ -126,7 +138,7 @@ def test_accumulated_gradients_reach_their_rows(rng, steps):
 
 def test_a_new_adapter_has_no_moments_of_an_old_one(rng):
     bank, alone = bank_of()
-    bank.model.compile(keras.optimizers.Adam(0.01), loss())
+    bank.model.compile(keras.optimizers.Adam(0.01), loss(), jit_compile=JIT)
     parts = [(f"task{i}", data(rng, i)) for i in range(TASKS)]
     bank.model.train_on_batch(*batch_of(bank, parts))
     bank.add("task0", alone[0])
@@ -146,7 +158,7 @@ def test_the_base_and_the_model_passed_do_not_train(rng):
     host = tuned.adapted("mlp")
     bank = keras_ether.AdapterBank(host, 2)
     bank.add("a")
-    bank.model.compile(keras.optimizers.Adam(0.1), loss())
+    bank.model.compile(keras.optimizers.Adam(0.1), loss(), jit_compile=JIT)
     x, y = data(rng, 0)
     before = models.values(host.variables), bank._values(0)
     ids = bank.ids(["a", None, None, "a"])
@@ -170,6 +182,7 @@ def test_losses_summed_over_the_batch(rng):
             keras.losses.SparseCategoricalCrossentropy(
                 from_logits=True, reduction="sum"
             ),
+            jit_compile=JIT,
         )
 
     compile_for_sums(bank.model)
@@ -186,8 +199,15 @@ def test_norms_that_mix_adapters_are_refused():
         bank.model.compile(keras.optimizers.Adam(global_clipnorm=1.0), "mse")
 
 
-@pytest.mark.parametrize("kind", ["dense", "einsum", "conv2d", "embedding"])
-@pytest.mark.parametrize("method", ["ether", "ether+"])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("dense", "ether+"),
+        ("embedding", "ether"),
+        pytest.param("einsum", "ether", marks=pytest.mark.nightly),
+        pytest.param("conv2d", "ether+", marks=pytest.mark.nightly),
+    ],
+)
 def test_activations_computed_again(kind, method):
     """Within a `RematScope`, losses are those without."""
 
@@ -209,7 +229,7 @@ def test_activations_computed_again(kind, method):
         bank = keras_ether.AdapterBank(model, 2)
         bank.add("a")
         bank.add("b")
-        bank.model.compile(keras.optimizers.SGD(0.5), "mse")
+        bank.model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=JIT)
         x = kinds.inputs_of(kind, rng)
         x = {"inputs": x, "adapter_id": bank.ids(["a", "b", "b", None])}
         y = np.ones((4, 2), "float32")
@@ -234,7 +254,7 @@ def test_containers_computed_again():
         bank = keras_ether.AdapterBank(model, 2)
         bank.add("a")
         bank.add("b")
-        bank.model.compile(keras.optimizers.SGD(0.5), "mse")
+        bank.model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=JIT)
         x = np.random.default_rng(0).standard_normal((3, 4, 8))
         x = x.astype("float32")
         batch = {"inputs": x, "adapter_id": bank.ids(["b", "a", "b"])}
