@@ -16,6 +16,7 @@ import pathlib
 BENCHMARKS = {
     "train": "training steps by method, over the step of a frozen model",
     "infer": "inference: base, active, merged",
+    "bank": "many adapters on one base, over the base's `predict`",
     "memory": "peak memory of a training step by method",
     "apply": "peak memory of `apply`, over the model",
     "growth": "cost of one layer by tokens, width and blocks",
@@ -26,7 +27,7 @@ BENCHMARKS = {
 }
 TORCH_ONLY = ("peers", "profile")
 # How long each model of a benchmark is measured by default.
-SECONDS = {"train": 150, "infer": 60}
+SECONDS = {"train": 150, "infer": 60, "bank": 60}
 
 
 def main():

@@ -28,6 +28,7 @@ from keras_ether import callbacks
 from keras_ether import diagnostics
 from keras_ether import layers
 from keras_ether import methods
+from keras_ether.bank import AdapterBank
 from keras_ether.conversion import blend
 from keras_ether.conversion import export_to_peft
 from keras_ether.conversion import lora_factors
@@ -48,6 +49,7 @@ from keras_ether.version import __version__
 copies.install()
 
 __all__ = [
+    "AdapterBank",
     "__version__",
     "apply",
     "blend",

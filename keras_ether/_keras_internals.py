@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_ether.types import Layer
+from keras_ether.types import Model
 from keras_ether.types import Optimizer
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
@@ -281,6 +282,16 @@ def recomputes_activation(layer: Layer) -> bool:
         and mode.mode == "activations"
         and getattr(layer, "activation", None) is not None
     )
+
+
+def inputs_struct(model: Model) -> Any:
+    """The symbolic inputs of a functional model, nested as it takes them."""
+    return model._inputs_struct
+
+
+def accumulated_gradients(optimizer: Optimizer) -> list[Variable]:
+    """The gradients that an optimizer has accumulated."""
+    return getattr(optimizer, "_accumulated_gradients", [])
 
 
 def autocast(layer: Layer) -> contextlib.AbstractContextManager:

@@ -12,6 +12,7 @@ import keras
 from keras import ops
 
 from keras_ether import _keras_internals as internals
+from keras_ether.adapters import per_example
 from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters.quantized_kernel import quantizing_error
 from keras_ether.ops.backend import dtype_name
@@ -31,6 +32,7 @@ class Adapted(LayerMixin):
         """The transformed kernel. Integer codes are returned unchanged."""
         if not self.ether.built:
             return kernel
+        per_example.refuse_kernel(self, "kernel")
         if self.quantization_mode in quantized_kernel.CODES:
             return kernel
         return self.ether.fold(ops.convert_to_tensor(kernel))
@@ -115,6 +117,7 @@ class AdaptedCall(LayerMixin):
     def _settled_call(self, inputs, training=None, kept=None, activation=None):
         training = internals.is_training(training)
         kept = self.ether.draw_kept(training) if kept is None else kept
+        self._check_examples(inputs)
         if self._computes_with_fold(inputs):
             kernel = ops.convert_to_tensor(self.base_kernel)
             replaced = {self.kernel_attribute: self.ether.fold(kernel, kept)}
@@ -128,6 +131,19 @@ class AdaptedCall(LayerMixin):
         return self._adapted(
             inputs, training, kept, activation or self.activation
         )
+
+    def _check_examples(self, inputs):
+        """Raises where examples with adapters of their own can't be told."""
+        examples = per_example.current()
+        if examples is None:
+            return
+        examples.check(self, inputs)
+        if is_sparse(inputs):
+            raise per_example.NoExamplesError(
+                f"Layer '{self.path}' received sparse inputs in a call in "
+                "which every example has an adapter of its own. Pass dense "
+                "ones."
+            )
 
     def _computes_with_fold(self, inputs) -> bool:
         """Whether the plain layer is to compute with a folded kernel.
@@ -160,10 +176,14 @@ class AdaptedCall(LayerMixin):
     def rematerialized_call(self, layer_call, *args, training=None, **kwargs):
         training = internals.is_training(training)
         settled = {"training": training, "kept": self.ether.draw_kept(training)}
+        examples = per_example.current()
 
         def call(*args):
             # What is no tensor would become one on JAX, such as `reverse`.
-            with internals.autocast(self):
+            with (
+                internals.autocast(self),
+                per_example.computing_for(examples),
+            ):
                 return self._settled_call(*args, **kwargs, **settled)
 
         if internals.recomputes_activation(self):

@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+from keras_ether.adapters import per_example
 from keras_ether.adapters.adapted import AdaptedCall
 from keras_ether.adapters.adapted import AdaptedKernel
 from keras_ether.ops import low_rank
@@ -38,8 +39,16 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
     def _plain_call(self, inputs, training, **replaced):
         return self._compute(**replaced)(inputs, training=training)
 
+    def _may_fold(self):
+        """Whether one folded kernel of constants would do for all examples."""
+        return (
+            self.quantization_mode is None
+            and not self.base_kernel.trainable
+            and per_example.current() is None
+        )
+
     def _adapted(self, inputs, training, kept, activation):
-        if self.quantization_mode is None and not self.base_kernel.trainable:
+        if self._may_fold():
             adapter = self.ether
             sides = [adapter.factors(side, kept) for side in SIDES]
             kernel = tensor(self.base_kernel, self.compute_dtype)

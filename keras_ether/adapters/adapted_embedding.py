@@ -38,6 +38,7 @@ class AdaptedEmbedding(AdaptedCall, AdaptedTable):
     def _settled_call(self, inputs, training=None, kept=None):
         training = internals.is_training(training)
         kept = self.ether.draw_kept(training) if kept is None else kept
+        self._check_examples(inputs)
         if self.quantization_mode is None and is_sparse(inputs):
             # The rows taken are sparse too, and can't be transformed.
             table = ops.convert_to_tensor(self.base_kernel)
@@ -70,6 +71,7 @@ class AdaptedReversibleEmbedding(AdaptedEmbedding):
             return super()._settled_call(inputs, training, kept)
         training = internals.is_training(training)
         kept = self.ether.draw_kept(training) if kept is None else kept
+        self._check_examples(inputs)
         plain = self._compute()
         if not self.tie_weights:
             return plain(inputs, reverse=True)

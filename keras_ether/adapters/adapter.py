@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from keras_ether import methods
+from keras_ether.adapters import per_example
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
@@ -230,9 +231,14 @@ class Adapter(keras.layers.Layer):
                 blocks. Defaults to `None`.
 
         Returns:
-            `(left, right)`, or `None` for a side that is not transformed.
+            `(left, right)`, or `None` for a side that is not transformed. Where
+            each example has its own, they have one more axis, the first.
         """
-        factors = self.trained_factors(side)
+        examples = per_example.current()
+        if examples is None or side not in self.widths:
+            factors = self.trained_factors(side)
+        else:
+            factors = examples.factors(self, side)
         if factors is None:
             return None
         left, right = factors

@@ -27,6 +27,7 @@ from keras_ether.ops.block_diagonal import join
 from keras_ether.ops.block_diagonal import project
 from keras_ether.ops.block_diagonal import split
 from keras_ether.ops.custom_gradient import with_gradient
+from keras_ether.ops.each_example import multiply_each
 
 
 def unit(u):
@@ -113,7 +114,9 @@ def multiply(x, left, right=None, training=False):
 
     Args:
         x: Tensor of shape `(..., blocks * width)`.
-        left: Tensor of shape `(blocks, k, width)`.
+        left: Tensor of shape `(blocks, k, width)`, or of `(batch, blocks, k,
+            width)` where each example, along the first axis of `x`, has factors
+            of its own, see `keras_ether.ops.each_example`.
         right: Tensor of the same shape, or `None` where `left` is the blocks'
             whole deviation from the identity.
         training: Whether a gradient will be asked for. Values and gradients are
@@ -130,6 +133,8 @@ def multiply(x, left, right=None, training=False):
     >>> ops.convert_to_numpy(multiply(ops.array([[3.0, 4.0]]), left, right))
     array([[-3.,  4.]], dtype=float32)
     """
+    if right is not None and len(left.shape) == 4:
+        return multiply_each(x, left, right)
     left = ops.cast(left, x.dtype)
     if right is None:
         deviation = ops.einsum("...nw,nwv->...nv", split(x, left), left)

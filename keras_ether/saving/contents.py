@@ -6,12 +6,15 @@ the rest, the base, of which a file holds fingerprints only.
 """
 
 import re
+from collections.abc import Callable
 from collections.abc import Collection
 
 import keras
+import numpy as np
 
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
+from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.fingerprint import fingerprint_all
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Layer
@@ -83,7 +86,10 @@ def trained_beside(
 
 
 def base_fingerprints(
-    layers: dict, adapted: Collection[str], weights: dict
+    layers: dict[str, Layer],
+    adapted: Collection[str],
+    weights: dict[str, dict[str, keras.Variable]],
+    digest: Callable[[keras.Variable], np.ndarray] = fingerprint,
 ) -> tuple[dict[str, str], str]:
     """Fingerprints of the base that an adapter was trained over.
 
@@ -92,6 +98,8 @@ def base_fingerprints(
         adapted: The paths of layers that have, or will have, an adapter.
         weights: The weights that do not belong to the base, see
             `trained_beside`.
+        digest: Function from a variable to its fingerprint, for callers that
+            store them. Defaults to `keras_ether.ops.fingerprint.fingerprint`.
 
     Returns:
         A dictionary from adapted path to fingerprint, and one fingerprint of
@@ -109,10 +117,10 @@ def base_fingerprints(
             if id(variable) not in apart
         }
         if path in adapted:
-            of_layers[path] = fingerprint_all(own)
+            of_layers[path] = fingerprint_all(own, digest)
         else:
             others |= {f"{path}/{name}": v for name, v in own.items()}
-    return of_layers, fingerprint_all(others)
+    return of_layers, fingerprint_all(others, digest)
 
 
 def random_states(layers: dict) -> dict:

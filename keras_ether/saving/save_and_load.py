@@ -22,6 +22,7 @@ from keras_ether.surgery import undo
 from keras_ether.surgery import verbs
 from keras_ether.surgery.layer_tree import tree_of
 from keras_ether.types import Layer
+from keras_ether.types import Variable
 
 
 def save_adapter(
@@ -158,17 +159,8 @@ def content_of(model: Layer, metadata: dict | None = None) -> AdapterFile:
     adapted = tree.adapted
     layers = contents.layers_of(tree)
     weights = contents.trained_beside(layers)
-    of_layers, base = contents.base_fingerprints(layers, adapted, weights)
-    header = {
-        "format": adapter_header.FORMAT,
-        "format_version": adapter_header.FORMAT_VERSION,
-        "adapters": _groups(adapted, of_layers),
-        "weights": {path: list(own) for path, own in weights.items()},
-        "trainable": [p for p in weights if contents.is_kept(layers[p])],
-        "base": base,
-        "versions": version.of_packages(),
-        "metadata": _checked_metadata(metadata),
-    }
+    fingerprints = contents.base_fingerprints(layers, adapted, weights)
+    header = header_of(layers, adapted, weights, fingerprints, metadata)
     variables = {
         adapter_header.tensor_name("adapter", path, name): vector
         for path, layer in adapted.items()
@@ -179,6 +171,39 @@ def content_of(model: Layer, metadata: dict | None = None) -> AdapterFile:
         for name, variable in own.items()
     }
     return AdapterFile(header, {n: to_numpy(v) for n, v in variables.items()})
+
+
+def header_of(
+    layers: dict[str, Layer],
+    adapted: dict[str, Layer],
+    weights: dict[str, dict[str, Variable]],
+    fingerprints: tuple[dict[str, str], str],
+    metadata: dict | None = None,
+) -> Header:
+    """The header of an adapter file, but for its checksum.
+
+    Args:
+        layers: Dictionary from path to layer, see `contents.layers_of`.
+        adapted: Those of them that have an adapter in the file.
+        weights: The weights that train beside them, see
+            `contents.trained_beside`.
+        fingerprints: Of the base, see `contents.base_fingerprints`.
+        metadata: See `save_adapter`.
+
+    Raises:
+        ValueError: if JSON can't hold `metadata`.
+    """
+    of_layers, base = fingerprints
+    return {
+        "format": adapter_header.FORMAT,
+        "format_version": adapter_header.FORMAT_VERSION,
+        "adapters": _groups(adapted, of_layers),
+        "weights": {path: list(own) for path, own in weights.items()},
+        "trainable": [p for p in weights if contents.is_kept(layers[p])],
+        "base": base,
+        "versions": version.of_packages(),
+        "metadata": _checked_metadata(metadata),
+    }
 
 
 def prepare(

@@ -1,0 +1,283 @@
+"""`AdapterBank`: adapters by name, each in a row of the bank's model."""
+
+import threading
+from collections import OrderedDict
+
+import keras
+
+from keras_ether import _keras_internals as internals
+from keras_ether.adapters import kinds
+from keras_ether.adapters import per_example
+from keras_ether.bank import fitting
+from keras_ether.bank import generating
+from keras_ether.bank import probe
+from keras_ether.bank import row_updates
+from keras_ether.bank.bank_model import BankModel
+from keras_ether.bank.stacks import BASE
+from keras_ether.bank.structure import structure_of
+from keras_ether.ops.each_example import set_row
+from keras_ether.ops.fingerprint import fingerprint
+from keras_ether.ops.values import integer
+from keras_ether.saving import adapter_file
+from keras_ether.saving import atomic_write
+
+EMPTY = float("nan")
+
+
+class AdapterBank:
+    """Many adapters on one base, of which every example of a batch has its own.
+
+    A row of stacked vectors for each adapter, gathered by an integer for each
+    example, takes the place of the model's own vectors; every adapter has a
+    head of its own besides. The base is shared, and the model passed goes on
+    working as it did. Row 0 is the base itself, with the head that the model
+    has when the bank is made. Nothing is compiled again when adapters come and
+    go (Bini et al., ICML 2024, sections 1 and 3).
+
+    Args:
+        model: A Keras model that `keras_ether.apply` or
+            `keras_ether.load_adapter` has adapted. It says which layers
+            adapters of the bank may cover, with which method and how many
+            blocks, and what shape their heads have.
+        capacity: Integer, how many adapters there is room for.
+
+    Attributes:
+        model: A Keras model with the inputs of `model` and `adapter_id`, one
+            int32 an example: a dictionary, with the key `"inputs"` where the
+            model's inputs are none. Call it, `predict`, `evaluate`, `fit`,
+            `export`. An id that no adapter has answers NaN.
+        capacity: The argument.
+
+    Raises:
+        ValueError: if there is no adapter, if `capacity` is no positive
+            integer, or if a layer can't compute for each example by itself, the
+            leading axis of its inputs not being the batch for one. The model is
+            then as it was.
+
+    Example:
+
+    >>> inputs = keras.Input((16,))
+    >>> base = keras.Model(inputs, keras.layers.Dense(4)(inputs))
+    >>> bank = keras_ether.AdapterBank(keras_ether.apply(base), capacity=8)
+    >>> bank.add("alice")
+    1
+    >>> x = {
+    ...     "inputs": np.ones((2, 16), "float32"),
+    ...     "adapter_id": bank.ids(["alice", None]),
+    ... }
+    >>> bank.model.predict(x, verbose=0).shape
+    (2, 4)
+    """
+
+    def __init__(self, model, capacity: int):
+        rows = integer(capacity)
+        if rows is None or rows < 1:
+            raise ValueError(
+                "`capacity` must be a positive integer. Received: "
+                f"capacity={capacity!r}"
+            )
+        self.capacity = rows
+        self._structure = structure_of(model)
+        for layer in internals.everything_in(model):
+            # Adapted layers do so themselves.
+            if layer.variables and not kinds.is_adapted(layer):
+                per_example.keep_in_remat(layer)
+        with internals.strategy_scope(model):
+            stacks = self._structure.stacks(rows + 1)
+            self.model = BankModel(model, stacks, rows + 1)
+        self._stacks = list(stacks.values())
+        probe.check_every_layer(self.model, self._structure)
+        self._lock = threading.RLock()
+        # The one used longest ago stands first.
+        self._rows = OrderedDict()
+        self._covered = {}
+        # The row that was freed longest ago is taken first.
+        self._free = list(range(1, rows + 1))
+        self._digests = {}
+        self._generator = None
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the adapters, in the order of their ids."""
+        with self._lock:
+            return sorted(self._rows, key=self._rows.get)
+
+    def add(self, name: str, source=None, evict: bool = False) -> int:
+        """Puts an adapter into the bank, or another in its place.
+
+        One that has the name already gives way, and its id stays. Don't replace
+        an adapter while a call is going on that names it.
+
+        Args:
+            name: String, the adapter's name.
+            source: String or `PathLike`, a file that `keras_ether.save_adapter`
+                wrote; an adapted model; or `None`, the default, for a start as
+                `keras_ether.apply` makes it, with the base's head. Layers that
+                the bank covers and the adapter does not stay as in the base.
+            evict: Whether a full bank lets go of the adapter that was used
+                longest ago. Defaults to `False`.
+
+        Returns:
+            The adapter's id.
+
+        Raises:
+            ValueError: if the bank is full, or the adapter does not fit: it was
+                trained over another base, has another method, other blocks or
+                another head, or covers layers that the bank does not. The bank
+                is then as it was.
+        """
+        if not isinstance(name, str) or not name:
+            raise ValueError(
+                "An adapter's name must be a string that is not empty. "
+                f"Received: name={name!r}"
+            )
+        with self._lock:
+            if source is None:
+                base_head = self._values(BASE)
+                covered = tuple(self._structure.adapted)
+                values = fitting.fresh_values(
+                    self._structure,
+                    {n: base_head[n] for n in self._structure.head},
+                )
+            else:
+                content = fitting.content_from(source, name)
+                fitting.check_fits(content, self._structure, self._digest, name)
+                values = fitting.values_for(content, self._structure)
+                covered = fitting.covered_by(content)
+            row = self._row_for(name, evict)
+            self._fill(row, values)
+            self._rows[name] = row
+            self._rows.move_to_end(name)
+            self._covered[name] = covered
+            return row
+
+    def remove(self, name: str):
+        """Takes an adapter out. Its id answers NaN until another has it.
+
+        Raises:
+            ValueError: if there is no such adapter.
+        """
+        with self._lock:
+            row = self._row(name)
+            del self._rows[name], self._covered[name]
+            self._empty(row)
+            self._free.append(row)
+
+    def ids(self, names):
+        """The ids of adapters, one an example.
+
+        Args:
+            names: List of names; `None` stands for the base.
+
+        Returns:
+            Int32 array of shape `(len(names),)`.
+
+        Raises:
+            ValueError: if there is no such adapter.
+        """
+        if isinstance(names, str):
+            raise ValueError(
+                "`names` must be a list of names, one an example. Received: "
+                f"names={names!r}"
+            )
+        with self._lock:
+            found = [BASE if n is None else self._row(n) for n in names]
+            for name in names:
+                if name is not None:
+                    self._rows.move_to_end(name)
+        return keras.ops.convert_to_numpy(
+            keras.ops.array(found, "int32")
+        ).reshape(len(found))
+
+    def save(self, name: str, filepath):
+        """Saves one adapter with its head, as `keras_ether.save_adapter` does.
+
+        Args:
+            name: String, the adapter's name.
+            filepath: String or `PathLike`, ending in `".safetensors"`.
+
+        Raises:
+            ValueError: if there is no such adapter, or it is not finite.
+            OSError: if the folder is missing or can't be written to.
+        """
+        filepath = adapter_file.check_name(filepath)
+        atomic_write.check_place(filepath)
+        with self._lock:
+            content = fitting.content_of_row(
+                self._structure,
+                self._covered.get(name, ()),
+                self._values(self._row(name)),
+                self._digest,
+            )
+        adapter_file.write(filepath, content)
+
+    def generate(self, prompts, adapters, **kwargs):
+        """Generates text, each prompt with its own adapter.
+
+        Args:
+            prompts: List, or dictionary of lists or arrays, as the `generate`
+                of the model takes it.
+            adapters: List of names, one a prompt; `None` stands for the base.
+            **kwargs: What `generate` of the model takes: `max_length`,
+                `stop_token_ids`.
+
+        Returns:
+            What `generate` of the model returns.
+
+        Raises:
+            ValueError: if the model can't generate, if there is no such
+                adapter, or not one for each prompt.
+        """
+        self.model.check_base()
+        if self._generator is None:
+            self._generator = generating.Generator(self.model)
+        return self._generator.generate(prompts, self.ids(adapters), kwargs)
+
+    def _row(self, name):
+        if name not in self._rows:
+            raise ValueError(
+                f"The bank has no adapter '{name}'. It has {self.names}."
+            )
+        return self._rows[name]
+
+    def _row_for(self, name, evict):
+        """The row that an adapter of this name is to have."""
+        if name in self._rows:
+            return self._rows[name]
+        if not self._free and not evict:
+            raise ValueError(
+                f"The bank is full: it has room for {self.capacity} adapters. "
+                "Remove one, or pass `evict=True` to let go of the one used "
+                f"longest ago, '{next(iter(self._rows))}'."
+            )
+        if not self._free:
+            self.remove(next(iter(self._rows)))
+        return self._free.pop(0)
+
+    def _fill(self, row, values):
+        """Sets a row; until it is whole, its id answers NaN."""
+        set_row(self.model.marks, row, EMPTY)
+        for stack in self._stacks:
+            stack.set(row, values)
+        row_updates.start_anew(
+            getattr(self.model, "optimizer", None),
+            self.capacity + 1,
+            row,
+            BASE,
+        )
+        set_row(self.model.marks, row, 1.0)
+
+    def _empty(self, row):
+        set_row(self.model.marks, row, EMPTY)
+
+    def _values(self, row):
+        return {
+            name: value
+            for stack in self._stacks
+            for name, value in stack.row(row).items()
+        }
+
+    def _digest(self, variable):
+        if id(variable) not in self._digests:
+            self._digests[id(variable)] = fingerprint(variable)
+        return self._digests[id(variable)]

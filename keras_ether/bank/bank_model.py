@@ -1,0 +1,217 @@
+"""The model of a bank: the base's inputs, and an adapter for each example."""
+
+import keras
+import numpy as np
+from keras import tree
+
+from keras_ether import _keras_internals as internals
+from keras_ether.adapters import per_example
+from keras_ether.bank import row_updates
+from keras_ether.bank.examples import BankExamples
+from keras_ether.bank.names import ADAPTER_ID
+from keras_ether.bank.names import INPUTS
+
+
+class BankModel(keras.Model):
+    """Computes each example with the adapter that its `adapter_id` names.
+
+    Made by `keras_ether.AdapterBank`, whose attribute `model` it is.
+
+    Args:
+        base: The adapted model. It is shared, not copied.
+        stacks: Dictionary from an `Adapter`, or a layer of the head, to its
+            `Stack`.
+        rows: Integer, number of rows of the stacks.
+    """
+
+    def __init__(self, base, stacks, rows):
+        super().__init__(name=f"{base.name}_bank", dtype=base.dtype_policy)
+        self.base = base
+        self.stacks = list(stacks.values())
+        self.marks = self.add_weight(
+            name="marks",
+            shape=(rows,),
+            initializer=lambda shape, dtype: keras.ops.array(
+                [1.0] + [np.nan] * (shape[0] - 1), dtype
+            ),
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+        )
+        self.built = True
+        # Out of sight of the trackers.
+        self.__dict__["_adapters"] = {
+            owner: stack for owner, stack in stacks.items()
+        }
+        self.__dict__["_stack_of"] = {
+            id(owner): stack for owner, stack in stacks.items()
+        }
+        self.__dict__["_loss_over_batch"] = "mean"
+
+    def call(self, inputs, training=None):
+        trained = self._loss_over_batch if training else None
+        return self.call_for(inputs, trained)[0]
+
+    def call_for(self, inputs, trained=None):
+        """The outputs, and the `BankExamples` that layers were answered by."""
+        self.check_base()
+        ids, inputs = self._split(inputs)
+        examples = self.examples(ids, trained)
+        with per_example.computing_for(examples):
+            return self.base(inputs), examples
+
+    def examples(self, ids, trained=None, repeated=False) -> BankExamples:
+        """What layers are answered for examples with these ids."""
+        ids = keras.ops.convert_to_tensor(ids)
+        return BankExamples(self._stack_of, self.marks, ids, trained, repeated)
+
+    def check_base(self):
+        """Raises a `ValueError` if the base has other adapters by now."""
+        layers = internals.everything_in(self.base)
+        there = {id(layer) for layer in layers}
+        for owner, stack in self._adapters.items():
+            if id(owner) not in there:
+                raise ValueError(
+                    f"Layer '{stack.layer_path}' of model '{self.base.name}' "
+                    "has not the adapter any more that it had when the "
+                    "`AdapterBank` was made: it was merged or removed since. "
+                    "Make a new bank."
+                )
+
+    def _split(self, inputs):
+        """The ids, and the inputs in the form in which the base takes them."""
+        if not isinstance(inputs, dict) or ADAPTER_ID not in inputs:
+            shown = sorted(inputs) if isinstance(inputs, dict) else type(inputs)
+            raise ValueError(
+                f"The model of an `AdapterBank` takes a dictionary with "
+                f"'{ADAPTER_ID}', one integer an example, and the inputs of "
+                f"'{self.base.name}', or with '{INPUTS}' if these are no "
+                f"dictionary. Received: {shown}"
+            )
+        inputs = dict(inputs)
+        ids = inputs.pop(ADAPTER_ID)
+        if inputs.keys() == {INPUTS} and not self._base_takes(INPUTS):
+            inputs = inputs[INPUTS]
+        return ids, inputs
+
+    def _base_takes(self, name):
+        struct = base_inputs(self.base)
+        return isinstance(struct, dict) and name in struct
+
+    # The base's own vectors and head do not train here, though they do there.
+
+    @property
+    def trainable_variables(self):
+        return [v for stack in self.stacks for v in stack.trainable_variables]
+
+    @property
+    def trainable_weights(self):
+        return self.trainable_variables
+
+    @property
+    def non_trainable_variables(self):
+        trained = {id(v) for v in self.trainable_variables}
+        return [v for v in self.variables if id(v) not in trained]
+
+    @property
+    def non_trainable_weights(self):
+        trained = {id(v) for v in self.trainable_variables}
+        return [v for v in self.weights if id(v) not in trained]
+
+    def compile(self, *args, **kwargs):
+        """See `keras.Model.compile`.
+
+        Rows that no example of a batch names stand still, moments included,
+        whatever the optimizer does to the others. Where the loss is a mean over
+        the batch, Keras's default, each row's gradient is that of the mean over
+        its own examples, as if it were trained alone.
+        """
+        super().compile(*args, **kwargs)
+        loss = kwargs.get("loss", args[1] if len(args) > 1 else None)
+        self.__dict__["_loss_over_batch"] = _over_batch(loss)
+        row_updates.hold_still(self.optimizer, self.marks.shape[0])
+
+    def make_train_function(self, force=False):
+        self.check_base()
+        return super().make_train_function(force)
+
+    def make_test_function(self, force=False):
+        self.check_base()
+        return super().make_test_function(force)
+
+    def make_predict_function(self, force=False):
+        self.check_base()
+        return super().make_predict_function(force)
+
+    def export(self, filepath, *args, input_signature=None, **kwargs):
+        """See `keras.Model.export`. The signature has `adapter_id`."""
+        if input_signature is None:
+            specs = self.input_specs(
+                lambda shape, dtype, name: keras.InputSpec(
+                    shape=shape, dtype=dtype, name=name
+                )
+            )
+            input_signature = None if specs is None else [specs]
+        return super().export(
+            filepath, *args, input_signature=input_signature, **kwargs
+        )
+
+    def input_specs(self, make, batch: int | None = None):
+        """The inputs, by a function `(shape, dtype, name)`.
+
+        Args:
+            make: The function.
+            batch: Integer or `None`, the leading axis of each.
+
+        Returns:
+            A dictionary, or `None` if the base does not tell its inputs.
+        """
+        struct = base_inputs(self.base)
+        if struct is None:
+            return None
+        specs = tree.map_structure(
+            lambda x: make((batch, *x.shape[1:]), x.dtype, x.name), struct
+        )
+        if not isinstance(specs, dict):
+            specs = {INPUTS: specs}
+        return {**specs, ADAPTER_ID: make((batch,), "int32", ADAPTER_ID)}
+
+    def save(self, *args, **kwargs):
+        raise ValueError(
+            "The model of an `AdapterBank` is not saved as a whole: "
+            "`bank.save(name, file)` saves an adapter, `bank.model.export` "
+            "makes a SavedModel of all."
+        )
+
+    def get_config(self):
+        raise ValueError(
+            "The model of an `AdapterBank` can't be made from a configuration. "
+            "Make a bank from a copy of the adapted model."
+        )
+
+
+def base_inputs(base):
+    """The symbolic inputs of a model as it takes them, or `None`."""
+    if isinstance(base, keras.Sequential):
+        inputs = base.inputs
+        return inputs[0] if inputs else None
+    if not getattr(base, "inputs", None):
+        return None
+    struct = internals.inputs_struct(base)
+    return dict(struct) if isinstance(struct, dict) else struct
+
+
+def _over_batch(loss):
+    """`"sum"` if the losses are sums over the batch, else `"mean"`."""
+    found = {
+        getattr(part, "reduction", None)
+        for part in tree.flatten(loss)
+        if isinstance(part, keras.losses.Loss)
+    }
+    if "sum" in found and len(found) > 1:
+        raise ValueError(
+            "The losses must either all be sums over the batch or all be "
+            "means, to give each adapter the gradient that it has alone. "
+            f"Received: reductions {sorted(map(str, found))}"
+        )
+    return "sum" if found == {"sum"} else "mean"

@@ -1,0 +1,147 @@
+"""What an adapter file or an adapted model puts into a row of a bank."""
+
+import os
+import random
+
+import numpy as np
+
+from keras_ether import methods
+from keras_ether.saving import adapter_file
+from keras_ether.saving import adapter_header
+from keras_ether.saving import contents
+from keras_ether.saving import loading
+from keras_ether.saving import save_and_load
+from keras_ether.surgery import targets as targets_lib
+
+
+def content_from(source, name: str):
+    """The `AdapterFile` of a file or of an adapted model.
+
+    Raises:
+        ValueError: if it is neither, or damaged.
+    """
+    if isinstance(source, str | os.PathLike):
+        return adapter_file.read(source)
+    if hasattr(source, "weights"):
+        return save_and_load.content_of(source)
+    raise ValueError(
+        f"Adapter '{name}' must be the path of an adapter file, an adapted "
+        f"model, or None for a fresh start. Received: {source!r}"
+    )
+
+
+def check_fits(content, structure, digest, name: str):
+    """Raises a `ValueError` unless a bank of this structure can hold it.
+
+    Args:
+        content: An `AdapterFile`.
+        structure: A `Structure`.
+        digest: Function from a variable to its fingerprint.
+        name: String, the adapter's name, for the error.
+    """
+    try:
+        _check_adapters(content, structure)
+        _check_head(content, structure)
+        _check_base(content, structure, digest)
+    except ValueError as error:
+        raise ValueError(
+            f"Adapter '{name}' does not fit the bank: {error}"
+        ) from error
+
+
+def covered_by(content) -> tuple:
+    """The paths of the layers that a content has adapters for."""
+    return tuple(adapter_header.layers_of(content.header))
+
+
+def values_for(content, structure) -> dict:
+    """The tensors of a content for a bank's row, in the bank's dtypes."""
+    groups = adapter_header.layers_of(content.header)
+    variables = dict(structure.head)
+    for path in groups:
+        variables |= structure.vectors(path)
+    pairs = loading.fitting(variables, content.tensors)
+    return dict(zip(variables, (value for _, value in pairs), strict=True))
+
+
+def fresh_values(structure, head: dict) -> dict:
+    """A start as `apply` makes it, and the head that is given."""
+    rng = np.random.default_rng(random.getrandbits(64))
+    values = dict(head)
+    for path, layer in structure.adapted.items():
+        adapter = layer.ether
+        method = methods.get(adapter.config.method)
+        for side, width in adapter.widths.items():
+            start = method.start(adapter.blocks, width, rng)
+            for weight, value in zip(method.weights, start, strict=True):
+                key = f"{side}_{weight}"
+                values[adapter_header.tensor_name("adapter", path, key)] = value
+    return values
+
+
+def content_of_row(structure, covered, values, digest):
+    """The `AdapterFile` of a row of a bank.
+
+    Args:
+        structure: A `Structure`.
+        covered: The paths of the layers that the adapter is for.
+        values: Dictionary from a tensor's name to its value.
+        digest: Function from a variable to its fingerprint.
+    """
+    adapted = {path: structure.adapted[path] for path in covered}
+    layers, weights = structure.layers, structure.weights
+    fingerprints = contents.base_fingerprints(layers, adapted, weights, digest)
+    header = save_and_load.header_of(layers, adapted, weights, fingerprints)
+    names = adapter_header.tensor_names(header)
+    return adapter_file.AdapterFile(
+        header, {name: values[name] for name in names}
+    )
+
+
+def _check_adapters(content, structure):
+    groups = adapter_header.layers_of(content.header)
+    unknown = [path for path in groups if path not in structure.adapted]
+    if unknown:
+        raise ValueError(
+            f"it has adapters for {targets_lib.shorten(unknown)}, and the bank "
+            f"for {targets_lib.shorten(structure.adapted)} only."
+        )
+    for path, group in groups.items():
+        wants = str(group.config)
+        has = str(structure.adapted[path].ether.config)
+        if has != wants:
+            raise ValueError(
+                f"in the bank, layer '{path}' has {has}. Received: {wants}"
+            )
+
+
+def _check_head(content, structure):
+    expected = {path: set(own) for path, own in structure.weights.items()}
+    received = {p: set(own) for p, own in content.header["weights"].items()}
+    if expected != received:
+        raise ValueError(
+            "the layers that train beside the adapters must be "
+            f"{_shown(expected)}. Received: {_shown(received)}"
+        )
+
+
+def _check_base(content, structure, digest):
+    groups = adapter_header.layers_of(content.header)
+    of_layers, base = contents.base_fingerprints(
+        structure.layers, groups, structure.weights, digest
+    )
+    for path, group in groups.items():
+        if of_layers[path] != group.layers[path]:
+            raise ValueError(
+                "it was trained over another base: the weights of layer "
+                f"'{path}' differ."
+            )
+    if base != content.header["base"]:
+        raise ValueError(
+            "it was trained over another base: the adapted layers agree, but "
+            "weights or shapes of other layers differ."
+        )
+
+
+def _shown(weights):
+    return {path: sorted(names) for path, names in weights.items()}

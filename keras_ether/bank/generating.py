@@ -1,0 +1,101 @@
+"""Generation by a task of KerasHub's kind, each prompt with its own adapter.
+
+A task compiles its own loop around `generate_step`, and hands it the inputs.
+A stand-in for the task, an object of a subclass with the task's attributes,
+adds the ids to these inputs, and opens the context for them in each step of
+its own. The task itself is not touched.
+"""
+
+import threading
+
+import keras
+
+from keras_ether.adapters import per_example
+from keras_ether.bank.names import ADAPTER_ID
+
+NEEDED = ("generate", "generate_step", "make_generate_function")
+FUNCTION = "generate_function"
+# Attributes that the compiled loop depends on.
+SETTINGS = ("sampler", "run_eagerly", "jit_compile")
+
+
+class Generator:
+    """Generates with the adapters of a bank.
+
+    Args:
+        model: The bank's `BankModel`.
+
+    Raises:
+        ValueError: if its base has no `generate`.
+    """
+
+    def __init__(self, model):
+        task = model.base
+        missing = [n for n in NEEDED if not callable(getattr(task, n, None))]
+        if missing:
+            raise ValueError(
+                f"Model '{task.name}' can't generate: it has no {missing}. A "
+                "causal or sequence-to-sequence task of KerasHub can."
+            )
+        self.model = model
+        self.task = task
+        self.subclass = _generating_class(type(task))
+        self._lock = threading.Lock()
+        self._settings = None
+        self._function = None
+
+    def generate(self, prompts, ids, kwargs):
+        """See `AdapterBank.generate`."""
+        stand_in = object.__new__(self.subclass)
+        stand_in.__dict__.update(self.task.__dict__)
+        stand_in.__dict__["bank_model"] = self.model
+        stand_in.__dict__["bank_ids"] = ids
+        with self._lock:
+            settings = [getattr(self.task, n, None) for n in SETTINGS]
+            if settings != self._settings:
+                self._settings, self._function = settings, None
+            stand_in.__dict__[FUNCTION] = self._function
+            self._function = stand_in.compiled_loop()
+        return stand_in.generate(prompts, **kwargs)
+
+
+def _generating_class(task_class):
+    """A subclass of a task's class that generates for a bank's examples."""
+
+    class Generating(task_class):
+        def generate_step(self, inputs, *args, **kwargs):
+            inputs = dict(inputs)
+            ids = inputs.pop(ADAPTER_ID)
+            examples = self.bank_model.examples(ids, repeated=True)
+            with per_example.computing_for(examples):
+                return super().generate_step(inputs, *args, **kwargs)
+
+        def compiled_loop(self):
+            return super().make_generate_function()
+
+        def make_generate_function(self):
+            function, ids = self.compiled_loop(), self.bank_ids
+
+            def generate(inputs, *args, **kwargs):
+                batch = len(keras.tree.flatten(inputs)[0])
+                if batch != len(ids):
+                    raise ValueError(
+                        "`adapters` must name one adapter for each prompt. "
+                        f"Received: {len(ids)} adapters for {batch} prompts"
+                    )
+                return function({**inputs, ADAPTER_ID: ids}, *args, **kwargs)
+
+            return generate
+
+        # What compiled code gets as state, and not as constants.
+        @property
+        def non_trainable_variables(self):
+            bank = self.bank_model
+            return [
+                *super().non_trainable_variables,
+                *bank.trainable_variables,
+                bank.marks,
+            ]
+
+    Generating.__name__ = task_class.__name__
+    return Generating

@@ -1,0 +1,179 @@
+"""Layers of a head, whose weights are each example's own within a bank's call.
+
+Such a layer keeps its class. Its `call` asks first whether the call that is
+going on is one of examples with weights of their own, and else is what it was.
+"""
+
+import functools
+
+import keras
+from keras import ops
+from keras import tree
+
+from keras_ether.adapters import kinds
+from keras_ether.adapters import per_example
+from keras_ether.adapters import shadowing
+from keras_ether.ops.each_example import matmul_each
+
+CALL = "call"
+
+
+def check(layer, variables: dict):
+    """Raises a `ValueError` for a layer that can't be given to `watch`.
+
+    Args:
+        layer: A Keras layer.
+        variables: Dictionary from name to the variables that examples have, of
+            this layer and of those in it.
+    """
+    reason = _refusal_reason(layer, variables)
+    if reason:
+        raise ValueError(
+            f"Layer '{layer.path}' trains as a whole, and adapters can't have "
+            f"one each: {reason}."
+        )
+
+
+def watch(layer, variables: dict):
+    """Has a layer ask at each call whether its weights are the examples'.
+
+    Args:
+        layer: A Keras layer that `check` has passed.
+        variables: See `check`.
+    """
+    names = {id(variable): name for name, variable in variables.items()}
+    shadowing.shadow(layer, CALL, functools.partial(_call, layer, names))
+
+
+def _call(layer, names, call, *args, **kwargs):
+    examples = per_example.current()
+    values = None if examples is None else examples.weights_of(layer)
+    if values is None:
+        return call(*args, **kwargs)
+    inputs = args[0] if args else next(iter(kwargs.values()))
+    examples.check(layer, tree.flatten(inputs)[0])
+    values = _cast(layer, values)
+    if type(layer) is keras.layers.Dense:
+        outputs = _dense(layer, values, inputs)
+    else:
+        outputs = _one_by_one(layer, names, values, args, kwargs)
+    return examples.choose(
+        layer,
+        outputs,
+        lambda base: _computed(layer, names, _cast(layer, base), args, kwargs),
+    )
+
+
+def _cast(layer, values):
+    """Weights in the dtype that Keras would hand to the layer."""
+    if not layer.autocast:
+        return values
+    return {
+        name: ops.cast(value, layer.compute_dtype)
+        if keras.backend.is_float_dtype(
+            keras.backend.standardize_dtype(value.dtype)
+        )
+        else value
+        for name, value in values.items()
+    }
+
+
+def _dense(layer, values, x):
+    values = {name.rpartition("/")[2]: v for name, v in values.items()}
+    y = matmul_each(x, values["kernel"], values.get("bias"))
+    return y if layer.activation is None else layer.activation(y)
+
+
+def _one_by_one(layer, names, values, args, kwargs):
+    """The layer's own computation, once for each example, vectorized."""
+    batch = ops.shape(next(iter(values.values())))[0]
+    is_tensor = [ops.is_tensor(part) for part in tree.flatten((args, kwargs))]
+    parts = tree.flatten((args, kwargs))
+    tensors = [
+        ops.reshape(part, (batch, -1, *part.shape[1:]))
+        for part, mapped in zip(parts, is_tensor, strict=True)
+        if mapped
+    ]
+
+    def compute(elements):
+        *tensors, own = elements
+        left = iter(tensors)
+        filled = [
+            next(left) if mapped else part
+            for part, mapped in zip(parts, is_tensor, strict=True)
+        ]
+        args_, kwargs_ = tree.pack_sequence_as((args, kwargs), filled)
+        return _computed(layer, names, own, args_, kwargs_)
+
+    outputs = ops.vectorized_map(compute, (*tensors, values))
+    return tree.map_structure(
+        lambda y: ops.reshape(y, (-1, *y.shape[2:])), outputs
+    )
+
+
+def _computed(layer, names, values, args, kwargs):
+    """The layer's own computation with these weights."""
+    tensors = {i: values[name] for i, name in names.items()}
+    with per_example.computing_for(None):
+        return _stand_in(layer, tensors).call(*args, **kwargs)
+
+
+def _stand_in(layer, tensors: dict):
+    """A layer like this one, that computes with tensors for variables.
+
+    Args:
+        layer: A Keras layer.
+        tensors: Dictionary from the id of a variable to a tensor.
+    """
+    other = object.__new__(type(layer))
+    other.__dict__.update(layer.__dict__)
+    other.__dict__.pop(CALL, None)
+    for name, value in _parts(layer):
+        if isinstance(value, keras.Variable):
+            other.__dict__[name] = tensors.get(id(value), value)
+        elif _held(value, tensors):
+            other.__dict__[name] = _stand_in(value, tensors)
+    return other
+
+
+def _held(layer, ids) -> set:
+    """The ids, of some, of variables that a stand-in replaces."""
+    found = set()
+    for _, value in _parts(layer):
+        if isinstance(value, keras.Variable):
+            found |= {id(value)} & set(ids)
+        else:
+            found |= _held(value, ids)
+    return found
+
+
+def _parts(layer):
+    """Variables and layers that are attributes of a layer."""
+    return [
+        (name, value)
+        for name, value in vars(layer).items()
+        if isinstance(value, keras.Variable | keras.layers.Layer)
+    ]
+
+
+def _refusal_reason(layer, variables):
+    if kinds.is_adapted(layer):
+        return (
+            f"it has an adapter, and {sorted(variables)} train or move beside "
+            "it. Set their `trainable` to False"
+        )
+    if layer.quantization_mode is not None:
+        return f"it is quantized ('{layer.quantization_mode}')"
+    fixed = [name for name, v in variables.items() if not v.trainable]
+    if fixed:
+        return (
+            f"{sorted(fixed)} move without training, by statistics of all "
+            "examples"
+        )
+    ids = {id(variable) for variable in variables.values()}
+    if _held(layer, ids) != ids:
+        return (
+            f"not all of its weights {sorted(variables)} are attributes of "
+            "the layer"
+        )
+    return None

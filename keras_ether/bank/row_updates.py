@@ -1,0 +1,90 @@
+"""Optimizers that leave the rows alone that a batch does not name.
+
+Adam moves a weight whose gradient is zero, as long as its moments last, and
+these decay at each step. Training alone, an adapter would not have made that
+step. So every row that no gradient reaches gets back what it had: values,
+moments, averages.
+"""
+
+import functools
+
+from keras import ops
+
+from keras_ether import _keras_internals as internals
+from keras_ether.adapters import shadowing
+from keras_ether.ops.backend import snapshot
+from keras_ether.ops.backend import tensor
+from keras_ether.ops.each_example import rows_with_gradient
+from keras_ether.ops.each_example import set_row
+from keras_ether.ops.values import to_numpy
+
+APPLY = "apply"
+# Arguments of optimizers that scale a row's gradient by those of others.
+MIXING = ("clipnorm", "global_clipnorm")
+
+
+def hold_still(optimizer, rows: int):
+    """Has an optimizer leave rows alone that its gradients do not reach.
+
+    Args:
+        optimizer: A Keras optimizer, or `None`. What it wraps is meant too.
+        rows: Integer, the leading axis of all that it trains.
+
+    Raises:
+        ValueError: if it would scale an adapter's gradient by the others'.
+    """
+    if optimizer is None:
+        return
+    innermost = _innermost(optimizer)
+    for part in (optimizer, innermost):
+        for name in MIXING:
+            if getattr(part, name, None) is not None:
+                raise ValueError(
+                    f"The optimizer's `{name}` would scale each adapter's "
+                    "gradient by the others'. Use `clipvalue`. Received: "
+                    f"{name}={getattr(part, name)}"
+                )
+    shadowing.shadow(
+        innermost, APPLY, functools.partial(_apply, innermost, rows)
+    )
+
+
+def start_anew(optimizer, rows: int, row: int, like: int):
+    """Gives a row's moments the values that those of row `like` have."""
+    if optimizer is None:
+        return
+    for variable in _slots(_innermost(optimizer), rows):
+        set_row(variable, row, to_numpy(variable[like]))
+
+
+def _apply(optimizer, rows, apply, grads, trainable_variables=None):
+    if not optimizer.built:
+        # As it would itself, but before its moments are looked at.
+        optimizer.build(trainable_variables)
+    trained = trainable_variables or internals.trained_variables(optimizer)
+    gradients = [ops.convert_to_tensor(g) for g in grads if g is not None]
+    accumulated = [
+        ops.convert_to_tensor(g)
+        for g in internals.accumulated_gradients(optimizer)
+    ]
+    reached = rows_with_gradient([*gradients, *accumulated])
+    held = [*trained, *_slots(optimizer, rows)]
+    before = [snapshot(variable) for variable in held]
+    apply(grads, trainable_variables)
+    for variable, value in zip(held, before, strict=True):
+        is_reached = ops.reshape(reached, (-1,) + (1,) * (len(value.shape) - 1))
+        variable.assign(ops.where(is_reached, tensor(variable), value))
+
+
+def _slots(optimizer, rows):
+    return [
+        variable
+        for variable in optimizer.variables
+        if len(variable.shape) and variable.shape[0] == rows
+    ]
+
+
+def _innermost(optimizer):
+    while getattr(optimizer, "inner_optimizer", None) is not None:
+        optimizer = optimizer.inner_optimizer
+    return optimizer

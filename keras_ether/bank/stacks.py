@@ -1,0 +1,83 @@
+"""The values of many adapters, stacked: a row for each."""
+
+import keras
+from keras import ops
+
+from keras_ether import methods
+from keras_ether.ops.each_example import set_row
+from keras_ether.ops.values import to_numpy
+
+# Of the row that is the base.
+BASE = 0
+
+
+class Stack(keras.layers.Layer):
+    """The rows of one layer's vectors, or of one layer of the head.
+
+    Args:
+        layer_path: String, structural path of the layer in its model.
+        variables: Dictionary from the name of a tensor in an adapter file to
+            the variable whose values are stacked.
+        rows: Integer, number of rows.
+        base: Dictionary from name to what row 0 holds, or `None` for zeros.
+
+    Attributes:
+        layer_path: The argument.
+        rows: Dictionary from name to a variable of shape `(rows, ...)`.
+    """
+
+    def __init__(self, layer_path, variables, rows, base=None):
+        name = layer_path.replace("/", "_") or "model"
+        super().__init__(name=f"{name}_rows", dtype="float32")
+        self.layer_path = layer_path
+        self.rows = {
+            name: self.add_weight(
+                name=name.replace("/", "_"),
+                shape=(rows, *variable.shape),
+                initializer="zeros",
+                dtype=variable.dtype,
+                autocast=False,
+            )
+            for name, variable in variables.items()
+        }
+        self.built = True
+        if base is not None:
+            self.set(BASE, base)
+
+    def set(self, row: int, values: dict):
+        """Sets a row of each variable; zeros where `values` has none."""
+        for name, variable in self.rows.items():
+            value = values.get(name)
+            if value is None:
+                value = ops.zeros(variable.shape[1:], variable.dtype)
+            set_row(variable, row, value)
+
+    def row(self, row: int) -> dict:
+        """The values of a row, NumPy arrays."""
+        return {
+            name: to_numpy(variable[row])
+            for name, variable in self.rows.items()
+        }
+
+
+def factors_of(adapter, side: str, gathered: dict):
+    """Each example's factors of one side.
+
+    Args:
+        adapter: The layer's `Adapter`, which says method and blocks.
+        side: `"input"` or `"output"`.
+        gathered: Dictionary from a vector's name, such as `"input_u"`, to a
+            tensor of shape `(batch, blocks, width)`.
+
+    Returns:
+        `(left, right)`, of shape `(batch, blocks, k, width)`.
+    """
+    method = methods.get(adapter.config.method)
+    vectors = [gathered[f"{side}_{name}"] for name in method.weights]
+    blocks, width = vectors[0].shape[1:]
+    # The formulas take blocks one by one, whichever example they belong to.
+    left, right = method.factors(
+        *(ops.reshape(vector, (-1, width)) for vector in vectors)
+    )
+    shape = (-1, blocks, *left.shape[1:])
+    return ops.reshape(left, shape), ops.reshape(right, shape)

@@ -1,0 +1,140 @@
+"""What all adapters of a bank have in common, read off one adapted model."""
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from keras_ether import methods
+from keras_ether.adapters.adapted import AdaptedCall
+from keras_ether.bank import heads
+from keras_ether.bank.stacks import Stack
+from keras_ether.ops.matrix_view import MatrixView
+from keras_ether.ops.values import to_numpy
+from keras_ether.saving import adapter_header
+from keras_ether.saving import contents
+from keras_ether.surgery import verbs
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The adapters and the head of a model, as a bank stacks them.
+
+    Attributes:
+        layers: The model's layers by path.
+        adapted: Those that have an adapter.
+        weights: The head: a dictionary from layer path to a dictionary from
+            name to variable.
+        heads: The layers that a call hands the head's weights to: a dictionary
+            from path to one from the name of a tensor to its variable.
+    """
+
+    layers: dict
+    adapted: dict
+    weights: dict
+    heads: dict
+
+    @property
+    def head(self) -> dict:
+        """The head's variables by the name of their tensor in a file."""
+        return {n: v for own in self.heads.values() for n, v in own.items()}
+
+    def vectors(self, path: str) -> dict:
+        """An adapter's vectors by the name of their tensor in a file."""
+        return {
+            adapter_header.tensor_name("adapter", path, name): vector
+            for name, vector in self.adapted[path].ether.vectors.items()
+        }
+
+    def stacks(self, rows: int) -> dict:
+        """New stacks, by the `Adapter` or the layer of the head."""
+        return {
+            layer.ether: Stack(path, self.vectors(path), rows)
+            for path, layer in self.adapted.items()
+        } | {
+            self.layers[path]: Stack(
+                path, own, rows, {n: to_numpy(v) for n, v in own.items()}
+            )
+            for path, own in self.heads.items()
+        }
+
+
+def structure_of(model) -> Structure:
+    """Reads a model, and has its head ask whose weights it computes with.
+
+    Raises:
+        ValueError: if there is no adapter, or a layer that can't compute for
+            each example by itself. The model is then as it was.
+    """
+    tree = verbs.adapted_tree(model)
+    adapted = tree.adapted
+    for path, layer in adapted.items():
+        reason = _refusal_reason(layer)
+        if reason:
+            raise ValueError(
+                f"Layer '{path}' can't have an adapter for each example: "
+                f"{reason}. Leave it out, by `exclude` of `keras_ether.apply`."
+            )
+    layers = contents.layers_of(tree)
+    weights = contents.trained_beside(layers)
+    by_layer = _by_outermost(weights)
+    for path, own in by_layer.items():
+        heads.check(layers[path], own)
+    for path, own in by_layer.items():
+        heads.watch(layers[path], own)
+    return Structure(layers, adapted, weights, by_layer)
+
+
+def _by_outermost(weights):
+    """The head's variables by the outermost layer that owns some of them."""
+    found = {}
+    for path, own in weights.items():
+        segments = path.split("/")
+        outer = ["/".join(segments[:i]) for i in range(1, len(segments))]
+        owner = next((p for p in outer if p in weights), path)
+        found.setdefault(owner, {}).update(
+            {
+                adapter_header.tensor_name("weights", path, name): variable
+                for name, variable in own.items()
+            }
+        )
+    return found
+
+
+def _refusal_reason(layer):
+    if not isinstance(layer, AdaptedCall):
+        return f"the `call` of {type(layer).__name__} folds its kernel"
+    if layer.quantization_mode == "float8":
+        return "a float8 kernel is folded at each call"
+    adapter = layer.ether
+    if isinstance(adapter.view, MatrixView) and not _batch_leads(adapter.view):
+        return (
+            f"in its equation '{adapter.view.equation}' the batch is not the "
+            "first axis"
+        )
+    return _method_refusal(adapter)
+
+
+def _batch_leads(view):
+    rows, columns = view.rows + view.experts, view.columns + view.experts
+    return (
+        view.inputs[0] not in rows
+        and view.outputs[0] == view.inputs[0]
+        and view.outputs[0] not in columns
+    )
+
+
+def _method_refusal(adapter):
+    method = methods.get(adapter.config.method)
+    zeros = [
+        keras.ops.zeros(vector.shape, "float32")
+        for name, vector in adapter.vectors.items()
+        if name.startswith(next(iter(adapter.widths)))
+    ]
+    left, right = method.factors(*zeros)
+    if right is None:
+        return f"the blocks of '{method.name}' are no reflections of few rows"
+    block = np.einsum("nkw,nkv->nwv", to_numpy(left), to_numpy(right))
+    if block.any():
+        return f"zero weights of '{method.name}' are not the identity"
+    return None

@@ -1,0 +1,188 @@
+"""Products in which every example of a batch has factors of its own.
+
+A stack holds the values of many adapters, `(rows, ...)`, and an integer names
+the row of each example. One gather takes what a batch needs; the factors of
+example `b` then act on the rows of `x[b]`, by two thin products of stacks of
+matrices.
+"""
+
+import math
+
+from keras import ops
+
+from keras_ether.ops.backend import BACKEND
+from keras_ether.ops.backend import block_diagonal
+from keras_ether.ops.backend import reshape
+from keras_ether.ops.backend import tensor
+from keras_ether.ops.backend import transpose
+from keras_ether.ops.block_diagonal import MAX_ROWS
+
+# Up to this many rows a block, sums are quicker on JAX than products.
+MAX_SUMS = 4
+
+
+def multiply_each(x, left, right):
+    """Multiplies the rows of each example by its own block-diagonal matrix.
+
+    `y[b] = x[b] @ diag(I + left[b]ᵀ right[b])`. Zero factors are the identity
+    exactly.
+
+    Args:
+        x: Tensor of shape `(r * batch, ..., blocks * width)`. Where `r` is not
+            1, each example stands there `r` times, one after the other.
+        left: Tensor of shape `(batch, blocks, k, width)`.
+        right: Tensor of the same shape.
+
+    Returns:
+        Tensor of the shape and dtype of `x`.
+    """
+    shape = ops.shape(x)
+    batch = ops.shape(left)[0]
+    left, right = ops.cast(left, x.dtype), ops.cast(right, x.dtype)
+    blocks, k, width = left.shape[1:]
+    if BACKEND == "jax" and k <= MAX_SUMS:
+        rows = reshape(x, (batch, -1, blocks, width))
+        return reshape(_add_sums(rows, left, right), shape)
+    if blocks * k <= MAX_ROWS:
+        left, right = _arrange(left), _arrange(right)
+        rows = reshape(x, (batch, -1, blocks * width))
+        s = ops.matmul(rows, transpose(left))
+        return reshape(_add_product(rows, s, right), shape)
+    rows = reshape(x, (batch, -1, blocks, width))
+    s = ops.einsum("btnw,bnkw->btnk", rows, left)
+    return reshape(rows + ops.einsum("btnk,bnkw->btnw", s, right), shape)
+
+
+def _add_sums(rows, left, right):
+    """`rows + rows leftᵀ right`, without a product of matrices.
+
+    XLA fuses these sums into passes over the rows, and has no quick product of
+    many thin matrices on CPUs.
+    """
+    y = rows
+    for i in range(left.shape[2]):
+        s = ops.sum(rows * left[:, None, :, i], axis=-1, keepdims=True)
+        y = y + s * right[:, None, :, i]
+    return y
+
+
+def _arrange(factor):
+    """Each example's factor as one matrix, `(batch, blocks * k, d)`."""
+    blocks, k, width = factor.shape[1:]
+    if blocks > 1:
+        factor = block_diagonal(factor)
+    return reshape(factor, (-1, blocks * k, blocks * width))
+
+
+def _add_product(rows, s, right):
+    if BACKEND == "torch":
+        return rows.baddbmm(s, right)
+    return rows + ops.matmul(s, right)
+
+
+def matmul_each(x, matrices, biases=None):
+    """`y[b] = x[b] @ matrices[b] + biases[b]`.
+
+    Args:
+        x: Tensor of shape `(r * batch, ..., d)`, see `multiply_each`.
+        matrices: Tensor of shape `(batch, d, f)`.
+        biases: Tensor of shape `(batch, f)`, or `None`.
+
+    Returns:
+        Tensor of shape `(r * batch, ..., f)`.
+    """
+    batch = ops.shape(matrices)[0]
+    d, f = matrices.shape[1:]
+    rows = reshape(x, (batch, -1, d))
+    y = ops.matmul(rows, matrices)
+    if biases is not None:
+        y = y + biases[:, None]
+    return reshape(y, (*ops.shape(x)[:-1], f))
+
+
+def where_each(condition, x, y):
+    """`x[b]` where `condition[b]` holds, else `y[b]`.
+
+    Args:
+        condition: Boolean tensor of shape `(batch,)`.
+        x: Tensor of shape `(r * batch, ...)`, see `multiply_each`.
+        y: Tensor of the same shape.
+    """
+    shape = ops.shape(x)
+    batch = ops.shape(condition)[0]
+    apart = (batch, -1, *x.shape[1:])
+    condition = reshape(condition, (-1, 1) + (1,) * (len(x.shape) - 1))
+    if None in x.shape[1:]:
+        apart = (batch, ops.shape(x)[0] // batch, *shape[1:])
+    chosen = ops.where(condition, reshape(x, apart), reshape(y, apart))
+    return reshape(chosen, shape)
+
+
+def take_rows(variable, ids):
+    """The rows of a variable that `ids` name, all of which must exist.
+
+    Args:
+        variable: Variable of shape `(rows, ...)`.
+        ids: Int32 tensor of shape `(batch,)`.
+    """
+    if BACKEND == "torch":
+        return tensor(variable).index_select(0, ids)
+    return ops.take(tensor(variable), ids, axis=0)
+
+
+def set_row(variable, row: int, value):
+    """Sets one row of a variable of shape `(rows, ...)`, and no other.
+
+    Nothing is compiled for a new `row`, and where the backend's arrays can be
+    changed, nothing but the row is written.
+    """
+    value = ops.convert_to_tensor(value, dtype=variable.dtype)
+    if BACKEND == "torch":
+        # Not an operation that a gradient would follow.
+        variable.value.data[row] = value
+    elif BACKEND == "tensorflow":
+        variable.value.scatter_nd_update([[row]], value[None])
+    else:
+        start = (row,) + (0,) * (len(variable.shape) - 1)
+        variable.assign(ops.slice_update(tensor(variable), start, value[None]))
+
+
+def share_of_own(ids):
+    """By how much the mean over each example's own kind exceeds the batch's.
+
+    The gradient of a mean over the batch, times this, is for each of the ids
+    that of the mean over its own examples. It is zero for the id 0.
+
+    Args:
+        ids: Int32 tensor of shape `(batch,)`.
+
+    Returns:
+        Float32 tensor of shape `(batch,)`.
+    """
+    same = ops.cast(ops.equal(ids[:, None], ids[None, :]), "float32")
+    own = ops.sum(same, axis=1)
+    return ops.where(ids == 0, 0.0, ops.sum(ops.ones_like(own)) / own)
+
+
+def scale_gradient(x, scale):
+    """`x`, whose gradient is multiplied by `scale`, one number an example."""
+    scale = reshape(scale, (-1,) + (1,) * (len(x.shape) - 1))
+    constant = ops.stop_gradient(x)
+    return constant + ops.cast(scale, x.dtype) * (x - constant)
+
+
+def rows_with_gradient(gradients):
+    """Which rows any of the gradients reaches.
+
+    Args:
+        gradients: Tensors of shapes `(rows, ...)`.
+
+    Returns:
+        Boolean tensor of shape `(rows,)`.
+    """
+    found = None
+    for gradient in gradients:
+        shape = (gradient.shape[0], math.prod(gradient.shape[1:]))
+        reached = ops.any(reshape(gradient, shape) != 0, axis=1)
+        found = reached if found is None else ops.logical_or(found, reached)
+    return found

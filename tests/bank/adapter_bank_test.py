@@ -1,0 +1,236 @@
+"""Adapters come and go by name, and what does not fit is refused."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_ether
+from tests import models
+from tests import tuned
+from tests.bank import banks
+
+
+def answers(bank, name, x):
+    return banks.call(bank, x, [name] * len(x))
+
+
+def state(bank):
+    return (
+        bank.names,
+        bank.ids(bank.names).tolist(),
+        models.values(bank.model.variables),
+    )
+
+
+def assert_same(before, after):
+    assert before[:2] == after[:2]
+    for a, b in zip(before[2], after[2], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_files_models_and_fresh_starts(rng, tmp_path):
+    bank, alone = banks.bank_of(adapters=1)
+    x = models.inputs_of("mlp", rng)
+    keras_ether.save_adapter(alone[0], tmp_path / "a.safetensors")
+    assert bank.add("file", tmp_path / "a.safetensors") == 2
+    assert bank.add("fresh") == 3
+    assert bank.names == ["a0", "file", "fresh"]
+    assert bank.ids(["fresh", None, "a0"]).tolist() == [3, 0, 1]
+    assert bank.ids(["a0"]).dtype == "int32"
+    np.testing.assert_array_equal(
+        answers(bank, "file", x), answers(bank, "a0", x)
+    )
+    fresh, base = answers(bank, "fresh", x), answers(bank, None, x)
+    assert np.abs(fresh - base).max() > 1e-3
+
+
+def test_saved_adapters_are_those_that_were_added(rng, tmp_path):
+    bank, alone = banks.bank_of("mlp", "ether+")
+    bank.save("a1", tmp_path / "a1.safetensors")
+    loaded = keras_ether.load_adapter(
+        banks.plain("mlp", "ether+"), tmp_path / "a1.safetensors"
+    )
+    x = models.inputs_of("mlp", rng)
+    np.testing.assert_array_equal(
+        models.call(loaded, x), models.call(alone[1], x)
+    )
+
+
+@pytest.mark.once
+def test_an_adapter_of_fewer_layers_is_the_identity_on_the_others(
+    rng, tmp_path
+):
+    part = tuned.base("mlp")
+    keras_ether.apply(
+        part, rank_blocks=2, targets=["second"], trainable=["head"]
+    )
+    tuned.move(part.trainable_weights, 3)
+    bank, _ = banks.bank_of()
+    file = tmp_path / "part.safetensors"
+    keras_ether.save_adapter(part, file)
+    bank.add("part", file)
+    x = models.inputs_of("mlp", rng)
+    np.testing.assert_allclose(
+        answers(bank, "part", x), models.call(part, x), atol=1e-5
+    )
+    again = tmp_path / "again.safetensors"
+    bank.save("part", again)
+    headers = [keras_ether.read_adapter_header(f) for f in (file, again)]
+    assert headers[0] == headers[1]
+
+
+def test_what_was_removed_or_never_was_answers_nan(rng):
+    bank, _ = banks.bank_of()
+    x = models.inputs_of("mlp", rng, samples=6)
+    ids = bank.ids(["a0", "a1", None, "a0", "a0", "a0"])
+    bank.remove("a0")
+    ids[3:] = [-1, 4, 1_000]
+    found = models.call(bank.model, banks.with_ids(x, ids))
+    is_nan = np.isnan(found).all(axis=1)
+    assert is_nan.tolist() == [True, False, False, True, True, True]
+    assert not np.isnan(found[[1, 2]]).any()
+    with pytest.raises(ValueError, match="no adapter 'a0'"):
+        bank.ids(["a0"])
+
+
+@pytest.mark.once
+def test_replacing_keeps_the_id(rng):
+    bank, alone = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    assert bank.add("a0", alone[1]) == 1
+    np.testing.assert_array_equal(
+        answers(bank, "a0", x), answers(bank, "a1", x)
+    )
+
+
+@pytest.mark.once
+def test_a_full_bank(rng):
+    bank, alone = banks.bank_of(capacity=2)
+    before = state(bank)
+    with pytest.raises(ValueError, match=r"full.*room for 2.*'a0'"):
+        bank.add("more")
+    assert_same(before, state(bank))
+    bank.ids(["a0"])
+    assert bank.add("more", alone[0], evict=True) == 2
+    assert bank.names == ["a0", "more"]
+
+
+@pytest.mark.once
+def test_the_row_freed_longest_ago_is_taken_first():
+    bank, _ = banks.bank_of(capacity=2)
+    bank.remove("a1")
+    bank.remove("a0")
+    assert bank.add("b") == 2
+
+
+def _other_base(tmp_path):
+    return tuned.adapted("mlp", base_seed=1), "another base.*'first'"
+
+
+def _other_method(tmp_path):
+    return tuned.adapted("mlp", "ether+"), "method='ether', .*method='ether\\+'"
+
+
+def _other_blocks(tmp_path):
+    model = tuned.base("mlp")
+    keras_ether.apply(
+        model, rank_blocks=4, targets="all-linear", trainable=["head"]
+    )
+    return model, "rank_blocks=2.*rank_blocks=4"
+
+
+def _more_layers(tmp_path):
+    model = tuned.base("mlp")
+    keras_ether.apply(model, rank_blocks=2, targets="all-linear")
+    return model, "for 'head', and the bank"
+
+
+def _no_head(tmp_path):
+    model = tuned.base("mlp")
+    keras_ether.apply(model, rank_blocks=2, targets=["first", "second"])
+    return model, "beside the adapters must be"
+
+
+def _other_head(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = tuned.base("mlp")
+    inputs = model.inputs[0]
+    hidden = model.get_layer("second").output
+    head = keras.layers.Dense(7, name="head")
+    model = keras.Model(inputs, head(hidden))
+    keras_ether.apply(
+        model, rank_blocks=2, targets=["first", "second"], trainable=["head"]
+    )
+    return model, "does not fit|shape"
+
+
+def _damaged(tmp_path):
+    file = tmp_path / "damaged.safetensors"
+    keras_ether.save_adapter(tuned.adapted("mlp"), file)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    return file, "damaged"
+
+
+def _plain(tmp_path):
+    return tuned.base("mlp"), "no ETHER adapter"
+
+
+def _something(tmp_path):
+    return 3, "must be the path"
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore:.*the last linear layer")
+@pytest.mark.parametrize(
+    "make",
+    [
+        _other_base,
+        _other_method,
+        _other_blocks,
+        _more_layers,
+        _no_head,
+        _other_head,
+        _damaged,
+        _plain,
+        _something,
+    ],
+)
+def test_what_does_not_fit_is_refused(make, tmp_path):
+    bank, _ = banks.bank_of(capacity=2)
+    before = state(bank)
+    source, message = make(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        bank.add("a0", source)
+    with pytest.raises(ValueError, match=message):
+        bank.add("other", source, evict=True)
+    assert_same(before, state(bank))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["", None, 3])
+def test_names_are_strings(name):
+    bank, _ = banks.bank_of()
+    with pytest.raises(ValueError, match="must be a string"):
+        bank.add(name)
+
+
+@pytest.mark.once
+def test_ids_of_one_name_are_refused():
+    bank, _ = banks.bank_of()
+    with pytest.raises(ValueError, match="list of names"):
+        bank.ids("a0")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("capacity", [0, -1, 1.5, True, None])
+def test_capacity_is_a_positive_integer(capacity):
+    with pytest.raises(ValueError, match="capacity"):
+        keras_ether.AdapterBank(tuned.adapted("mlp"), capacity)
+
+
+@pytest.mark.once
+def test_a_plain_model_is_refused():
+    with pytest.raises(ValueError, match="no ETHER adapter"):
+        keras_ether.AdapterBank(models.mlp(), 2)

@@ -1,0 +1,441 @@
+"""Every example gets its own adapter's answer, whatever the layers."""
+
+import copy
+import threading
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_ether
+from tests import backends
+from tests import kinds
+from tests import models
+from tests import tuned
+from tests.bank import banks
+
+NAMES = ["a0", "a1", None, "a1", "a0", None, "a1", "a0"]
+
+
+def trials():
+    return [
+        pytest.param(name, method, marks=marks)
+        for name in models.ALL
+        for method in ["ether", "ether+"]
+        for marks in [
+            []
+            if (name, method) in [("mlp", "ether"), ("functional", "ether+")]
+            else [pytest.mark.nightly]
+        ]
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:.*learning rate of 5e-05")
+@pytest.mark.parametrize(("name", "method"), trials())
+def test_answers_are_those_of_each_adapter_alone(name, method, rng):
+    bank, alone = banks.bank_of(name, method)
+    x = models.inputs_of(name, rng)
+    before = models.call(bank.model.base, x)
+    expected = banks.expected(
+        NAMES,
+        alone,
+        banks.plain(name, method),
+        lambda model: models.call(model, x),
+    )
+    found = banks.call(bank, x, NAMES)
+    np.testing.assert_allclose(found, expected, atol=3e-5)
+    is_base = [name is None for name in NAMES]
+    np.testing.assert_array_equal(found[is_base], expected[is_base])
+    # The model passed is as it was.
+    np.testing.assert_array_equal(models.call(bank.model.base, x), before)
+
+
+def test_predict_and_evaluate(rng):
+    bank, alone = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    base = banks.plain("mlp")
+    batch = banks.with_ids(x, bank.ids(NAMES))
+    expected = banks.expected(
+        NAMES, alone, base, lambda m: m.predict(x, batch_size=3, verbose=0)
+    )
+    found = bank.model.predict(batch, batch_size=3, verbose=0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    is_base = [name is None for name in NAMES]
+    np.testing.assert_array_equal(found[is_base], expected[is_base])
+    bank.model.compile(loss="mse")
+    loss = bank.model.evaluate(batch, expected, verbose=0)
+    assert loss < 1e-8
+
+
+def kind_bank(kind, method="ether", dtype=None, blocks=2):
+    def make(seed):
+        keras.utils.set_random_seed(0)
+        model = kinds.model_of(kind)
+        keras_ether.apply(
+            model,
+            targets=["target"],
+            method=method,
+            rank_blocks=blocks,
+            trainable=["head"],
+        )
+        tuned.move(model.trainable_weights, seed)
+        return model
+
+    alone = [make(0), make(1)]
+    bank = keras_ether.AdapterBank(make(2), 3)
+    for i, model in enumerate(alone):
+        bank.add(f"a{i}", model)
+    return bank, alone, keras_ether.remove(make(2))
+
+
+@pytest.mark.parametrize(("kind", "method"), kinds.sweep("ether", "ether+"))
+def test_every_kind_of_layer(kind, method, rng):
+    bank, alone, base = kind_bank(kind, method)
+    x = kinds.inputs_of(kind, rng)
+    names = ["a1", None, "a0", "a1"]
+    expected = banks.expected(
+        names, alone, base, lambda model: models.call(model, x)
+    )
+    found = banks.call(bank, x, names)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.once
+def test_more_blocks_than_fit_one_matrix(rng):
+    def make(seed):
+        inputs = keras.Input((5, 40))
+        outputs = keras.layers.Dense(80, name="wide")(inputs)
+        keras.utils.set_random_seed(0)
+        model = keras.Model(inputs, outputs)
+        with pytest.warns(UserWarning, match="last linear"):
+            keras_ether.apply(model, rank_blocks=20, method="ether+", seed=0)
+        model.get_layer("wide").base_kernel.assign(
+            np.random.default_rng(0).standard_normal((40, 80))
+        )
+        tuned.move(model.trainable_weights, seed)
+        return model
+
+    alone = [make(0), make(1)]
+    bank = keras_ether.AdapterBank(make(2), 2)
+    for i, model in enumerate(alone):
+        bank.add(f"a{i}", model)
+    x = rng.standard_normal((2, 5, 40)).astype("float32")
+    for i in range(2):
+        np.testing.assert_allclose(
+            banks.call(bank, x, [f"a{i}"] * 2),
+            models.call(alone[i], x),
+            atol=1e-4,
+        )
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        "mixed_bfloat16",
+        pytest.param("bfloat16", marks=pytest.mark.nightly),
+        pytest.param("mixed_float16", marks=pytest.mark.nightly),
+    ],
+)
+def test_dtype_policies(dtype, rng):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(dtype)
+    try:
+        bank, alone = banks.bank_of("functional", "ether+")
+        base = banks.plain("functional", "ether+")
+    finally:
+        keras.config.set_dtype_policy(before)
+    x = models.inputs_of("functional", rng)
+
+    def answer(model):
+        y = model(x, training=False)
+        return np.array(ops.convert_to_numpy(ops.cast(y, "float32")))
+
+    expected = banks.expected(NAMES, alone, base, answer)
+    y = bank.model(banks.with_ids(x, bank.ids(NAMES)))
+    assert keras.backend.standardize_dtype(y.dtype) == dtype.removeprefix(
+        "mixed_"
+    )
+    found = np.array(ops.convert_to_numpy(ops.cast(y, "float32")))
+    np.testing.assert_allclose(found, expected, rtol=0.1, atol=0.1)
+    is_base = [name is None for name in NAMES]
+    np.testing.assert_array_equal(found[is_base], expected[is_base])
+
+
+@pytest.mark.parametrize(
+    "mode", ["int8", pytest.param("int4", marks=pytest.mark.nightly)]
+)
+def test_quantized_bases(mode, rng):
+    def make(seed):
+        model = tuned.base("mlp")
+        body = keras.Model(
+            model.inputs[0], model.get_layer("second").output, name="body"
+        )
+        for layer in body.layers:
+            if hasattr(layer, "kernel"):
+                layer.quantize(mode)
+        outputs = keras.layers.Dense(4, name="head", kernel_initializer="ones")(
+            body.outputs[0]
+        )
+        model = keras.Model(model.inputs[0], outputs)
+        keras_ether.apply(model, rank_blocks=2, trainable=["head"])
+        tuned.move(model.trainable_weights, seed)
+        return model
+
+    alone = [make(0), make(1)]
+    bank = keras_ether.AdapterBank(make(2), 2)
+    for i, model in enumerate(alone):
+        bank.add(f"a{i}", model)
+    x = models.inputs_of("mlp", rng)
+    expected = banks.expected(
+        NAMES,
+        alone,
+        keras_ether.remove(make(2)),
+        lambda model: models.call(model, x),
+    )
+    np.testing.assert_allclose(banks.call(bank, x, NAMES), expected, atol=0.05)
+
+
+def test_nothing_is_traced_again(rng):
+    """By adding, replacing, removing, and other adapters in the batch."""
+    traces = []
+
+    class Counted(keras.layers.Layer):
+        def call(self, x):
+            traces.append(x.shape)
+            return x
+
+    inputs = keras.Input((16,))
+    x = keras.layers.Dense(8, name="first")(inputs)
+    outputs = keras.layers.Dense(3, name="head")(Counted()(x))
+    model = keras.Model(inputs, outputs)
+    keras_ether.apply(model, rank_blocks=2, trainable=["head"])
+    bank = keras_ether.AdapterBank(model, 3)
+    data = models.inputs_of("mlp", rng, samples=4)
+
+    def predict(*names):
+        batch = banks.with_ids(data, bank.ids(names))
+        return bank.model.predict(batch, verbose=0)
+
+    first = predict(None, None, None, None)
+    if keras.backend.backend() == "torch":
+        pytest.skip("PyTorch runs the model as it is")
+    del traces[:]
+    bank.add("a")
+    bank.add("b")
+    predict("a", "b", None, "a")
+    bank.add("a")
+    bank.remove("b")
+    bank.add("c")
+    predict("a", "c", "c", "c")
+    np.testing.assert_array_equal(predict(None, None, None, None), first)
+    assert not traces
+
+
+def test_several_threads(rng):
+    bank, alone = banks.bank_of("mlp", "ether+")
+    x = models.inputs_of("mlp", rng)
+    base = banks.plain("mlp", "ether+")
+    wanted = {
+        "a0": models.call(alone[0], x),
+        "a1": models.call(alone[1], x),
+        None: models.call(base, x),
+        "host": models.call(bank.model.base, x),
+    }
+    wrong = []
+
+    def ask(name):
+        for _ in range(6):
+            if name == "host":
+                found = models.call(bank.model.base, x)
+            else:
+                found = banks.call(bank, x, [name] * len(x))
+            if not np.allclose(found, wanted[name], atol=1e-5):
+                wrong.append(name)
+
+    threads = [
+        threading.Thread(target=ask, args=(name,))
+        for name in [*wanted, *wanted]
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_compiled_by_the_backend(rng):
+    bank, _ = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    expected = banks.call(bank, x, NAMES)
+    run = backends.compile_function(
+        lambda x, ids: bank.model(banks.with_ids(x, ids))
+    )
+    found = run(
+        ops.convert_to_tensor(x), ops.convert_to_tensor(bank.ids(NAMES))
+    )
+    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*last linear layer")
+@pytest.mark.parametrize(
+    "layer",
+    [
+        "conv",
+        pytest.param("norm", marks=pytest.mark.nightly),
+        pytest.param("einsum", marks=pytest.mark.nightly),
+        pytest.param("embedding", marks=pytest.mark.nightly),
+    ],
+)
+def test_heads_of_any_kind(layer, rng):
+    layers = {
+        "conv": lambda: keras.layers.Conv1D(4, 2, activation="relu"),
+        "norm": keras.layers.LayerNormalization,
+        "einsum": lambda: keras.layers.EinsumDense(
+            "btd,dnh->btnh", (None, 2, 3), bias_axes="nh"
+        ),
+        "embedding": lambda: keras_hub.layers.ReversibleEmbedding(5, 8),
+    }
+
+    def make(seed):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((6, 8))
+        x = keras.layers.Dense(8, name="body")(inputs)
+        head = layers[layer]()
+        head.build((None, 6, 8))
+        head.name = "head"
+        outputs = head(x, reverse=True) if layer == "embedding" else head(x)
+        model = keras.Model(inputs, outputs)
+        keras_ether.apply(model, rank_blocks=2, trainable=["head"], seed=0)
+        tuned.move(model.trainable_weights, seed)
+        return model
+
+    alone = [make(0), make(1)]
+    bank = keras_ether.AdapterBank(make(2), 2)
+    for i, model in enumerate(alone):
+        bank.add(f"a{i}", model)
+    base = keras_ether.remove(make(2))
+    x = rng.standard_normal((8, 6, 8)).astype("float32")
+    expected = banks.expected(
+        NAMES, alone, base, lambda model: models.call(model, x)
+    )
+    np.testing.assert_allclose(banks.call(bank, x, NAMES), expected, atol=1e-5)
+
+
+def _refused(model, message, targets="all-linear", **kwargs):
+    keras_ether.apply(model, rank_blocks=2, targets=targets, **kwargs)
+    before = models.values(model.variables)
+    with pytest.raises(ValueError, match=message):
+        keras_ether.AdapterBank(model, 2)
+    for a, b in zip(before, models.values(model.variables), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_layer_that_sees_no_batch_is_named():
+    inputs = keras.Input((6, 8))
+    x = ops.reshape(inputs, (-1, 8))
+    x = keras.layers.Dense(8, name="merged")(x)
+    x = ops.reshape(x, (-1, 6 * 8))
+    outputs = keras.layers.Dense(2, name="head")(x)
+    model = keras.Model(inputs, outputs)
+    _refused(model, "'merged' must be the batch", trainable=["head"])
+
+
+def test_a_layer_that_sees_no_batch_is_named_at_a_call(rng):
+    """Where the model does not tell its inputs before."""
+
+    class Merging(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.merged = keras.layers.Dense(4, name="merged")
+            self.merged.build((None, 8))
+            self.built = True
+
+        def call(self, x):
+            return ops.reshape(self.merged(ops.reshape(x, (-1, 8))), (-1, 24))
+
+    model = Merging()
+    with pytest.warns(UserWarning, match="last linear"):
+        keras_ether.apply(model, rank_blocks=2)
+    bank = keras_ether.AdapterBank(model, 2)
+    x = rng.standard_normal((2, 6, 8)).astype("float32")
+    with pytest.raises(ValueError, match=r"'.*merged' must be the batch"):
+        banks.call(bank, x, [None, None])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("method", ["oft", "naive"])
+def test_methods_of_whole_blocks_are_refused(method):
+    _refused(models.mlp(), "no reflections", method=method, trainable=["head"])
+
+
+@pytest.mark.once
+def test_a_batch_that_is_not_the_first_axis_is_refused():
+    inputs = keras.Input((6, 8))
+    x = keras.layers.EinsumDense("btd,df->tbf", (None, 4), name="turned")(
+        inputs
+    )
+    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
+    _refused(model, "'turned'.*batch is not the first", trainable=["head"])
+
+
+@pytest.mark.once
+def test_statistics_of_a_head_are_refused():
+    inputs = keras.Input((8,))
+    x = keras.layers.Dense(8)(inputs)
+    x = keras.layers.BatchNormalization(name="norm")(x)
+    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
+    _refused(model, "'norm'.*move without training", trainable=["head", "norm"])
+
+
+@pytest.mark.once
+def test_kernels_read_from_outside_are_refused():
+    inputs = keras.Input((6, 8))
+    dense = keras.layers.Dense(4, name="read")
+
+    class Tied(keras.layers.Layer):
+        def call(self, x):
+            return ops.matmul(x, ops.transpose(dense.kernel))
+
+    outputs = keras.layers.Dense(2, name="head")(Tied()(dense(inputs)))
+    model = keras.Model(inputs, outputs)
+    _refused(model, "'read' was asked for its `kernel`", trainable=["head"])
+
+
+@pytest.mark.once
+def test_the_bank_says_when_its_base_was_merged(rng):
+    bank, _ = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    batch = banks.with_ids(x, bank.ids(NAMES))
+    bank.model.predict(batch, verbose=0)
+    keras_ether.merge(bank.model.base)
+    with pytest.raises(ValueError, match="merged or removed since"):
+        bank.model.predict(batch, verbose=0)
+    with pytest.raises(ValueError, match="merged or removed since"):
+        bank.model(batch)
+
+
+@pytest.mark.once
+def test_inputs_without_ids_are_refused(rng):
+    bank, _ = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    for wrong in (x, {"inputs": x}):
+        with pytest.raises(ValueError, match="adapter_id"):
+            bank.model(wrong)
+    with pytest.raises(ValueError, match="shape"):
+        bank.model(banks.with_ids(x, bank.ids(NAMES)[:, None]))
+    with pytest.raises(ValueError, match="must be the batch"):
+        bank.model(banks.with_ids(x, bank.ids(NAMES)[:3]))
+
+
+@pytest.mark.once
+def test_whole_banks_are_neither_saved_nor_copied(tmp_path):
+    bank, _ = banks.bank_of()
+    with pytest.raises(ValueError, match=r"bank\.save"):
+        bank.model.save(tmp_path / "bank.keras")
+    with pytest.raises(ValueError, match="can't be"):
+        copy.deepcopy(bank.model)

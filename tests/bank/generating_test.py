@@ -1,0 +1,101 @@
+"""Generation, each prompt with its own adapter."""
+
+import keras
+import keras_hub
+import numpy as np
+import pytest
+
+import keras_ether
+from tests import models
+from tests import tuned
+from tests.bank import banks
+
+NAMES = ["a0", None, "a1", "a0"]
+pytestmark = pytest.mark.filterwarnings("ignore:.*learning rate of 2e-05")
+
+
+def task(seed, sampler):
+    keras.utils.set_random_seed(0)
+    backbone = keras_hub.models.GPT2Backbone(
+        vocabulary_size=40,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        max_sequence_length=10,
+        name="backbone",
+    )
+    model = keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
+    tuned.move(model.trainable_weights, 0)
+    keras_ether.apply(
+        model,
+        targets="all",
+        exclude=["position_embedding"],
+        rank_blocks=2,
+        method="ether+",
+    )
+    tuned.move(model.trainable_weights, seed)
+    model.compile(sampler=sampler)
+    return model
+
+
+def prompts(rng, count=4, length=8, given=3):
+    mask = np.tile(np.arange(length) < given, (count, 1)).astype("int32")
+    tokens = rng.integers(1, 40, (count, length)).astype("int32") * mask
+    return {"token_ids": tokens, "padding_mask": mask}
+
+
+@pytest.mark.parametrize(
+    "beams", [None, pytest.param(2, marks=pytest.mark.nightly)]
+)
+def test_tokens_are_those_of_each_adapter_alone(rng, beams):
+    sampler = "greedy"
+    if beams:
+        sampler = keras_hub.samplers.BeamSampler(num_beams=beams)
+    alone = [task(0, sampler), task(1, sampler)]
+    bank = keras_ether.AdapterBank(task(2, sampler), 3)
+    for i, model in enumerate(alone):
+        bank.add(f"a{i}", model)
+    base = keras_ether.remove(task(2, sampler))
+    x = prompts(rng)
+
+    def answer(model):
+        return model.generate(x, stop_token_ids=None)["token_ids"]
+
+    expected = banks.expected(NAMES, alone, base, answer)
+    found = bank.generate(x, NAMES, stop_token_ids=None)["token_ids"]
+    np.testing.assert_array_equal(found, expected)
+    # Others in the same places, by the same compiled loop.
+    turned = NAMES[::-1]
+    np.testing.assert_array_equal(
+        bank.generate(x, turned, stop_token_ids=None)["token_ids"],
+        banks.expected(turned, alone, base, answer),
+    )
+
+
+@pytest.mark.once
+def test_one_adapter_for_each_prompt(rng):
+    bank = keras_ether.AdapterBank(task(2, "greedy"), 3)
+    with pytest.raises(ValueError, match="3 adapters for 4 prompts"):
+        bank.generate(prompts(rng), [None] * 3, stop_token_ids=None)
+    with pytest.raises(ValueError, match="no adapter 'a'"):
+        bank.generate(prompts(rng), ["a"] * 4, stop_token_ids=None)
+
+
+@pytest.mark.once
+def test_a_sampler_that_is_changed(rng):
+    model = task(2, "greedy")
+    bank = keras_ether.AdapterBank(model, 3)
+    bank.add("a")
+    x, names = prompts(rng), ["a"] * 4
+    greedy = bank.generate(x, names, stop_token_ids=None)["token_ids"]
+    model.compile(sampler=keras_hub.samplers.TopKSampler(k=40, seed=1))
+    other = bank.generate(x, names, stop_token_ids=None)["token_ids"]
+    assert not np.array_equal(greedy, other)
+
+
+@pytest.mark.once
+def test_models_that_do_not_generate_are_refused():
+    bank, _ = banks.bank_of()
+    with pytest.raises(ValueError, match="can't generate"):
+        bank.generate(models.inputs_of("mlp", np.random.default_rng(0)), [None])

@@ -1,0 +1,80 @@
+"""Products with factors of each example's own, against explicit matrices."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_ether.ops import each_example
+from tests import backends
+
+
+def blocks_of(left, right):
+    """One example's `diag(I + leftᵀ right)`, in float64."""
+    n, _, width = left.shape
+    matrix = np.eye(n * width)
+    for i in range(n):
+        part = slice(i * width, (i + 1) * width)
+        matrix[part, part] += left[i].T.astype("float64") @ right[i]
+    return matrix
+
+
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize(
+    ("blocks", "k", "middle"), [(1, 1, ()), (2, 2, (5,)), (12, 2, (2, 3))]
+)
+def test_multiply_each(rng, blocks, k, middle, times):
+    left, right = rng.standard_normal((2, 4, blocks, k, 3)).astype("float32")
+    x = rng.standard_normal((4 * times, *middle, blocks * 3)).astype("float32")
+    found = ops.convert_to_numpy(
+        each_example.multiply_each(
+            *map(ops.convert_to_tensor, (x, left, right))
+        )
+    )
+    for i, row in enumerate(x):
+        matrix = blocks_of(left[i // times], right[i // times])
+        np.testing.assert_allclose(found[i], row @ matrix, atol=1e-4)
+
+
+def test_zero_factors_are_the_identity_to_the_bit(rng):
+    x = rng.standard_normal((4, 5, 6)).astype("float32")
+    zeros = ops.zeros((4, 2, 2, 3))
+    found = each_example.multiply_each(ops.convert_to_tensor(x), zeros, zeros)
+    np.testing.assert_array_equal(ops.convert_to_numpy(found), x)
+
+
+def test_gradients_reach_their_own_example(rng):
+    left, right = rng.standard_normal((2, 3, 2, 1, 3)).astype("float32")
+    x = rng.standard_normal((3, 4, 6)).astype("float32")
+
+    def of_example_1(left, right):
+        y = each_example.multiply_each(ops.convert_to_tensor(x), left, right)
+        return ops.sum(ops.square(y[1]))
+
+    def oracle(left, right):
+        return np.sum((x[1] @ blocks_of(left[1], right[1])) ** 2)
+
+    found = backends.gradients(of_example_1, (left, right))
+    expected = backends.finite_differences(oracle, (left, right))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+        assert not a[[0, 2]].any()
+
+
+def test_matmul_each(rng):
+    x = rng.standard_normal((4, 5, 3)).astype("float32")
+    matrices = rng.standard_normal((2, 3, 6)).astype("float32")
+    biases = rng.standard_normal((2, 6)).astype("float32")
+    found = ops.convert_to_numpy(
+        each_example.matmul_each(
+            *map(ops.convert_to_tensor, (x, matrices, biases))
+        )
+    )
+    for i in range(4):
+        expected = x[i] @ matrices[i // 2] + biases[i // 2]
+        np.testing.assert_allclose(found[i], expected, atol=1e-5)
+
+
+def test_share_of_own():
+    ids = ops.convert_to_tensor(np.array([2, 5, 2, 0, 2, 5], "int32"))
+    found = ops.convert_to_numpy(each_example.share_of_own(ids))
+    np.testing.assert_allclose(found, [2, 3, 2, 0, 2, 3])
