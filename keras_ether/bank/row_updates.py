@@ -14,6 +14,7 @@ from keras_ether import _keras_internals as internals
 from keras_ether.adapters import shadowing
 from keras_ether.ops.backend import snapshot
 from keras_ether.ops.backend import tensor
+from keras_ether.ops.each_example import dense_gradient
 from keras_ether.ops.each_example import rows_with_gradient
 from keras_ether.ops.each_example import set_row
 from keras_ether.ops.values import to_numpy
@@ -62,7 +63,10 @@ def _apply(optimizer, rows, apply, grads, trainable_variables=None):
         # As it would itself, but before its moments are looked at.
         optimizer.build(trainable_variables)
     trained = trainable_variables or internals.trained_variables(optimizer)
-    gradients = [ops.convert_to_tensor(g) for g in grads if g is not None]
+    # On TensorFlow they are slices, one for each example. Adam would square
+    # each of them by itself and not the gradient of the row, their sum.
+    grads = [None if g is None else dense_gradient(g) for g in grads]
+    gradients = [g for g in grads if g is not None]
     accumulated = [
         ops.convert_to_tensor(g)
         for g in internals.accumulated_gradients(optimizer)

@@ -171,6 +171,14 @@ def scale_gradient(x, scale):
     return constant + ops.cast(scale, x.dtype) * (x - constant)
 
 
+def dense_gradient(gradient):
+    """A gradient as one tensor, the slices of a gather added up."""
+    if BACKEND != "tensorflow":
+        return gradient
+    # `ops.convert_to_tensor` would leave slices as they are.
+    return ops.reshape(gradient, tuple(gradient.shape))
+
+
 def rows_with_gradient(gradients):
     """Which rows any of the gradients reaches.
 
