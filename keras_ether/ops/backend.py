@@ -14,6 +14,9 @@ from keras import ops
 
 BACKEND = keras.backend.backend()
 
+if BACKEND == "jax":
+    import jax
+
 if BACKEND == "torch":
     import torch
 
@@ -168,6 +171,15 @@ def float32(x):
     if ops.is_tensor(x) and is_float32(x):
         return x
     return ops.cast(x, "float32")
+
+
+def as_it_is(x):
+    """`x`, which with its gradient is computed in the form that it has.
+
+    XLA would move the reshaping of a few rows in front of the product that
+    makes them, and copy all that is multiplied there into another order.
+    """
+    return jax.lax.optimization_barrier(x) if BACKEND == "jax" else x
 
 
 def is_eager_torch() -> bool:
