@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 PLATFORMS = ("tpu", "cuda")
 
 
-@pytest.fixture(params=["float32", "bfloat16"])
+@pytest.fixture
 def policy(request):
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(request.param)
@@ -66,8 +66,14 @@ def values(model):
 
 
 @pytest.mark.parametrize(
-    ("method", "blocks"),
-    [(method, 2) for method in METHODS] + [("ether+", 8)],
+    ("method", "blocks", "policy"),
+    [
+        *((method, 2, "bfloat16") for method in METHODS),
+        ("ether+", 8, "bfloat16"),
+        ("ether", 2, "float32"),
+        ("ether+", 2, "float32"),
+    ],
+    indirect=["policy"],
 )
 def test_a_training_step_and_predict(method, blocks, policy):
     model = model_of(method, blocks)
@@ -87,6 +93,7 @@ def test_a_training_step_and_predict(method, blocks, policy):
         assert "dot_general" in text
 
 
+@pytest.mark.parametrize("policy", ["bfloat16"], indirect=True)
 def test_generate(policy):
     from keras_hub.models import Llama3Backbone
     from keras_hub.models import Llama3CausalLM

@@ -107,7 +107,7 @@ def folded_product(
     """
     biases = () if bias is None else (bias,)
     if not is_float32(x):
-        return _wide_side_beside(
+        return wide_side_beside(
             x, kernel, view, inputs, outputs, biases, training
         )
     matrix = view.kernel_matrix(kernel)
@@ -122,7 +122,7 @@ def folded_product(
     return layer_output(view, x, folded, kernel, biases)
 
 
-def _wide_side_beside(x, kernel, view, inputs, outputs, biases, training):
+def wide_side_beside(x, kernel, view, inputs, outputs, biases, training):
     """The product in 16 bits: the pair of the wide side, the narrow one around.
 
     Passes over the wide side are what costs. Its pair needs the inputs and the
