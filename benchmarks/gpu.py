@@ -61,7 +61,9 @@ def main(args):
         compare(rows)
         save(args, size, rows)
         print(row, flush=True)
-    print(report.markdown([r for r in rows if "error" not in r]))
+    done = [row for row in rows if "error" not in row]
+    if done:
+        print(report.markdown(done))
 
 
 def jobs(args):

@@ -33,9 +33,19 @@ def test_a_row_of_the_benchmark_of_accelerators(job):
 def test_the_benchmark_of_accelerators_leaves_what_it_had(tmp_path):
     """A row that fails says so, and when the time is up no more is run."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks", "gpu", "--tiny"]
-        + ["--minutes", "0.01", "--modes", "torch"]
-        + ["--results", str(tmp_path)],
+        [
+            sys.executable,
+            "-m",
+            "benchmarks",
+            "gpu",
+            "--tiny",
+            "--minutes",
+            "0.01",
+            "--modes",
+            "torch",
+            "--results",
+            str(tmp_path),
+        ],
         capture_output=True,
         text=True,
         check=True,
