@@ -85,10 +85,10 @@ def train(method, policy, tokens, labels, steps):
     for i in range(steps):
         batch = slice(i * BATCH, (i + 1) * BATCH)
         x = {name: value[batch] for name, value in tokens.items()}
-        loss = model.train_on_batch(x, labels[batch])
+        logs = model.train_on_batch(x, labels[batch], return_dict=True)
         # Keras gives the mean so far.
         model.reset_metrics()
-        losses.append(float(loss))
+        losses.append(float(logs["loss"]))
     return losses
 
 

@@ -125,3 +125,25 @@ def test_generate(policy):
         assert "f64" not in text
         assert re.search(r"stablehlo\.while", text)
         keras_ether.remove(model)
+
+
+PRODUCT = re.compile(r"stablehlo\.dot_general[^\n]*")
+
+
+@pytest.mark.parametrize("policy", ["float32"], indirect=True)
+@pytest.mark.parametrize("method", METHODS)
+def test_what_merging_writes_is_no_product_of_bfloat16(method, policy):
+    """As a TPU would compute float32 unless it is told otherwise."""
+    dense = keras_ether.layers.EtherDense(
+        12, method=method, side="both", rank_blocks=2, seed=0
+    )
+    dense.build((None, 8))
+    kernel = dense.base_kernel.value
+    for fold in (dense.ether.fold, dense.ether.unfold):
+        products = PRODUCT.findall(lowered(fold, kernel))
+        assert products
+        assert all("precision = [HIGHEST, HIGHEST]" in p for p in products)
+    # Norms are sums.
+    if method in ("ether", "ether+"):
+        text = lowered(lambda: dense.ether.trained_factors("input"))
+        assert not PRODUCT.search(text)

@@ -12,6 +12,7 @@ from keras_ether.adapters.arguments import check_arguments
 from keras_ether.adapters.arguments import quantizing_error
 from keras_ether.adapters.switch import Switch
 from keras_ether.ops import reflections
+from keras_ether.ops.backend import precise_products
 from keras_ether.ops.backend import snapshot
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.custom_gradient import is_gradient_wanted
@@ -274,9 +275,11 @@ class Adapter(keras.layers.Layer):
                 continue
             if transposed:
                 factors = reflections.transpose(*factors)
-            kernel = map_axis(
-                lambda rows, f=factors: reflections.multiply(rows, *f), kernel
-            )
+            with precise_products():
+                kernel = map_axis(
+                    lambda rows, f=factors: reflections.multiply(rows, *f),
+                    kernel,
+                )
         return ops.cast(kernel, dtype)
 
     def save_own_variables(self, store):

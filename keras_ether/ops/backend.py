@@ -8,6 +8,8 @@ By their operators some take long on TensorFlow, whose tensors have none of the
 methods that JAX's and PyTorch's share.
 """
 
+import contextlib
+
 import keras
 import numpy as np
 from keras import ops
@@ -180,6 +182,17 @@ def as_it_is(x):
     makes them, and copy all that is multiplied there into another order.
     """
     return jax.lax.optimization_barrier(x) if BACKEND == "jax" else x
+
+
+def precise_products():
+    """A context in which products of float32 are products of float32.
+
+    On a TPU they are of bfloat16 unless JAX is told otherwise: quick enough for
+    a training step, and not for a kernel that is written once and kept.
+    """
+    if BACKEND == "jax":
+        return jax.default_matmul_precision("highest")
+    return contextlib.nullcontext()
 
 
 def is_eager_torch() -> bool:
