@@ -22,10 +22,16 @@ BENCHMARKS = {
     "growth": "cost of one layer by tokens, width and blocks",
     "floor": "what the products of a few rows take on their own",
     "profile": "where PyTorch spends a step, by its profiler",
+    "tpu": "memory traffic of a step compiled for a TPU, without one",
+    "kernels": "kernels that PyTorch starts in a training step",
+    "gpu": "step time and memory on an accelerator, in 8 minutes",
     "peers": "PEFT on transformers, each framework over its own limit",
     "tables": "tables and plots of benchmarks/README.md, from the results",
 }
-TORCH_ONLY = ("peers", "profile")
+TORCH_ONLY = ("peers", "profile", "kernels")
+JAX_ONLY = ("tpu",)
+# These take options of their own.
+WITH_OPTIONS = ("tpu", "kernels", "gpu")
 # How long each model of a benchmark is measured by default.
 SECONDS = {"train": 150, "infer": 60, "bank": 60}
 
@@ -45,12 +51,15 @@ def main():
         )
         if name == "tables":
             continue
+        backends = ["jax", "tensorflow", "torch"]
+        if name in TORCH_ONLY:
+            backends = ["torch"]
+        if name in JAX_ONLY:
+            backends = ["jax"]
         command.add_argument(
             "--backend",
-            choices=["torch"]
-            if name in TORCH_ONLY
-            else ["jax", "tensorflow", "torch"],
-            default="torch" if name in TORCH_ONLY else "jax",
+            choices=backends,
+            default=backends[0],
         )
         command.add_argument("--threads", type=int, default=2)
         if name == "train":
@@ -72,6 +81,9 @@ def main():
             action="store_true",
             help="the main rows only, under 3 minutes",
         )
+        if name in WITH_OPTIONS:
+            module = importlib.import_module(f"benchmarks.{name}")
+            module.add_arguments(command)
     args = parser.parse_args()
     if args.benchmark != "tables":
         pin(args.backend, args.threads)

@@ -21,7 +21,7 @@ from benchmarks import timing
 from benchmarks import train
 from benchmarks import variants
 from keras_ether.adapters import kinds
-from keras_ether.ops import low_rank
+from keras_ether.ops import block_diagonal
 from keras_ether.ops import reflections
 
 BLOCKS = (1, 4, 8, 32)
@@ -107,7 +107,7 @@ def fold(maps):
     folded = []
     for _, _, kernel, pairs, _ in maps:
         for p, q in pairs:
-            kernel = low_rank.add_outer(kernel, p, q)
+            kernel = block_diagonal.add_outer(kernel, p, q)
         folded.append(kernel)
     return folded
 

@@ -29,7 +29,7 @@ ROOMS = {
 # What single modules import when a function needs it, or on that backend only.
 EXTRAS = {
     "ops.custom_gradient": {"jax", "torch"},
-    "ops.backend": {"torch"},
+    "ops.backend": {"jax", "torch"},
     "diagnostics.logger": {"tensorboard"},
     "diagnostics.plots": {"matplotlib"},
 }

@@ -19,6 +19,7 @@ from keras_ether.adapters.quantized_kernel import quantizing_error
 from keras_ether.adapters.switch import Switch
 from keras_ether.ops import reflections
 from keras_ether.ops.backend import BACKEND
+from keras_ether.ops.backend import precise_products
 from keras_ether.ops.backend import snapshot
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.conv_view import ConvView
@@ -329,7 +330,8 @@ class Adapter(keras.layers.Layer):
             if transposed:
                 factors = reflections.transpose(*factors)
             multiply = functools.partial(_multiply, factors)
-            kernel = map_axis(multiply, kernel)
+            with precise_products():
+                kernel = map_axis(multiply, kernel)
         return ops.cast(kernel, dtype)
 
     def save_own_variables(self, store: Any) -> None:

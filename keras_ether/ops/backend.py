@@ -8,6 +8,7 @@ On TensorFlow some operators are slow, and tensors lack the methods that JAX's
 and PyTorch's share.
 """
 
+import contextlib
 from typing import Any
 
 import keras
@@ -18,6 +19,9 @@ from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 BACKEND = keras.backend.backend()
+
+if BACKEND == "jax":
+    import jax
 
 if BACKEND == "torch":
     import torch
@@ -173,6 +177,26 @@ def float32(x: Tensor) -> Tensor:
     if ops.is_tensor(x) and is_float32(x):
         return x
     return ops.cast(x, "float32")
+
+
+def as_it_is(x):
+    """`x`, which with its gradient is computed in the form that it has.
+
+    XLA would move the reshaping of a few rows in front of the product that
+    makes them, and copy all that is multiplied there into another order.
+    """
+    return jax.lax.optimization_barrier(x) if BACKEND == "jax" else x
+
+
+def precise_products():
+    """A context in which products of float32 are products of float32.
+
+    On a TPU they are of bfloat16 unless JAX is told otherwise: quick enough for
+    a training step, and not for a kernel that is written once and kept.
+    """
+    if BACKEND == "jax":
+        return jax.default_matmul_precision("highest")
+    return contextlib.nullcontext()
 
 
 def is_eager_torch() -> bool:

@@ -129,6 +129,16 @@ def kernel_rows(factor, kernel):
     return reshape(batch_matmul(factor, kernel), (blocks * k, -1))
 
 
+def add_outer(matrix, p, q):
+    """`matrix + pᵀ q`, for factors of which `arrange` may have left one."""
+    if len(p.shape) == 2:
+        return add_spread(matrix, transpose(p), q)
+    blocks, k, width = p.shape
+    q = reshape(q, (blocks, k, -1))
+    outer = batch_matmul(transpose(p), q)
+    return matrix + reshape(outer, (blocks * width, -1))
+
+
 def split(x, factor):
     """The last axis of `x` as the blocks of `factor` and what is in each."""
     blocks, _, width = factor.shape

@@ -15,8 +15,10 @@ of the activations, products in the dtype of the activations.
 
 from keras import ops
 
+from keras_ether.ops.backend import as_it_is
 from keras_ether.ops.backend import float32
 from keras_ether.ops.backend import is_eager_torch
+from keras_ether.ops.backend import is_float32
 from keras_ether.ops.backend import reciprocal_norm
 from keras_ether.ops.backend import sum_last
 from keras_ether.ops.block_diagonal import add_spread
@@ -140,6 +142,8 @@ def multiply(x, left, right=None, training=False):
         deviation = ops.einsum("...nw,nwv->...nv", split(x, left), left)
         return x + join(deviation)
     left, right = arrange(left), arrange(ops.cast(right, x.dtype))
+    if not is_float32(x):
+        left, right = as_it_is(left), as_it_is(right)
     if training:
         return _update(x, left, right)
     return _update_forward(x, left, right)[0]

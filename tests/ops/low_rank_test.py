@@ -412,7 +412,8 @@ def test_ether_plus_with_equal_vectors_is_the_base_to_the_bit(
         (8, 16, 16, "float32", True, True),
         (7, 16, 16, "float32", True, False),
         (7, 16, 16, "float32", False, False),
-        (64, 16, 16, "bfloat16", True, False),
+        (8, 16, 16, "bfloat16", True, True),
+        (7, 16, 16, "bfloat16", True, False),
         (None, 16, 16, "float32", True, True),
         (None, 16, 16, "float32", False, False),
     ],
@@ -450,3 +451,112 @@ def test_layers_that_reorder_their_rows_are_not_folded():
     for equation, expected in (("abc,cd->bad", False), ("abc,cd->adb", True)):
         view = MatrixView(equation)
         assert low_rank.pays(x, kernel, view, [thin, None], True) is expected
+
+
+# What 16 bits are multiplied by, here in float32 so that it can be compared: 4
+# blocks stand beside the product, 10 are folded into the kernel.
+BESIDE = [
+    (method, side, blocks, view)
+    for method, side in (
+        ("ether", "input"),
+        ("ether", "output"),
+        ("ether+", "both"),
+    )
+    for blocks, view in ((4, DENSE), (2, HEADS), (2, JOINED), (10, NARROW))
+]
+
+
+def beside(method, view, names, x, kernel, *vectors, training=True):
+    sides, count = {}, len(vectors) // len({n[:5] for n in names})
+    for i in range(0, len(names), count):
+        numbers = [ops.convert_to_tensor(v) for v in vectors[i : i + count]]
+        sides[names[i].partition("_")[0]] = FACTORS[method](*numbers)
+    return low_rank.wide_side_beside(
+        ops.convert_to_tensor(x),
+        ops.convert_to_tensor(kernel),
+        view,
+        sides.get("input"),
+        sides.get("output"),
+        (),
+        training,
+    )
+
+
+@pytest.mark.parametrize(("method", "side", "blocks", "view"), BESIDE)
+def test_pairs_beside_the_product(method, side, blocks, view, rng):
+    """Values, gradients and forward mode, where activations are narrower."""
+    arrays, names = draw(method, side, blocks, view, rng)
+    _, kernel_shape = SHAPES[view]
+    _, d, f = view.sizes(kernel_shape)
+    if (side == "input" and d < f) or (side == "output" and f < d):
+        pytest.skip("the wide side is not transformed")
+    expected = oracle(method, view, names, *arrays)
+    for training in (False, True):
+        y = beside(method, view, names, *arrays, training=training)
+        np.testing.assert_allclose(numpy(y), expected, rtol=1e-3, atol=1e-4)
+    target = expected + rng.standard_normal(expected.shape)
+    loss = backends.gradients(
+        lambda *a: ops.mean(
+            ops.square(beside(method, view, names, *a) - ops.array(target))
+        ),
+        arrays,
+    )
+    reference = backends.finite_differences(
+        lambda *a: ((oracle(method, view, names, *a) - target) ** 2).mean(),
+        arrays,
+    )
+    for found, gradient in zip(loss, reference, strict=True):
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(found, gradient, atol=1e-3 * scale)
+    directions = [
+        rng.standard_normal(a.shape).astype("float32") for a in arrays
+    ]
+    found = backends.directional_derivative(
+        lambda *a: beside(method, view, names, *a), arrays, directions
+    )
+
+    def moved(step):
+        points = zip(arrays, directions, strict=True)
+        return oracle(
+            method, view, names, *(np.float64(a) + step * d for a, d in points)
+        )
+
+    tangent = (moved(1e-5) - moved(-1e-5)) / 2e-5
+    scale = np.abs(tangent).max()
+    np.testing.assert_allclose(found, tangent, atol=1e-3 * scale)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("view", [DENSE, HEADS, JOINED])
+@pytest.mark.parametrize("training", [False, True])
+def test_ether_plus_starts_at_the_base_in_16_bits(view, training, dtype, rng):
+    (x, kernel, u, _, v, _), names = draw("ether+", "both", 4, view, rng)
+    x, kernel = (ops.cast(ops.array(a), dtype) for a in (x, kernel))
+    y = folded("ether+", view, names, x, kernel, u, u, v, v, training=training)
+    base = view.product(x, kernel)
+    assert y.dtype == base.dtype
+    for a in (y, base):
+        assert keras.backend.standardize_dtype(a.dtype) == dtype
+    np.testing.assert_array_equal(
+        numpy(ops.cast(y, "float32")), numpy(ops.cast(base, "float32"))
+    )
+
+
+@pytest.mark.parametrize("method", FACTORS)
+def test_second_derivative_of_pairs_beside_the_product(method, rng):
+    side = "input" if method == "ether" else "both"
+    arrays, names = draw(method, side, 4, DENSE, rng)
+    x, kernel, vector, *rest = arrays
+
+    def loss(vector, product):
+        y = product(method, DENSE, names, x, kernel, vector, *rest)
+        return ops.mean(ops.square(y) * ops.abs(y))
+
+    found, expected = (
+        backends.squared_gradient_derivative(
+            lambda v, f=function: loss(v, f), [vector]
+        )
+        for function in (beside, folded)
+    )
+    scale = np.abs(numpy(expected)).max()
+    np.testing.assert_allclose(numpy(found), numpy(expected), atol=1e-3 * scale)

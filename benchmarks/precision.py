@@ -1,0 +1,96 @@
+"""Losses in 16 bits beside those in float32, on a pretrained model.
+
+    KERAS_BACKEND=jax python -m benchmarks.precision --data FOLDER
+
+all-MiniLM-L6-v2 on SST-2, all linear maps, four blocks: the same weights, head
+and batches by each dtype policy. `FOLDER` holds `train.tsv`, a sentence and a
+label a line. The file of results is written after each run.
+"""
+
+import argparse
+import json
+import pathlib
+import types
+
+import keras
+import keras_hub
+import numpy as np
+
+import keras_ether
+from benchmarks import report
+from benchmarks import sst2
+
+RATES = {"ether+": 2e-3, "ether": 1e-2}
+POLICIES = ("float32", "mixed_bfloat16", "bfloat16")
+BATCH, LENGTH = 8, 40
+HERE = pathlib.Path(__file__).parent
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=pathlib.Path, required=True)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--methods", nargs="+", default=list(RATES))
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=HERE / "results" / "precision.json",
+    )
+    args = parser.parse_args()
+    settings = types.SimpleNamespace(samples=BATCH * args.steps, length=LENGTH)
+    tokens, labels = sst2.read(args.data / "train.tsv", settings)
+    rows, losses = [], {}
+    for method in args.methods:
+        for policy in POLICIES:
+            found = train(method, policy, tokens, labels, args.steps)
+            losses[f"{method}, {policy}"] = [round(v, 5) for v in found]
+            # At the start, in the middle, and at the end.
+            part = args.steps // 4
+            row = {"method": method, "policy": policy}
+            row["first step"] = round(found[0], 4)
+            for i, name in enumerate(("1st", "2nd", "3rd", "4th")):
+                mean = float(np.mean(found[i * part : (i + 1) * part]))
+                row[f"{name} quarter"] = round(mean, 4)
+            rows.append(row)
+            backend = keras.backend.backend()
+            run = {
+                "environment": report.environment(backend, 2),
+                "tables": {f"Mean loss by quarters of {args.steps}": rows},
+                "losses": losses,
+            }
+            args.output.write_text(json.dumps(run, indent=1) + "\n")
+            print(row, flush=True)
+    print(report.markdown(rows))
+
+
+def train(method, policy, tokens, labels, steps):
+    """The loss of each step."""
+    keras.config.set_dtype_policy(policy)
+    keras.utils.set_random_seed(0)
+    backbone = keras_hub.models.Backbone.from_preset(
+        sst2.minilm_folder(), dropout=0.0
+    )
+    model = keras_hub.models.BertTextClassifier(
+        backbone, num_classes=2, dropout=0.0, preprocessor=None
+    )
+    model.compile(keras.optimizers.Adam(RATES[method]))
+    keras_ether.apply(
+        model, method=method, rank_blocks=4, targets="all-linear", seed=0
+    )
+    model.compile(
+        keras.optimizers.Adam(RATES[method]),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    losses = []
+    for i in range(steps):
+        batch = slice(i * BATCH, (i + 1) * BATCH)
+        x = {name: value[batch] for name, value in tokens.items()}
+        logs = model.train_on_batch(x, labels[batch], return_dict=True)
+        # Keras gives the mean so far.
+        model.reset_metrics()
+        losses.append(float(logs["loss"]))
+    return losses
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The forms that multiply by a folded kernel, `FOLD` and `TURN`."""
+
+from keras_ether.ops.backend import add_to
+from keras_ether.ops.backend import transpose
+from keras_ether.ops.block_diagonal import add_outer
+from keras_ether.ops.block_diagonal import contract
+from keras_ether.ops.block_diagonal import kernel_rows
+from keras_ether.ops.block_diagonal import project
+from keras_ether.ops.block_diagonal import spread
+from keras_ether.ops.forms import bias_gradients
+from keras_ether.ops.forms import biases_of
+from keras_ether.ops.forms import pairs_of
+from keras_ether.ops.forms import sum_of
+
+
+def add_pairs(matrix, pairs):
+    for p, q in pairs:
+        matrix = add_outer(matrix, p, q)
+    return matrix
+
+
+def layer_output(view, x, folded, kernel, biases):
+    y = view.product(x, view.from_kernel_matrix(folded, kernel.shape))
+    for bias in biases:
+        y = add_to(y, bias)
+    return y
+
+
+# A kernel plus pairs of factors: `y = x (W + Σ pᵀ q) + bias`.
+
+
+def _fold(view, x, kernel, *rest):
+    pairs = pairs_of(rest)
+    folded = add_pairs(view.kernel_matrix(kernel), pairs)
+    rows = view.inputs_matrix(x)
+    projections = tuple(project(rows, p) for p, _ in pairs)
+    y = layer_output(view, x, folded, kernel, biases_of(rest))
+    return y, ((folded,), projections)
+
+
+def _fold_gradients(view, arguments, kept, upstream):
+    (x, kernel, *rest), ((folded,), projections) = arguments, kept
+    rows, dy = view.inputs_matrix(x), view.outputs_matrix(upstream)
+    gradients = []
+    for (p, q), s in zip(pairs_of(rest), projections, strict=True):
+        # Of `s = x pᵀ` and `s q`, neither of which the product computes.
+        gradients += [contract(project(dy, q), rows, p), contract(s, dy, q)]
+
+    def dx():
+        return view.from_inputs_matrix(dy @ transpose(folded), x)
+
+    def d_kernel():
+        return view.from_kernel_matrix(transpose(rows) @ dy, kernel.shape)
+
+    return dx, d_kernel, *gradients, *bias_gradients(upstream, rest)
+
+
+def _fold_tangent(view, arguments, kept, y, tangents):
+    (x, kernel, *rest), ((folded,), projections) = arguments, kept
+    dx, d_kernel, *d_rest = tangents
+    rows = view.inputs_matrix(x)
+    found = []
+    if dx is not None:
+        folded = view.from_kernel_matrix(folded, kernel.shape)
+        found.append(view.product(dx, folded))
+    if d_kernel is not None:
+        found.append(view.product(x, d_kernel))
+    for (_, q), (dp, dq), s in zip(
+        pairs_of(rest), pairs_of(d_rest), projections, strict=True
+    ):
+        thin = []
+        if dp is not None:
+            thin.append(spread(project(rows, dp), q))
+        if dq is not None:
+            thin.append(spread(s, dq))
+        found += [view.from_outputs_matrix(dy, y) for dy in thin]
+    return sum_of(found, *biases_of(d_rest))
+
+
+# An orthogonal `H = I + pᵀ r` on the narrow side of a kernel that is wider than
+# high: `y = x H W + bias`. Since `dx = dz Hᵀ`, the gradient at `z = x H` is
+# `dz = dx H`, and nothing as wide as the outputs is read a second time:
+#
+#     dp = (dz rᵀ)ᵀ x = (dx (r Hᵀ)ᵀ)ᵀ x        dr = (x pᵀ)ᵀ dz = (x pᵀ)ᵀ dx H
+
+
+def _turn(view, x, kernel, p, r, *biases):
+    matrix = view.kernel_matrix(kernel)
+    folded = add_outer(matrix, p, kernel_rows(r, matrix))
+    s = project(view.inputs_matrix(x), p)
+    return layer_output(view, x, folded, kernel, biases), ((folded, s),)
+
+
+def _turn_gradients(view, arguments, kept, upstream):
+    (x, kernel, p, r, *biases), ((folded, s),) = arguments, kept
+    rows, dy = view.inputs_matrix(x), view.outputs_matrix(upstream)
+    dx = dy @ transpose(folded)
+    dp = contract(project(dx, _times_transposed(r, p, r)), rows, p)
+    dr = contract(s, dx, r)
+    dr = dr + dr @ transpose(p) @ r
+
+    def d_kernel():
+        gradient = transpose(rows) @ dy
+        thin = kernel_rows(p, gradient)
+        gradient = add_outer(gradient, r, thin)
+        return view.from_kernel_matrix(gradient, kernel.shape)
+
+    d_biases = bias_gradients(upstream, biases)
+    return view.from_inputs_matrix(dx, x), d_kernel, dp, dr, *d_biases
+
+
+def _turn_tangent(view, arguments, kept, y, tangents):
+    (x, kernel, p, r, *_), ((folded, s),) = arguments, kept
+    dx, d_kernel, dp, dr, *d_biases = tangents
+    rows = view.inputs_matrix(x)
+    # The tangent of `x H` times `Hᵀ`, which the folded kernel takes out again.
+    thin = [] if dx is None else [dx]
+    for dz in (
+        None
+        if dp is None
+        else spread(project(rows, dp), _times_transposed(r, p, r)),
+        None if dr is None else spread(s, _times_transposed(dr, p, r)),
+    ):
+        if dz is not None:
+            thin.append(view.from_inputs_matrix(dz, x))
+    found = []
+    if thin:
+        folded = view.from_kernel_matrix(folded, kernel.shape)
+        found.append(view.product(sum(thin[1:], thin[0]), folded))
+    if d_kernel is not None:
+        z = view.from_inputs_matrix(rows + spread(s, r), x)
+        found.append(view.product(z, d_kernel))
+    return sum_of(found, *d_biases)
+
+
+def _times_transposed(factor, p, r):
+    """`factor Hᵀ` for `H = I + pᵀ r`."""
+    return factor + factor @ transpose(r) @ p
+
+
+FOLD = _fold, _fold_gradients, _fold_tangent
+TURN = _turn, _turn_gradients, _turn_tangent

@@ -1,0 +1,42 @@
+"""What the forms of a product with a low-rank term share.
+
+A form is a forward function, its gradient and its tangent, see
+`custom_gradient.with_gradient`, with a `MatrixView` before their arguments:
+inputs, kernel, `p` and `q` once or twice, and a bias where there is one.
+"""
+
+import functools
+
+from keras import ops
+
+from keras_ether.ops.backend import reshape
+
+
+def pairs_of(term):
+    """`(p, q)` pairs of a term, a bias behind them left out."""
+    return list(zip(term[::2], term[1::2], strict=False))
+
+
+def biases_of(rest):
+    return rest[-1:] if len(rest) % 2 else ()
+
+
+def sum_of(found, *d_biases):
+    for d_bias in d_biases:
+        if d_bias is not None:
+            found = [*found, d_bias]
+    return sum(found[1:], found[0])
+
+
+def bias_gradients(upstream, rest):
+    return [
+        functools.partial(_bias_gradient, upstream, bias)
+        for bias in biases_of(rest)
+    ]
+
+
+def _bias_gradient(upstream, bias):
+    leading = len(upstream.shape) - len(bias.shape)
+    ones = [i for i, size in enumerate(bias.shape) if size == 1]
+    axes = [*range(leading), *(leading + i for i in ones)]
+    return reshape(ops.sum(upstream, axis=axes), bias.shape)
