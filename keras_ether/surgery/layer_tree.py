@@ -145,7 +145,9 @@ def tree_of(model: Layer) -> LayerTree:
 
 
 def _stable_name(layer: Layer) -> str:
-    words = re.sub(r"(.)([A-Z][a-z0-9]+)", r"\1_\2", layer.__class__.__name__)
+    # As Keras makes names from those of classes.
+    words = re.sub(r"\W+", "", layer.__class__.__name__)
+    words = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", words)
     automatic = re.sub(r"([a-z])([A-Z])", r"\1_\2", words).lower()
     made_up = re.fullmatch(rf"{re.escape(automatic)}(_\d+)?", layer.name)
     return automatic if made_up else layer.name

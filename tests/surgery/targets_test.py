@@ -31,6 +31,19 @@ def test_paths_do_not_depend_on_what_was_built_before(name):
     assert len(set(first)) == len(first)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "name", ["GPT2Backbone", "Conv2DTranspose", "ABCd3Ef", "T5_Block", "Ünd2X"]
+)
+def test_names_that_keras_made_up_are_known(name):
+    layer_class = type(name, (keras.layers.Dense,), {})
+    layers = [layer_class(2) for _ in range(3)]
+    models_of = [keras.Sequential([keras.Input((4,)), y]) for y in layers]
+    paths = {tuple(LayerTree(model).layers) for model in models_of}
+    assert len({layer.name for layer in layers}) == 3
+    assert len(paths) == 1
+
+
 def test_every_layer_stands_in_the_walk_once():
     model = models.functional()
     layers = list(LayerTree(model).layers.values())
