@@ -131,7 +131,7 @@ def _exportable(task, skip) -> dict:
     everything = contents.layers_of(task)
     trained = {p: everything[p] for p in contents.travelling(everything)}
     layers = low_rank_update.without({**adapted, **trained}, skip)
-    beside = [path for path in layers if path not in adapted]
+    beside = [path for path in layers if path in trained]
     if beside:
         raise ValueError(
             f"The weights of {targets_lib.shorten(beside)} train beside the "
