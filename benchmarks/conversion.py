@@ -188,9 +188,9 @@ def answer_of_torch(model, ids, length):
     return found[:-1] if found[-1] == 2 else found
 
 
-def answers(folder, steps, length):
+def answers(folder, methods, steps, length):
     """Greedy answers of four ways to compute the same model."""
-    for method in ("ether", "ether+"):
+    for method in methods:
         task = smollm2.causal_lm(sequence_length=64)
         base = os.path.join(folder, "base")
         task.export_to_transformers(base)
@@ -222,12 +222,13 @@ def answers(folder, steps, length):
             for name, ids in found.items():
                 new = ids[place][prompts[place].shape[1] :]
                 text = task.preprocessor.tokenizer.detokenize(new)
-                print(f"  {name:22} {str(text)!r}")
+                print(f"  {name:22} {str(text)!r}", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=["table", "answers"])
+    parser.add_argument("--methods", nargs="*", default=["ether", "ether+"])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--length", type=int, default=30)
     arguments = parser.parse_args()
@@ -236,7 +237,9 @@ def main():
         if arguments.what == "table":
             table(folder)
         else:
-            answers(folder, arguments.steps, arguments.length)
+            answers(
+                folder, arguments.methods, arguments.steps, arguments.length
+            )
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def _exportable(task: Model, skip: list[str] | None) -> dict:
     everything = contents.layers_of(tree)
     trained = {p: everything[p] for p in contents.trained_beside(everything)}
     layers = low_rank_update.without({**adapted, **trained}, skip)
-    beside = [path for path in layers if path not in adapted]
+    beside = [path for path in layers if path in trained]
     if beside:
         raise ValueError(
             f"The weights of {targets_lib.shorten(beside)} train beside the "

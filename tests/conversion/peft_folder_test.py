@@ -11,6 +11,7 @@ from keras import ops
 
 import keras_ether
 from keras_ether.conversion import marks
+from keras_ether.surgery import verbs
 from tests import exported_models
 from tests import models
 from tests import tuned
@@ -218,6 +219,16 @@ def test_what_lora_has_no_place_for_is_named(tmp_path):
     skip += ["token_embedding"]
     keras_ether.export_to_peft(task, tmp_path / "a", skip=skip)
     assert len(read(tmp_path / "a")[1]) == 14
+
+
+@pytest.mark.once
+def test_a_bias_that_trains_beside_its_kernel_is_named(tmp_path):
+    task = adapt(EXPORTED["GPT2"].task(), targets=["query", "value"])
+    layer = next(iter(verbs.adapted_layers(task).values()))
+    layer.bias.trainable = True
+    with pytest.raises(ValueError, match=r"query' train beside"):
+        keras_ether.export_to_peft(task, tmp_path / "a")
+    assert not os.listdir(tmp_path)
 
 
 @pytest.mark.once
