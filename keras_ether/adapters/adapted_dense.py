@@ -38,10 +38,10 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
     def _plain_call(self, inputs, training, **replaced):
         return self._compute(**replaced)(inputs, training=training)
 
-    def _adapted(self, inputs, training, kept, activation):
+    def _adapted(self, inputs, training, kept, activation, sides=None):
         if self.quantization_mode is None and not self.base_kernel.trainable:
             adapter = self.ether
-            sides = [adapter.factors(side, kept) for side in SIDES]
+            sides = tuple(adapter.factors(side, kept) for side in SIDES)
             kernel = tensor(self.base_kernel, self.compute_dtype)
             gradient = is_gradient_wanted(training)
             if low_rank.pays(inputs, kernel, adapter.view, sides, gradient):
@@ -56,4 +56,4 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
                     gradient,
                 )
                 return outputs if activation is None else activation(outputs)
-        return super()._adapted(inputs, training, kept, activation)
+        return super()._adapted(inputs, training, kept, activation, sides)
