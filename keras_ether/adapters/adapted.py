@@ -156,13 +156,17 @@ class AdaptedCall(LayerMixin):
         mode = self.quantization_mode
         return mode == "float8" or (mode is None and is_sparse(inputs))
 
-    def _adapted(self, inputs, training, kept, activation):
-        """The layer's outputs by way of its activations."""
+    def _adapted(self, inputs, training, kept, activation, sides=None):
+        """The layer's outputs by way of its activations.
+
+        `sides` are the factors of either side, where they are known already.
+        """
         adapter = self.ether
-        inputs = adapter.transform_inputs(
-            inputs, adapter.factors("input", kept), training
+        before, factors = sides or (
+            adapter.factors("input", kept),
+            adapter.factors("output", kept),
         )
-        factors = adapter.factors("output", kept)
+        inputs = adapter.transform_inputs(inputs, before, training)
         if factors is None:
             return self._plain_call(inputs, training, activation=activation)
         # The output side stands before the bias and the activation, and a

@@ -47,10 +47,10 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
             and per_example.current() is None
         )
 
-    def _adapted(self, inputs, training, kept, activation):
+    def _adapted(self, inputs, training, kept, activation, sides=None):
         if self._may_fold():
             adapter = self.ether
-            sides = [adapter.factors(side, kept) for side in SIDES]
+            sides = tuple(adapter.factors(side, kept) for side in SIDES)
             kernel = tensor(self.base_kernel, self.compute_dtype)
             gradient = is_gradient_wanted(training)
             if low_rank.pays(inputs, kernel, adapter.view, sides, gradient):
@@ -67,4 +67,4 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
                     gradient,
                 )
                 return outputs if activation is None else activation(outputs)
-        return super()._adapted(inputs, training, kept, activation)
+        return super()._adapted(inputs, training, kept, activation, sides)

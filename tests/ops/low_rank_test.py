@@ -497,7 +497,9 @@ def test_pairs_beside_the_product(method, side, blocks, view, rng):
     target = expected + rng.standard_normal(expected.shape)
     loss = backends.gradients(
         lambda *a: ops.mean(
-            ops.square(beside(method, view, names, *a) - ops.array(target))
+            ops.square(
+                beside(method, view, names, *a) - ops.array(target, "float32")
+            )
         ),
         arrays,
     )
