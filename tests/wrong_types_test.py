@@ -99,6 +99,24 @@ CASES = {
         lambda: {"model": adapted(), "filepath": FILE},
         {"filepath": ["x"], "check_base": EITHER},
     ),
+    keras_ether.strength: (
+        lambda: {"model": adapted(), "strength": 1.0},
+        {"strength": [5, 1.5]},
+    ),
+    keras_ether.lora_factors: (lambda: {"model": adapted()}, {"skip": [None]}),
+    keras_ether.to_lora: (lambda: {}, {}),
+    keras_ether.export_to_peft: (
+        lambda: {"task": adapted(), "folder": "out"},
+        {"folder": ["x"], "base_model_name_or_path": ["x", None]},
+    ),
+    keras_ether.blend: (
+        lambda: {"model": plain(), "weights": {FILE: 1.0}},
+        {"weights": [{"a": 1}], "check_base": EITHER},
+    ),
+    keras_ether.AdapterBank: (
+        lambda: {"model": adapted(), "capacity": 2},
+        {"capacity": [5]},
+    ),
     diagnostics.diagnose: (
         lambda: {"model": adapted(), "print_fn": str},
         {"energy": EITHER, "print_fn": [None]},

@@ -9,6 +9,7 @@ ETHER+). All products are taken in float64.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -66,14 +67,34 @@ def lora_factors(
     return {path: factors_of(layer) for path, layer in layers.items()}
 
 
+def checked_skip(skip: Any) -> list[str]:
+    """The names or paths that `skip` lists.
+
+    Raises:
+        ValueError: if it is neither a list of strings nor `None`.
+    """
+    entries = [skip] if isinstance(skip, str) else skip
+    if entries is None:
+        return []
+    if not isinstance(entries, (list, tuple)) or not all(
+        isinstance(entry, str) for entry in entries
+    ):
+        raise ValueError(
+            "`skip` must be a list of names or paths of adapted layers, or "
+            f"None. Received: skip={skip!r}"
+        )
+    return list(entries)
+
+
 def without(layers: dict, skip: list[str] | None) -> dict:
     """Adapted layers by path, without those that `skip` names.
 
     Raises:
-        ValueError: if an entry names no adapted layer.
+        ValueError: if `skip` is not a list of strings, or if an entry names no
+            adapted layer.
     """
     skipped = set()
-    for entry in [skip] if isinstance(skip, str) else skip or ():
+    for entry in checked_skip(skip):
         named = targets_lib.named(layers, entry)
         if not named:
             raise ValueError(

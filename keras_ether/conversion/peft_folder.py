@@ -14,6 +14,7 @@ from keras_ether.conversion import marks
 from keras_ether.conversion import model_card
 from keras_ether.saving import atomic_write
 from keras_ether.saving import contents
+from keras_ether.saving.adapter_file import path_of
 from keras_ether.surgery import targets as targets_lib
 from keras_ether.surgery import verbs
 from keras_ether.types import Layer
@@ -75,7 +76,14 @@ def export_to_peft(
     )
     ```
     """
-    folder = os.fspath(folder)
+    folder = path_of(folder, "folder")
+    base = base_model_name_or_path
+    if base is not None and not isinstance(base, str):
+        raise ValueError(
+            "`base_model_name_or_path` must be a string or None. Received: "
+            f"base_model_name_or_path={base!r}"
+        )
+    skip = low_rank_update.checked_skip(skip)
     layers = _exportable(task, skip)
     parent = os.path.dirname(os.path.abspath(folder))
     with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as passing:
@@ -129,7 +137,8 @@ def _exportable(task: Model, skip: list[str] | None) -> dict:
     if not hasattr(type(task), marks.EXPORT) or not hasattr(task, "backbone"):
         raise ValueError(
             "`task` must be a KerasHub task that has `export_to_transformers`, "
-            f"such as a causal language model. Received: {type(task).__name__}"
+            f"such as a causal language model. Received: task={task!r} of type "
+            f"{type(task).__name__}"
         )
     tree = verbs.adapted_tree(task)
     adapted = tree.adapted

@@ -49,7 +49,9 @@ def to_numpy(variable: Variable) -> np.ndarray:
     """The value of a variable or tensor, copied to a NumPy array."""
     value = ops.convert_to_tensor(variable)
     if keras.config.backend() == "torch":
-        return ops.convert_to_numpy(value)
+        if keras.backend.standardize_dtype(value.dtype) == "bfloat16":
+            return ops.convert_to_numpy(value)
+        return value.detach().cpu().numpy().copy()
     # NumPy 2 warns if it is asked to copy Keras's variables or TensorFlow's
     # tensors, as `ops.convert_to_numpy` does.
     return np.array(np.asarray(value))

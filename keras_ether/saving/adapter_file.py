@@ -56,7 +56,7 @@ class AdapterFile:
     tensors: dict[str, np.ndarray]
 
 
-def path_of(filepath: str | os.PathLike) -> str:
+def path_of(filepath: str | os.PathLike, argument: str = "filepath") -> str:
     """The path as a string.
 
     Raises:
@@ -67,8 +67,8 @@ def path_of(filepath: str | os.PathLike) -> str:
         if isinstance(path, str):
             return path
     raise ValueError(
-        "`filepath` must be a string or a path. Received: "
-        f"filepath={filepath!r}"
+        f"`{argument}` must be a string or a path. Received: "
+        f"{argument}={filepath!r}"
     )
 
 

@@ -37,8 +37,9 @@ class Handle:
 
 def is_handle(filepath: str | os.PathLike) -> bool:
     """Whether a path means a file on a hub."""
-    path = os.fspath(filepath)
-    return isinstance(path, str) and path.startswith((HUGGING_FACE, KAGGLE))
+    return isinstance(filepath, (str, os.PathLike)) and str(
+        os.fspath(filepath)
+    ).startswith((HUGGING_FACE, KAGGLE))
 
 
 def parse(filepath: str | os.PathLike) -> Handle:
