@@ -107,7 +107,12 @@ CASES = {
     keras_ether.to_lora: (lambda: {}, {}),
     keras_ether.export_to_peft: (
         lambda: {"task": adapted(), "folder": "out"},
-        {"folder": ["x"], "base_model_name_or_path": ["x", None]},
+        # These are right, and the task is what is refused then.
+        {
+            "folder": ["x"],
+            "base_model_name_or_path": ["x", None],
+            "skip": ["x", None],
+        },
     ),
     keras_ether.blend: (
         lambda: {"model": plain(), "weights": {FILE: 1.0}},
