@@ -11,9 +11,19 @@ opened again for it, by adapted layers themselves, and for others by
 import contextlib
 import functools
 import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from typing import Any
 from typing import Protocol
 
 from keras_ether.adapters import shadowing
+from keras_ether.types import Factors
+from keras_ether.types import Layer
+from keras_ether.types import Tensor
+
+if TYPE_CHECKING:
+    from keras_ether.adapters.adapter import Adapter
 
 REMAT = "rematerialized_call"
 
@@ -25,13 +35,24 @@ class NoExamplesError(ValueError):
 class Examples(Protocol):
     """Answers for the examples of one call."""
 
-    def factors(self, adapter, side: str):
+    def factors(self, adapter: "Adapter", side: str) -> Factors:
         """`(left, right)` of one side, `(batch, blocks, k, width)` each."""
 
-    def weights_of(self, layer) -> dict | None:
+    def weights_of(self, layer: Layer) -> dict[str, Tensor] | None:
         """A layer's weights, by name, with an axis of the batch before."""
 
-    def check(self, layer, inputs):
+    def choose(
+        self,
+        layer: Layer,
+        each: Any,
+        base: Callable[[dict[str, Tensor]], Any],
+    ) -> Any:
+        """Outputs of a layer with weights: `base`'s for examples of the base.
+
+        For all others they are `each`, the outputs by their own weights.
+        """
+
+    def check(self, layer: Layer, inputs: Tensor) -> None:
         """Raises a `ValueError` unless the leading axis is the batch."""
 
 
@@ -49,7 +70,7 @@ def current() -> Examples | None:
 
 
 @contextlib.contextmanager
-def computing_for(examples: Examples | None):
+def computing_for(examples: Examples | None) -> Iterator[None]:
     """Has the layers called within compute for each example by itself.
 
     Of this thread; a call in another one is not concerned.
@@ -62,7 +83,7 @@ def computing_for(examples: Examples | None):
         _CURRENT.examples = before
 
 
-def keep_in_remat(layer):
+def keep_in_remat(layer: Layer) -> None:
     """Has a layer that is run again compute for the same examples again.
 
     Args:
@@ -72,20 +93,22 @@ def keep_in_remat(layer):
     shadowing.shadow(layer, REMAT, _rematerialized_call)
 
 
-def _rematerialized_call(original, layer_call, *args, **kwargs):
+def _rematerialized_call(
+    original: Callable, layer_call: Callable, *args: Any, **kwargs: Any
+) -> Callable:
     examples = current()
     if examples is None:
         return original(layer_call, *args, **kwargs)
 
     @functools.wraps(layer_call)
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any) -> Any:
         with computing_for(examples):
             return layer_call(*args, **kwargs)
 
     return original(call, *args, **kwargs)
 
 
-def refuse_kernel(layer, attribute: str):
+def refuse_kernel(layer: Layer, attribute: str) -> None:
     """Raises a `NoExamplesError` where a kernel is asked for that isn't one."""
     if current() is None:
         return
