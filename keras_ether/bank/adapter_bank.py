@@ -1,9 +1,13 @@
 """`AdapterBank`: adapters by name, each in a row of the bank's model."""
 
+import os
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
 
 import keras
+import numpy as np
 
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import kinds
@@ -20,6 +24,8 @@ from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.values import integer
 from keras_ether.saving import adapter_file
 from keras_ether.saving import atomic_write
+from keras_ether.types import Model
+from keras_ether.types import Variable
 
 EMPTY = float("nan")
 
@@ -69,7 +75,7 @@ class AdapterBank:
     (2, 4)
     """
 
-    def __init__(self, model, capacity: int):
+    def __init__(self, model: Model, capacity: int) -> None:
         rows = integer(capacity)
         if rows is None or rows < 1:
             raise ValueError(
@@ -89,20 +95,20 @@ class AdapterBank:
         probe.check_every_layer(self.model, self._structure)
         self._lock = threading.RLock()
         # The one used longest ago stands first.
-        self._rows = OrderedDict()
-        self._covered = {}
+        self._rows: OrderedDict[str, int] = OrderedDict()
+        self._covered: dict[str, tuple[str, ...]] = {}
         # The row that was freed longest ago is taken first.
         self._free = list(range(1, rows + 1))
-        self._digests = {}
-        self._generator = None
+        self._digests: dict[int, np.ndarray] = {}
+        self._generator: generating.Generator | None = None
 
     @property
     def names(self) -> list[str]:
         """The names of the adapters, in the order of their ids."""
         with self._lock:
-            return sorted(self._rows, key=self._rows.get)
+            return sorted(self._rows, key=self._rows.__getitem__)
 
-    def add(self, name: str, source=None, evict: bool = False) -> int:
+    def add(self, name: str, source: Any = None, evict: bool = False) -> int:
         """Puts an adapter into the bank, or another in its place.
 
         One that has the name already gives way, and its id stays. Don't replace
@@ -151,7 +157,7 @@ class AdapterBank:
             self._covered[name] = covered
             return row
 
-    def remove(self, name: str):
+    def remove(self, name: str) -> None:
         """Takes an adapter out. Its id answers NaN until another has it.
 
         Raises:
@@ -163,7 +169,7 @@ class AdapterBank:
             self._empty(row)
             self._free.append(row)
 
-    def ids(self, names):
+    def ids(self, names: Sequence[str | None]) -> np.ndarray:
         """The ids of adapters, one an example.
 
         Args:
@@ -189,7 +195,7 @@ class AdapterBank:
             keras.ops.array(found, "int32")
         ).reshape(len(found))
 
-    def save(self, name: str, filepath):
+    def save(self, name: str, filepath: str | os.PathLike) -> None:
         """Saves one adapter with its head, as `keras_ether.save_adapter` does.
 
         Args:
@@ -211,7 +217,9 @@ class AdapterBank:
             )
         adapter_file.write(filepath, content)
 
-    def generate(self, prompts, adapters, **kwargs):
+    def generate(
+        self, prompts: Any, adapters: Sequence[str | None], **kwargs: Any
+    ) -> Any:
         """Generates text, each prompt with its own adapter.
 
         Args:
@@ -233,14 +241,14 @@ class AdapterBank:
             self._generator = generating.Generator(self.model)
         return self._generator.generate(prompts, self.ids(adapters), kwargs)
 
-    def _row(self, name):
+    def _row(self, name: str) -> int:
         if name not in self._rows:
             raise ValueError(
                 f"The bank has no adapter '{name}'. It has {self.names}."
             )
         return self._rows[name]
 
-    def _row_for(self, name, evict):
+    def _row_for(self, name: str, evict: bool) -> int:
         """The row that an adapter of this name is to have."""
         if name in self._rows:
             return self._rows[name]
@@ -254,7 +262,7 @@ class AdapterBank:
             self.remove(next(iter(self._rows)))
         return self._free.pop(0)
 
-    def _fill(self, row, values):
+    def _fill(self, row: int, values: dict[str, Any]) -> None:
         """Sets a row; until it is whole, its id answers NaN."""
         set_row(self.model.marks, row, EMPTY)
         for stack in self._stacks:
@@ -267,17 +275,17 @@ class AdapterBank:
         )
         set_row(self.model.marks, row, 1.0)
 
-    def _empty(self, row):
+    def _empty(self, row: int) -> None:
         set_row(self.model.marks, row, EMPTY)
 
-    def _values(self, row):
+    def _values(self, row: int) -> dict[str, np.ndarray]:
         return {
             name: value
             for stack in self._stacks
             for name, value in stack.row(row).items()
         }
 
-    def _digest(self, variable):
+    def _digest(self, variable: Variable) -> np.ndarray:
         if id(variable) not in self._digests:
             self._digests[id(variable)] = fingerprint(variable)
         return self._digests[id(variable)]

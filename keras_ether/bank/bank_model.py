@@ -1,5 +1,9 @@
 """The model of a bank: the base's inputs, and an adapter for each example."""
 
+import os
+from collections.abc import Callable
+from typing import Any
+
 import keras
 import numpy as np
 from keras import tree
@@ -10,6 +14,12 @@ from keras_ether.bank import row_updates
 from keras_ether.bank.examples import BankExamples
 from keras_ether.bank.names import ADAPTER_ID
 from keras_ether.bank.names import INPUTS
+from keras_ether.bank.stacks import Stack
+from keras_ether.types import Layer
+from keras_ether.types import Model
+from keras_ether.types import Shape
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 
 class BankModel(keras.Model):
@@ -24,7 +34,9 @@ class BankModel(keras.Model):
         rows: Integer, number of rows of the stacks.
     """
 
-    def __init__(self, base, stacks, rows):
+    def __init__(
+        self, base: Model, stacks: dict[Layer, Stack], rows: int
+    ) -> None:
         super().__init__(name=f"{base.name}_bank", dtype=base.dtype_policy)
         self.base = base
         self.stacks = list(stacks.values())
@@ -48,11 +60,17 @@ class BankModel(keras.Model):
         }
         self.__dict__["_loss_over_batch"] = "mean"
 
-    def call(self, inputs, training=None):
+    def call(
+        self,
+        inputs: dict[str, Any],
+        training: bool | Tensor | None = None,
+    ) -> Any:
         trained = self._loss_over_batch if training else None
         return self.call_for(inputs, trained)[0]
 
-    def call_for(self, inputs, trained=None):
+    def call_for(
+        self, inputs: dict[str, Any], trained: str | None = None
+    ) -> tuple[Any, BankExamples]:
         """The outputs, and the `BankExamples` that layers were answered by."""
         self.check_base()
         ids, inputs = self._split(inputs)
@@ -60,12 +78,14 @@ class BankModel(keras.Model):
         with per_example.computing_for(examples):
             return self.base(inputs), examples
 
-    def examples(self, ids, trained=None, repeated=False) -> BankExamples:
+    def examples(
+        self, ids: Tensor, trained: str | None = None, repeated: bool = False
+    ) -> BankExamples:
         """What layers are answered for examples with these ids."""
         ids = keras.ops.convert_to_tensor(ids)
         return BankExamples(self._stack_of, self.marks, ids, trained, repeated)
 
-    def check_base(self):
+    def check_base(self) -> None:
         """Raises a `ValueError` if the base has other adapters by now."""
         layers = internals.everything_in(self.base)
         there = {id(layer) for layer in layers}
@@ -78,7 +98,7 @@ class BankModel(keras.Model):
                     "Make a new bank."
                 )
 
-    def _split(self, inputs):
+    def _split(self, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
         """The ids, and the inputs in the form in which the base takes them."""
         if not isinstance(inputs, dict) or ADAPTER_ID not in inputs:
             shown = sorted(inputs) if isinstance(inputs, dict) else type(inputs)
@@ -94,31 +114,31 @@ class BankModel(keras.Model):
             inputs = inputs[INPUTS]
         return ids, inputs
 
-    def _base_takes(self, name):
+    def _base_takes(self, name: str) -> bool:
         struct = base_inputs(self.base)
         return isinstance(struct, dict) and name in struct
 
     # The base's own vectors and head do not train here, though they do there.
 
     @property
-    def trainable_variables(self):
+    def trainable_variables(self) -> list[Variable]:
         return [v for stack in self.stacks for v in stack.trainable_variables]
 
     @property
-    def trainable_weights(self):
+    def trainable_weights(self) -> list[Variable]:
         return self.trainable_variables
 
     @property
-    def non_trainable_variables(self):
+    def non_trainable_variables(self) -> list[Variable]:
         trained = {id(v) for v in self.trainable_variables}
         return [v for v in self.variables if id(v) not in trained]
 
     @property
-    def non_trainable_weights(self):
+    def non_trainable_weights(self) -> list[Variable]:
         trained = {id(v) for v in self.trainable_variables}
         return [v for v in self.weights if id(v) not in trained]
 
-    def compile(self, *args, **kwargs):
+    def compile(self, *args: Any, **kwargs: Any) -> None:
         """See `keras.Model.compile`.
 
         Rows that no example of a batch names stand still, moments included,
@@ -131,19 +151,25 @@ class BankModel(keras.Model):
         self.__dict__["_loss_over_batch"] = _over_batch(loss)
         row_updates.hold_still(self.optimizer, self.marks.shape[0])
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> Callable:
         self.check_base()
         return super().make_train_function(force)
 
-    def make_test_function(self, force=False):
+    def make_test_function(self, force: bool = False) -> Callable:
         self.check_base()
         return super().make_test_function(force)
 
-    def make_predict_function(self, force=False):
+    def make_predict_function(self, force: bool = False) -> Callable:
         self.check_base()
         return super().make_predict_function(force)
 
-    def export(self, filepath, *args, input_signature=None, **kwargs):
+    def export(
+        self,
+        filepath: str | os.PathLike,
+        *args: Any,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """See `keras.Model.export`. The signature has `adapter_id`."""
         if input_signature is None:
             specs = self.input_specs(
@@ -156,7 +182,9 @@ class BankModel(keras.Model):
             filepath, *args, input_signature=input_signature, **kwargs
         )
 
-    def input_specs(self, make, batch: int | None = None):
+    def input_specs(
+        self, make: Callable[[Shape, str, str], Any], batch: int | None = None
+    ) -> dict[str, Any] | None:
         """The inputs, by a function `(shape, dtype, name)`.
 
         Args:
@@ -176,21 +204,21 @@ class BankModel(keras.Model):
             specs = {INPUTS: specs}
         return {**specs, ADAPTER_ID: make((batch,), "int32", ADAPTER_ID)}
 
-    def save(self, *args, **kwargs):
+    def save(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
             "The model of an `AdapterBank` is not saved as a whole: "
             "`bank.save(name, file)` saves an adapter, `bank.model.export` "
             "makes a SavedModel of all."
         )
 
-    def get_config(self):
+    def get_config(self) -> None:
         raise ValueError(
             "The model of an `AdapterBank` can't be made from a configuration. "
             "Make a bank from a copy of the adapted model."
         )
 
 
-def base_inputs(base):
+def base_inputs(base: Model) -> Any:
     """The symbolic inputs of a model as it takes them, or `None`."""
     if isinstance(base, keras.Sequential):
         inputs = base.inputs
@@ -201,7 +229,7 @@ def base_inputs(base):
     return dict(struct) if isinstance(struct, dict) else struct
 
 
-def _over_batch(loss):
+def _over_batch(loss: Any) -> str:
     """`"sum"` if the losses are sums over the batch, else `"mean"`."""
     found = {
         getattr(part, "reduction", None)

@@ -1,17 +1,26 @@
 """The examples of one call: which adapter each has."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from keras import ops
 from keras import tree
 
 from keras_ether.adapters import per_example
+from keras_ether.adapters.adapter import Adapter
 from keras_ether.bank.stacks import BASE
+from keras_ether.bank.stacks import Stack
 from keras_ether.bank.stacks import factors_of
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.each_example import scale_gradient
 from keras_ether.ops.each_example import share_of_own
 from keras_ether.ops.each_example import take_rows
 from keras_ether.ops.each_example import where_each
+from keras_ether.types import Factors
+from keras_ether.types import Layer
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 
 class BankExamples:
@@ -32,7 +41,14 @@ class BankExamples:
         asked: The ids of the layers of the head that asked for their weights.
     """
 
-    def __init__(self, stacks, marks, ids, trained=None, repeated=False):
+    def __init__(
+        self,
+        stacks: dict[int, Stack],
+        marks: Variable,
+        ids: Tensor,
+        trained: str | None = None,
+        repeated: bool = False,
+    ) -> None:
         if len(ids.shape) != 1:
             raise ValueError(
                 "`adapter_id` must be one integer an example, of shape "
@@ -40,7 +56,7 @@ class BankExamples:
             )
         self.stacks = stacks
         self.repeated = repeated
-        self.asked = set()
+        self.asked: set[int] = set()
         self.size = ids.shape[0]
         ids = ops.cast(ids, "int32")
         is_row = ops.logical_and(ids >= 0, ids < marks.shape[0])
@@ -54,7 +70,7 @@ class BankExamples:
         elif trained == "sum":
             self.scale = ops.cast(self.ids != 0, "float32")
 
-    def factors(self, adapter, side: str):
+    def factors(self, adapter: Adapter, side: str) -> Factors:
         """`(left, right)` of one side, `(batch, blocks, k, width)` each."""
         stack = self.stacks.get(id(adapter))
         if stack is None:
@@ -70,7 +86,7 @@ class BankExamples:
         left, right = factors_of(adapter, side, gathered)
         return left * ops.reshape(self.mark, (-1, 1, 1, 1)), right
 
-    def weights_of(self, layer) -> dict | None:
+    def weights_of(self, layer: Layer) -> dict[str, Tensor] | None:
         """A layer's weights, by name, with an axis of the batch before."""
         stack = self.stacks.get(id(layer))
         if stack is None:
@@ -81,7 +97,12 @@ class BankExamples:
             for name, variable in stack.rows.items()
         }
 
-    def choose(self, layer, each, base):
+    def choose(
+        self,
+        layer: Layer,
+        each: Any,
+        base: Callable[[dict[str, Tensor]], Any],
+    ) -> Any:
         """The outputs of `base` for examples of the base, else of `each`.
 
         Products of one matrix and of many are rounded in other ways, and the
@@ -93,14 +114,14 @@ class BankExamples:
             base: Function from the base's weights, by name, to outputs.
         """
         rows = self.stacks[id(layer)].rows
-        base = base(
+        of_base = base(
             {n: ops.stop_gradient(tensor(v)[BASE]) for n, v in rows.items()}
         )
         return tree.map_structure(
-            lambda base, each: where_each(self.is_base, base, each), base, each
+            lambda x, y: where_each(self.is_base, x, y), of_base, each
         )
 
-    def check(self, layer, inputs):
+    def check(self, layer: Layer, inputs: Tensor) -> None:
         """Raises a `ValueError` unless the leading axis is the batch."""
         leading = inputs.shape[0] if len(inputs.shape) else 1
         if None in (leading, self.size) or leading == self.size:
@@ -115,12 +136,12 @@ class BankExamples:
             "`keras_ether.apply`."
         )
 
-    def _take(self, variable):
+    def _take(self, variable: Variable) -> Tensor:
         values = take_rows(variable, self.ids)
         if self.scale is None:
             return values
         return scale_gradient(values, self.scale)
 
-    def _marked(self, values):
+    def _marked(self, values: Tensor) -> Tensor:
         mark = ops.reshape(self.mark, (-1,) + (1,) * (len(values.shape) - 1))
         return values * ops.cast(mark, values.dtype)

@@ -1,8 +1,12 @@
 """A trial without data: whether each example can have an adapter in a model."""
 
+from typing import Any
+
 import keras
 
 from keras_ether.adapters.per_example import NoExamplesError
+from keras_ether.bank.bank_model import BankModel
+from keras_ether.bank.structure import Structure
 
 # A batch that no axis of the inputs has, and lengths of axes that may be any:
 # short ones for models with a longest sequence, long ones for images.
@@ -10,7 +14,7 @@ BATCHES = (13, 17, 19, 23, 29)
 LENGTHS = (8, 64)
 
 
-def check_every_layer(model, structure):
+def check_every_layer(model: BankModel, structure: Structure) -> None:
     """Raises a `ValueError` for the first layer that can't be served.
 
     Where the base does not tell its inputs, or fits none of the tried, there is
@@ -34,7 +38,7 @@ def check_every_layer(model, structure):
         return
 
 
-def _asked(model, length):
+def _asked(model: BankModel, length: int) -> set[int] | None:
     """The ids of the layers that asked for their weights, `None` for failure.
 
     Raises:
@@ -62,8 +66,8 @@ def _asked(model, length):
     return trial.asked
 
 
-def _unlike_any_axis(model, length):
-    sizes = {length}
+def _unlike_any_axis(model: BankModel, length: int) -> int:
+    sizes: set[int | None] = {length}
     model.input_specs(lambda shape, dtype, name: sizes.update(shape))
     return next(batch for batch in BATCHES if batch not in sizes)
 
@@ -71,14 +75,14 @@ def _unlike_any_axis(model, length):
 class _Trial(keras.layers.Layer):
     """Calls a bank's base for examples, and keeps which layers asked."""
 
-    def __init__(self, model):
+    def __init__(self, model: BankModel) -> None:
         super().__init__(dtype=model.dtype_policy)
         # Out of sight of the trackers: it is not part of this layer.
         self.__dict__["model"] = model
         self.__dict__["asked"] = set()
         self.built = True
 
-    def call(self, inputs):
+    def call(self, inputs: dict[str, Any]) -> Any:
         outputs, examples = self.model.call_for(inputs)
         self.asked.update(examples.asked)
         return outputs

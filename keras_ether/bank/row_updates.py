@@ -7,6 +7,7 @@ moments, averages.
 """
 
 import functools
+from collections.abc import Callable
 
 from keras import ops
 
@@ -18,13 +19,16 @@ from keras_ether.ops.each_example import dense_gradient
 from keras_ether.ops.each_example import rows_with_gradient
 from keras_ether.ops.each_example import set_row
 from keras_ether.ops.values import to_numpy
+from keras_ether.types import Optimizer
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 APPLY = "apply"
 # Arguments of optimizers that scale a row's gradient by those of others.
 MIXING = ("clipnorm", "global_clipnorm")
 
 
-def hold_still(optimizer, rows: int):
+def hold_still(optimizer: Optimizer | None, rows: int) -> None:
     """Has an optimizer leave rows alone that its gradients do not reach.
 
     Args:
@@ -50,7 +54,9 @@ def hold_still(optimizer, rows: int):
     )
 
 
-def start_anew(optimizer, rows: int, row: int, like: int):
+def start_anew(
+    optimizer: Optimizer | None, rows: int, row: int, like: int
+) -> None:
     """Gives a row's moments the values that those of row `like` have."""
     if optimizer is None:
         return
@@ -58,7 +64,13 @@ def start_anew(optimizer, rows: int, row: int, like: int):
         set_row(variable, row, to_numpy(variable[like]))
 
 
-def _apply(optimizer, rows, apply, grads, trainable_variables=None):
+def _apply(
+    optimizer: Optimizer,
+    rows: int,
+    apply: Callable,
+    grads: list[Tensor | None],
+    trainable_variables: list[Variable] | None = None,
+) -> None:
     if not optimizer.built:
         # As it would itself, but before its moments are looked at.
         optimizer.build(trainable_variables)
@@ -80,7 +92,7 @@ def _apply(optimizer, rows, apply, grads, trainable_variables=None):
         variable.assign(ops.where(is_reached, tensor(variable), value))
 
 
-def _slots(optimizer, rows):
+def _slots(optimizer: Optimizer, rows: int) -> list[Variable]:
     return [
         variable
         for variable in optimizer.variables
@@ -88,7 +100,7 @@ def _slots(optimizer, rows):
     ]
 
 
-def _innermost(optimizer):
+def _innermost(optimizer: Optimizer) -> Optimizer:
     while getattr(optimizer, "inner_optimizer", None) is not None:
         optimizer = optimizer.inner_optimizer
     return optimizer
