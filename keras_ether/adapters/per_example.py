@@ -1,11 +1,10 @@
-"""Vectors that each example of a batch has for itself, within one call.
+"""Separate vectors for each example of a batch, within one call.
 
-Whoever has many adapters for one model opens a context around the model's call
-and answers in it which factors the examples have. Layers ask at each call;
-nothing stays on them. A call that Keras runs again in the backward pass, to
-rematerialize activations, is run outside of the call around it: the context is
-opened again for it, by adapted layers themselves, and for others by
-`keep_in_remat`.
+A caller with many adapters for one model opens a context around the model's
+call, whose `Examples` give each example's factors. Layers ask at each call, and
+keep nothing. To rematerialize activations, Keras runs a layer's call again in
+the backward pass, outside of the call around it. Adapted layers then open the
+context again themselves; `keep_in_remat` makes other layers do so.
 """
 
 import contextlib
@@ -39,7 +38,10 @@ class Examples(Protocol):
         """`(left, right)` of one side, `(batch, blocks, k, width)` each."""
 
     def weights_of(self, layer: Layer) -> dict[str, Tensor] | None:
-        """A layer's weights, by name, with an axis of the batch before."""
+        """A layer's weights by name, with the batch as their first axis.
+
+        `None` for a layer whose weights all examples share.
+        """
 
     def choose(
         self,
@@ -65,15 +67,15 @@ _CURRENT = _Current()
 
 
 def current() -> Examples | None:
-    """The examples of the call that is going on, `None` in a plain one."""
+    """The examples of the current call, `None` in a plain one."""
     return _CURRENT.examples
 
 
 @contextlib.contextmanager
 def computing_for(examples: Examples | None) -> Iterator[None]:
-    """Has the layers called within compute for each example by itself.
+    """Makes the layers called within it compute each example separately.
 
-    Of this thread; a call in another one is not concerned.
+    It does not affect calls in other threads.
     """
     before = _CURRENT.examples
     _CURRENT.examples = examples
@@ -84,11 +86,11 @@ def computing_for(examples: Examples | None) -> Iterator[None]:
 
 
 def keep_in_remat(layer: Layer) -> None:
-    """Has a layer that is run again compute for the same examples again.
+    """Makes a layer that runs again compute for the same examples again.
 
     Args:
-        layer: A Keras layer. Made without a `keras.RematScope` it is never run
-            again, and this changes nothing.
+        layer: A Keras layer. One made without a `keras.RematScope` never runs
+            again, and behaves as before.
     """
     shadowing.shadow(layer, REMAT, _rematerialized_call)
 
@@ -109,12 +111,13 @@ def _rematerialized_call(
 
 
 def refuse_kernel(layer: Layer, attribute: str) -> None:
-    """Raises a `NoExamplesError` where a kernel is asked for that isn't one."""
+    """Raises a `NoExamplesError` where one kernel can't serve all examples."""
     if current() is None:
         return
     raise NoExamplesError(
         f"Layer '{layer.path}' was asked for its `{attribute}` within a call "
-        "in which every example has an adapter of its own: there is no one "
-        f"transformed `{attribute}`. The code that reads it must call the "
-        "layer; or leave the layer out, by `exclude` of `keras_ether.apply`."
+        "in which every example has an adapter of its own: no single "
+        f"transformed `{attribute}` exists. Make the code that reads it call "
+        "the layer, or leave the layer out, by `exclude` of "
+        "`keras_ether.apply`."
     )

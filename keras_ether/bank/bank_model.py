@@ -1,4 +1,4 @@
-"""The model of a bank: the base's inputs, and an adapter for each example."""
+"""The model of a bank, which takes an adapter's id for each example."""
 
 import os
 from collections.abc import Callable
@@ -25,7 +25,7 @@ from keras_ether.types import Variable
 class BankModel(keras.Model):
     """Computes each example with the adapter that its `adapter_id` names.
 
-    Made by `keras_ether.AdapterBank`, whose attribute `model` it is.
+    `keras_ether.AdapterBank` makes it, as its attribute `model`.
 
     Args:
         base: The adapted model. It is shared, not copied.
@@ -51,7 +51,7 @@ class BankModel(keras.Model):
             autocast=False,
         )
         self.built = True
-        # Out of sight of the trackers.
+        # Hidden from Keras's trackers.
         self.__dict__["_adapters"] = {
             owner: stack for owner, stack in stacks.items()
         }
@@ -71,7 +71,7 @@ class BankModel(keras.Model):
     def call_for(
         self, inputs: dict[str, Any], trained: str | None = None
     ) -> tuple[Any, BankExamples]:
-        """The outputs, and the `BankExamples` that layers were answered by."""
+        """The outputs, and the `BankExamples` that answered the layers."""
         self.check_base()
         ids, inputs = self._split(inputs)
         examples = self.examples(ids, trained)
@@ -81,19 +81,19 @@ class BankModel(keras.Model):
     def examples(
         self, ids: Tensor, trained: str | None = None, repeated: bool = False
     ) -> BankExamples:
-        """What layers are answered for examples with these ids."""
+        """The object that answers layers for examples with these ids."""
         ids = keras.ops.convert_to_tensor(ids)
         return BankExamples(self._stack_of, self.marks, ids, trained, repeated)
 
     def check_base(self) -> None:
-        """Raises a `ValueError` if the base has other adapters by now."""
+        """Raises a `ValueError` if the base has other adapters now."""
         layers = internals.everything_in(self.base)
         there = {id(layer) for layer in layers}
         for owner, stack in self._adapters.items():
             if id(owner) not in there:
                 raise ValueError(
                     f"Layer '{stack.layer_path}' of model '{self.base.name}' "
-                    "has not the adapter any more that it had when the "
+                    "no longer has the adapter that it had when the "
                     "`AdapterBank` was made: it was merged or removed since. "
                     "Make a new bank."
                 )
@@ -104,9 +104,9 @@ class BankModel(keras.Model):
             shown = sorted(inputs) if isinstance(inputs, dict) else type(inputs)
             raise ValueError(
                 f"The model of an `AdapterBank` takes a dictionary with "
-                f"'{ADAPTER_ID}', one integer an example, and the inputs of "
-                f"'{self.base.name}', or with '{INPUTS}' if these are no "
-                f"dictionary. Received: {shown}"
+                f"'{ADAPTER_ID}', one integer per example, and the inputs of "
+                f"'{self.base.name}', under the key '{INPUTS}' if they are not "
+                f"a dictionary. Received: {shown}"
             )
         inputs = dict(inputs)
         ids = inputs.pop(ADAPTER_ID)
@@ -118,7 +118,7 @@ class BankModel(keras.Model):
         struct = base_inputs(self.base)
         return isinstance(struct, dict) and name in struct
 
-    # The base's own vectors and head do not train here, though they do there.
+    # The base's own vectors and head train in the base, but not here.
 
     @property
     def trainable_variables(self) -> list[Variable]:
@@ -141,10 +141,10 @@ class BankModel(keras.Model):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """See `keras.Model.compile`.
 
-        Rows that no example of a batch names stand still, moments included,
-        whatever the optimizer does to the others. Where the loss is a mean over
-        the batch, Keras's default, each row's gradient is that of the mean over
-        its own examples, as if it were trained alone.
+        The optimizer leaves rows that no example of a batch names unchanged,
+        moments included. Where the loss is a mean over the batch, Keras's
+        default, a row's gradient is that of the mean over its own examples, as
+        if the adapter were trained alone.
         """
         super().compile(*args, **kwargs)
         loss = kwargs.get("loss", args[1] if len(args) > 1 else None)
@@ -170,7 +170,7 @@ class BankModel(keras.Model):
         input_signature: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """See `keras.Model.export`. The signature has `adapter_id`."""
+        """See `keras.Model.export`. The signature includes `adapter_id`."""
         if input_signature is None:
             specs = self.input_specs(
                 lambda shape, dtype, name: keras.InputSpec(
@@ -185,14 +185,14 @@ class BankModel(keras.Model):
     def input_specs(
         self, make: Callable[[Shape, str, str], Any], batch: int | None = None
     ) -> dict[str, Any] | None:
-        """The inputs, by a function `(shape, dtype, name)`.
+        """Specifications of the inputs, made by a function.
 
         Args:
-            make: The function.
+            make: Function `(shape, dtype, name)` that returns one.
             batch: Integer or `None`, the leading axis of each.
 
         Returns:
-            A dictionary, or `None` if the base does not tell its inputs.
+            A dictionary, or `None` if the base's inputs are unknown.
         """
         struct = base_inputs(self.base)
         if struct is None:
@@ -206,7 +206,7 @@ class BankModel(keras.Model):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
-            "The model of an `AdapterBank` is not saved as a whole: "
+            "The model of an `AdapterBank` can't be saved as a whole: "
             "`bank.save(name, file)` saves an adapter, `bank.model.export` "
             "makes a SavedModel of all."
         )

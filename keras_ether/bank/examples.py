@@ -1,4 +1,4 @@
-"""The examples of one call: which adapter each has."""
+"""The examples of one call, and the adapter of each."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,13 +29,13 @@ class BankExamples:
     Args:
         stacks: Dictionary from the id of an `Adapter`, or of a layer of the
             head, to its `Stack`.
-        marks: Variable of shape `(rows,)`, 1 for a row that is in use and NaN
-            for one that isn't.
+        marks: Variable of shape `(rows,)`, 1 for rows in use and NaN for
+            others.
         ids: Integer tensor of shape `(batch,)`.
         trained: `None`, `"mean"` or `"sum"`: how the loss of a training call
-            goes over the batch. Defaults to `None`, no training.
-        repeated: Whether the batch may stand in the model several times over,
-            as for beams. Defaults to `False`.
+            is reduced over the batch. Defaults to `None`, for other calls.
+        repeated: Whether the model may see each example several times, as in a
+            beam search. Defaults to `False`.
 
     Attributes:
         asked: The ids of the layers of the head that asked for their weights.
@@ -51,7 +51,7 @@ class BankExamples:
     ) -> None:
         if len(ids.shape) != 1:
             raise ValueError(
-                "`adapter_id` must be one integer an example, of shape "
+                "`adapter_id` must be one integer per example, of shape "
                 f"(batch,). Received: shape={tuple(ids.shape)}"
             )
         self.stacks = stacks
@@ -61,7 +61,7 @@ class BankExamples:
         ids = ops.cast(ids, "int32")
         is_row = ops.logical_and(ids >= 0, ids < marks.shape[0])
         self.ids = ops.where(is_row, ids, 0)
-        # Never another adapter's answer: what no row has answers NaN.
+        # For an id without a row NaN, and never another adapter's outputs.
         self.is_base = ops.equal(ids, BASE)
         self.mark = ops.where(is_row, take_rows(marks, self.ids), np.nan)
         self.scale = None
@@ -87,7 +87,10 @@ class BankExamples:
         return left * ops.reshape(self.mark, (-1, 1, 1, 1)), right
 
     def weights_of(self, layer: Layer) -> dict[str, Tensor] | None:
-        """A layer's weights, by name, with an axis of the batch before."""
+        """A layer's weights by name, with the batch as their first axis.
+
+        `None` for a layer whose weights all examples share.
+        """
         stack = self.stacks.get(id(layer))
         if stack is None:
             return None
@@ -103,10 +106,10 @@ class BankExamples:
         each: Any,
         base: Callable[[dict[str, Tensor]], Any],
     ) -> Any:
-        """The outputs of `base` for examples of the base, else of `each`.
+        """The outputs of `base` for examples of the base, `each` for others.
 
-        Products of one matrix and of many are rounded in other ways, and the
-        base's answers are to be the base's to the bit.
+        Outputs for the base must equal the base's own to the bit, and products
+        with many matrices are rounded differently from those with one.
 
         Args:
             layer: The layer of the head.

@@ -1,4 +1,4 @@
-"""What an adapter file or an adapted model puts into a row of a bank."""
+"""The values that an adapter file or an adapted model puts into a row."""
 
 import os
 import random
@@ -42,10 +42,10 @@ def check_fits(
     digest: Callable[[Variable], np.ndarray],
     name: str,
 ) -> None:
-    """Raises a `ValueError` unless a bank of this structure can hold it.
+    """Raises a `ValueError` unless an adapter fits a bank of this structure.
 
     Args:
-        content: An `AdapterFile`.
+        content: The adapter's `AdapterFile`.
         structure: A `Structure`.
         digest: Function from a variable to its fingerprint.
         name: String, the adapter's name, for the error.
@@ -61,12 +61,12 @@ def check_fits(
 
 
 def covered_by(content: AdapterFile) -> tuple[str, ...]:
-    """The paths of the layers that a content has adapters for."""
+    """The paths of the layers that an adapter covers."""
     return tuple(adapter_header.layers_of(content.header))
 
 
 def values_for(content: AdapterFile, structure: Structure) -> dict[str, Any]:
-    """The tensors of a content for a bank's row, in the bank's dtypes."""
+    """The tensors of an adapter for a bank's row, in the bank's dtypes."""
     groups = adapter_header.layers_of(content.header)
     variables = dict(structure.head)
     for path in groups:
@@ -78,7 +78,7 @@ def values_for(content: AdapterFile, structure: Structure) -> dict[str, Any]:
 def fresh_values(
     structure: Structure, head: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """A start as `apply` makes it, and the head that is given."""
+    """The start that `apply` gives, with the given head."""
     rng = np.random.default_rng(random.getrandbits(64))
     values = dict(head)
     for path, layer in structure.adapted.items():
@@ -102,7 +102,7 @@ def content_of_row(
 
     Args:
         structure: A `Structure`.
-        covered: The paths of the layers that the adapter is for.
+        covered: The paths of the layers that the adapter covers.
         values: Dictionary from a tensor's name to its value.
         digest: Function from a variable to its fingerprint.
     """

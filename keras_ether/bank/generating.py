@@ -1,9 +1,9 @@
-"""Generation by a task of KerasHub's kind, each prompt with its own adapter.
+"""Generation by tasks like KerasHub's, each prompt with its own adapter.
 
-A task compiles its own loop around `generate_step`, and hands it the inputs.
-A stand-in for the task, an object of a subclass with the task's attributes,
-adds the ids to these inputs, and opens the context for them in each step of
-its own. The task itself is not touched.
+A task compiles a loop around its `generate_step`, which gets the inputs. A
+stand-in for the task, an object of a subclass with the task's attributes, adds
+the ids to these inputs, and its own `generate_step` opens the context for them.
+The task itself stays as it is.
 """
 
 import threading
@@ -99,7 +99,7 @@ def _generating_class(task_class: Any) -> type:
 
             return generate
 
-        # What compiled code gets as state, and not as constants.
+        # Compiled code gets these as state, and not as constants.
         @property
         def non_trainable_variables(self) -> list[Variable]:
             bank = self.bank_model

@@ -1,7 +1,7 @@
-"""Layers of a head, whose weights are each example's own within a bank's call.
+"""Layers of a head, with separate weights for each example of a bank's call.
 
-Such a layer keeps its class. Its `call` asks first whether the call that is
-going on is one of examples with weights of their own, and else is what it was.
+Such a layer keeps its class. Its `call` first asks whether the examples of the
+current call have their own weights, and otherwise computes as before.
 """
 
 import functools
@@ -25,23 +25,23 @@ CALL = "call"
 
 
 def check(layer: Layer, variables: dict[str, Variable]) -> None:
-    """Raises a `ValueError` for a layer that can't be given to `watch`.
+    """Raises a `ValueError` for a layer that `watch` can't serve.
 
     Args:
         layer: A Keras layer.
-        variables: Dictionary from name to the variables that examples have, of
-            this layer and of those in it.
+        variables: Dictionary from name to variable: those of this layer, and of
+            layers in it, that each example has for itself.
     """
     reason = _refusal_reason(layer, variables)
     if reason:
         raise ValueError(
-            f"Layer '{layer.path}' trains as a whole, and adapters can't have "
-            f"one each: {reason}."
+            f"Layer '{layer.path}' trains as a whole, and adapters can't each "
+            f"have their own: {reason}."
         )
 
 
 def watch(layer: Layer, variables: dict[str, Variable]) -> None:
-    """Has a layer ask at each call whether its weights are the examples'.
+    """Makes a layer ask at each call whether examples have their own weights.
 
     Args:
         layer: A Keras layer that `check` has passed.
@@ -79,7 +79,7 @@ def _call(
 
 
 def _cast(layer: Layer, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in the dtype that Keras would hand to the layer."""
+    """Weights in the dtype that Keras would pass to the layer."""
     if not layer.autocast:
         return values
     return {
@@ -145,7 +145,7 @@ def _computed(
 
 
 def _stand_in(layer: Layer, tensors: dict[int, Tensor]) -> Layer:
-    """A layer like this one, that computes with tensors for variables.
+    """A copy of a layer that computes with tensors in place of variables.
 
     Args:
         layer: A Keras layer.
@@ -163,7 +163,7 @@ def _stand_in(layer: Layer, tensors: dict[int, Tensor]) -> Layer:
 
 
 def _held(layer: Layer, ids: Collection[int]) -> set[int]:
-    """The ids, of some, of variables that a stand-in replaces."""
+    """Those of the ids whose variables a stand-in of the layer replaces."""
     found: set[int] = set()
     for _, value in _parts(layer):
         if isinstance(value, keras.Variable):

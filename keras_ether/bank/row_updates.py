@@ -1,9 +1,8 @@
-"""Optimizers that leave the rows alone that a batch does not name.
+"""Optimizers that leave rows unchanged if no example of a batch names them.
 
-Adam moves a weight whose gradient is zero, as long as its moments last, and
-these decay at each step. Training alone, an adapter would not have made that
-step. So every row that no gradient reaches gets back what it had: values,
-moments, averages.
+Adam moves a weight whose gradient is zero until its moments have decayed, and
+they decay at each step. An adapter trained alone would not make that step. So
+every row that no gradient reaches gets its values, moments and averages back.
 """
 
 import functools
@@ -29,11 +28,11 @@ MIXING = ("clipnorm", "global_clipnorm")
 
 
 def hold_still(optimizer: Optimizer | None, rows: int) -> None:
-    """Has an optimizer leave rows alone that its gradients do not reach.
+    """Makes an optimizer leave rows unchanged that no gradient reaches.
 
     Args:
-        optimizer: A Keras optimizer, or `None`. What it wraps is meant too.
-        rows: Integer, the leading axis of all that it trains.
+        optimizer: A Keras optimizer, which may wrap another one, or `None`.
+        rows: Integer, the leading axis of all variables that it trains.
 
     Raises:
         ValueError: if it would scale an adapter's gradient by the others'.
@@ -54,10 +53,10 @@ def hold_still(optimizer: Optimizer | None, rows: int) -> None:
     )
 
 
-def start_anew(
+def copy_moments(
     optimizer: Optimizer | None, rows: int, row: int, like: int
 ) -> None:
-    """Gives a row's moments the values that those of row `like` have."""
+    """Copies the moments of the row `like` to another row."""
     if optimizer is None:
         return
     for variable in _slots(_innermost(optimizer), rows):
@@ -72,11 +71,11 @@ def _apply(
     trainable_variables: list[Variable] | None = None,
 ) -> None:
     if not optimizer.built:
-        # As it would itself, but before its moments are looked at.
+        # `apply` would do this too, but the moments are read before it.
         optimizer.build(trainable_variables)
     trained = trainable_variables or internals.trained_variables(optimizer)
-    # On TensorFlow they are slices, one for each example. Adam would square
-    # each of them by itself and not the gradient of the row, their sum.
+    # On TensorFlow gradients are slices, one for each example. Adam would
+    # square each slice, and not their sum, the gradient of the row.
     grads = [None if g is None else dense_gradient(g) for g in grads]
     gradients = [g for g in grads if g is not None]
     accumulated = [

@@ -13,19 +13,19 @@ from keras_ether.ops.values import to_numpy
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
-# Of the row that is the base.
+# The row of the base.
 BASE = 0
 
 
 class Stack(keras.layers.Layer):
-    """The rows of one layer's vectors, or of one layer of the head.
+    """The rows of one layer's vectors, or of the weights of a head's layer.
 
     Args:
         layer_path: String, structural path of the layer in its model.
         variables: Dictionary from the name of a tensor in an adapter file to
             the variable whose values are stacked.
         rows: Integer, number of rows.
-        base: Dictionary from name to what row 0 holds, or `None` for zeros.
+        base: Dictionary from name to the value of row 0, or `None` for zeros.
 
     Attributes:
         layer_path: The argument.
@@ -78,7 +78,7 @@ def factors_of(
     """Each example's factors of one side.
 
     Args:
-        adapter: The layer's `Adapter`, which says method and blocks.
+        adapter: The layer's `Adapter`, which has the method.
         side: `"input"` or `"output"`.
         gathered: Dictionary from a vector's name, such as `"input_u"`, to a
             tensor of shape `(batch, blocks, width)`.
@@ -89,7 +89,7 @@ def factors_of(
     method = methods.get(adapter.config.method)
     vectors = [gathered[f"{side}_{name}"] for name in method.weights]
     blocks, width = vectors[0].shape[1:]
-    # The formulas take blocks one by one, whichever example they belong to.
+    # The formulas treat each block separately, whichever example has it.
     left, right = method.factors(
         *(ops.reshape(vector, (-1, width)) for vector in vectors)
     )

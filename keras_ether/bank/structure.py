@@ -1,4 +1,4 @@
-"""What all adapters of a bank have in common, read off one adapted model."""
+"""The structure that all adapters of a bank share with one adapted model."""
 
 from dataclasses import dataclass
 
@@ -29,8 +29,8 @@ class Structure:
         adapted: Those that have an adapter.
         weights: The head: a dictionary from layer path to a dictionary from
             name to variable.
-        heads: The layers that a call hands the head's weights to: a dictionary
-            from path to one from the name of a tensor to its variable.
+        heads: The layers that get the head's weights in a call: a dictionary
+            from path to a dictionary from the name of a tensor to its variable.
     """
 
     layers: dict[str, Layer]
@@ -64,11 +64,11 @@ class Structure:
 
 
 def structure_of(model: Model) -> Structure:
-    """Reads a model, and has its head ask whose weights it computes with.
+    """Reads a model, and makes its head ask for each example's weights.
 
     Raises:
-        ValueError: if there is no adapter, or a layer that can't compute for
-            each example by itself. The model is then as it was.
+        ValueError: if there is no adapter, or a layer that can't compute each
+            example separately. The model then stays as it was.
     """
     tree = verbs.adapted_tree(model)
     adapted = tree.adapted
@@ -139,7 +139,7 @@ def _method_refusal(adapter: Adapter) -> str | None:
     ]
     left, right = method.factors(*zeros)
     if right is None:
-        return f"the blocks of '{method.name}' are no reflections of few rows"
+        return f"the blocks of '{method.name}' are not reflections of few rows"
     block = np.einsum("nkw,nkv->nwv", to_numpy(left), to_numpy(right))
     if block.any():
         return f"zero weights of '{method.name}' are not the identity"

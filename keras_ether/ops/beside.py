@@ -2,8 +2,8 @@
 
     y = x W + Σ (x pᵀ) q + bias
 
-Nothing as large as a kernel or as wide as an activation is written but `y` and
-its gradients, and what is kept for these are `x` and the thin `x pᵀ`.
+Except for `y` and the gradients, nothing as large as a kernel or as wide as an
+activation is written. Only `x` and the thin `x pᵀ` are kept for the gradients.
 """
 
 from keras import ops
@@ -76,7 +76,7 @@ def _beside_tangent(
     y: Tensor,
     tangents: Arrays,
 ) -> Tensor:
-    """In terms whose transposes are what a gradient is to compute."""
+    """Written so that the transposes of its terms compute the gradients."""
     (x, kernel, *rest), (projections,) = arguments, kept
     dx, d_kernel, *d_rest = tangents
     rows = view.inputs_matrix(x)
@@ -103,8 +103,8 @@ def _beside_tangent(
 def _add_rows(view: MatrixView, y: Tensor, s: Tensor, q: Tensor) -> Tensor:
     """`y + s q`, added where a compiler writes `y`.
 
-    XLA fuses sums into a product, but not a second product, whose result it
-    writes to memory and reads again, as wide as `y`.
+    XLA fuses sums into a product, but not a second product: it writes that
+    product's result, as wide as `y`, to memory and reads it again.
     """
     columns = len(view.columns)
     is_last = view.outputs.endswith(view.columns)

@@ -1,9 +1,9 @@
-"""Products in which every example of a batch has factors of its own.
+"""Products in which every example of a batch has its own factors.
 
 A stack holds the values of many adapters, `(rows, ...)`, and an integer names
-the row of each example. One gather takes what a batch needs; the factors of
-example `b` then act on the rows of `x[b]`, by two thin products of stacks of
-matrices.
+the row of each example. One gather takes the rows that a batch needs. The
+factors of example `b` then act on the rows of `x[b]`, by two thin products of
+stacks of matrices.
 """
 
 import math
@@ -21,7 +21,7 @@ from keras_ether.ops.block_diagonal import MAX_ROWS
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
-# Up to this many rows a block, sums are quicker on JAX than products.
+# Up to this many rows per block, sums are quicker on JAX than products.
 MAX_SUMS = 4
 
 
@@ -32,8 +32,8 @@ def multiply_each(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     exactly.
 
     Args:
-        x: Tensor of shape `(r * batch, ..., blocks * width)`. Where `r` is not
-            1, each example stands there `r` times, one after the other.
+        x: Tensor of shape `(r * batch, ..., blocks * width)`. If `r` is not 1,
+            each example occurs `r` times in succession.
         left: Tensor of shape `(batch, blocks, k, width)`.
         right: Tensor of the same shape.
 
@@ -139,12 +139,12 @@ def take_rows(variable: Variable, ids: Tensor) -> Tensor:
 def set_row(variable: Variable, row: int, value: Any) -> None:
     """Sets one row of a variable of shape `(rows, ...)`, and no other.
 
-    Nothing is compiled for a new `row`, and where the backend's arrays can be
-    changed, nothing but the row is written.
+    A new `row` compiles nothing, and where the backend's arrays can be changed,
+    only the row is written.
     """
     value = ops.convert_to_tensor(value, dtype=variable.dtype)
     if BACKEND == "torch":
-        # Not an operation that a gradient would follow.
+        # Gradients do not follow assignments to `data`.
         variable.value.data[row] = value
     elif BACKEND == "tensorflow":
         variable.value.scatter_nd_update([[row]], value[None])
@@ -154,10 +154,11 @@ def set_row(variable: Variable, row: int, value: Any) -> None:
 
 
 def share_of_own(ids: Tensor) -> Tensor:
-    """By how much the mean over each example's own kind exceeds the batch's.
+    """Factors between a mean over the batch and one over an id's examples.
 
-    The gradient of a mean over the batch, times this, is for each of the ids
-    that of the mean over its own examples. It is zero for the id 0.
+    For each id, the gradient of a mean over the batch, times this factor, is
+    the gradient of the mean over the id's own examples. The factor of the id 0
+    is zero.
 
     Args:
         ids: Int32 tensor of shape `(batch,)`.
@@ -171,14 +172,14 @@ def share_of_own(ids: Tensor) -> Tensor:
 
 
 def scale_gradient(x: Tensor, scale: Tensor) -> Tensor:
-    """`x`, whose gradient is multiplied by `scale`, one number an example."""
+    """`x`, whose gradient is multiplied by `scale`, one factor per example."""
     scale = reshape(scale, (-1,) + (1,) * (len(x.shape) - 1))
     constant = ops.stop_gradient(x)
     return constant + ops.cast(scale, x.dtype) * (x - constant)
 
 
 def dense_gradient(gradient: Tensor) -> Tensor:
-    """A gradient as one tensor, the slices of a gather added up."""
+    """A gradient as one tensor, with the slices of a gather added up."""
     if BACKEND != "tensorflow":
         return gradient
     # `ops.convert_to_tensor` would leave slices as they are.
@@ -186,7 +187,7 @@ def dense_gradient(gradient: Tensor) -> Tensor:
 
 
 def rows_with_gradient(gradients: Iterable[Tensor]) -> Tensor:
-    """Which rows any of the gradients reaches.
+    """Whether any of the gradients reaches a row, for each row.
 
     Args:
         gradients: Tensors of shapes `(rows, ...)`.

@@ -62,7 +62,7 @@ def _fold_gradients(
     rows, dy = view.inputs_matrix(x), view.outputs_matrix(upstream)
     gradients: list[Tensor] = []
     for (p, q), s in zip(pairs_of(rest), projections, strict=True):
-        # Of `s = x pᵀ` and `s q`, neither of which the product computes.
+        # As if the product were computed as `x W + s q` with `s = x pᵀ`.
         gradients += [contract(project(dy, q), rows, p), contract(s, dy, q)]
 
     def dx() -> Tensor:
@@ -156,7 +156,7 @@ def _turn_tangent(
     (x, kernel, p, r, *_), ((folded, s),) = arguments, kept
     dx, d_kernel, dp, dr, *d_biases = tangents
     rows = view.inputs_matrix(x)
-    # The tangent of `x H` times `Hᵀ`, which the folded kernel takes out again.
+    # The tangent of `x H` times `Hᵀ`, since the folded kernel contains `H`.
     thin = [] if dx is None else [dx]
     for dz in (
         None

@@ -1,8 +1,9 @@
-"""What the forms of a product with a low-rank term share.
+"""Functions that the forms of a product with a low-rank term share.
 
-A form is a forward function, its gradient and its tangent, see
-`custom_gradient.with_gradient`, with a `MatrixView` before their arguments:
-inputs, kernel, `p` and `q` once or twice, and a bias where there is one.
+A form consists of a forward function, its gradient and its tangent, see
+`custom_gradient.with_gradient`, which all take a `MatrixView` first. The
+arguments are inputs, kernel, `p` and `q` once or twice, and a bias if there is
+one.
 """
 
 import functools
@@ -25,7 +26,7 @@ Form: TypeAlias = tuple[
 
 
 def pairs_of(term: Arrays) -> list[tuple[Tensor, Tensor]]:
-    """`(p, q)` pairs of a term, a bias behind them left out."""
+    """The `(p, q)` pairs of a term, without a bias after them."""
     return list(zip(term[::2], term[1::2], strict=False))
 
 
