@@ -1,5 +1,7 @@
 """The types in the signatures of this package."""
 
+from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from typing import Any
 from typing import TypeAlias
@@ -23,5 +25,12 @@ Shape: TypeAlias = tuple[int | None, ...]
 # `(left, right)` of a side's blocks, see `keras_ether.ops.reflections`. `right`
 # is `None` for methods whose blocks have no thin factors.
 Factors: TypeAlias = tuple[Tensor, Tensor | None]
+# Of a function whose derivative is written by hand, see
+# `keras_ether.ops.custom_gradient`: arguments or tangents, where a tangent that
+# is zero is `None`; the intermediate values that the derivative uses; and a
+# gradient of each argument, or a function that computes it.
+Arrays: TypeAlias = Sequence[Tensor]
+Kept: TypeAlias = tuple[tuple[Tensor, ...], ...]
+Gradients: TypeAlias = tuple[Tensor | Callable[[], Tensor], ...]
 # `(experts, d, f)` of a kernel.
 Sizes: TypeAlias = tuple[int, int, int]

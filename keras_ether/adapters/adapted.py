@@ -7,6 +7,7 @@ stand-in: an object of that class with the layer's attributes but for those.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import ops
@@ -17,7 +18,11 @@ from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters.quantized_kernel import quantizing_error
 from keras_ether.ops.backend import dtype_name
 from keras_ether.ops.backend import is_sparse
+from keras_ether.types import Factors
+from keras_ether.types import Layer
 from keras_ether.types import LayerMixin
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 
 class Adapted(LayerMixin):
@@ -28,7 +33,7 @@ class Adapted(LayerMixin):
     class that it would be without an adapter.
     """
 
-    def _effective(self, kernel):
+    def _effective(self, kernel: Tensor) -> Tensor:
         """The transformed kernel. Integer codes are returned unchanged."""
         if not self.ether.built:
             return kernel
@@ -37,7 +42,7 @@ class Adapted(LayerMixin):
             return kernel
         return self.ether.fold(ops.convert_to_tensor(kernel))
 
-    def stand_in(self, **replaced):
+    def stand_in(self, **replaced: Any) -> Layer:
         """A plain layer of the same attributes but for those in `replaced`.
 
         It shares variables and sub-layers with this one, and is used for one
@@ -48,28 +53,30 @@ class Adapted(LayerMixin):
         other.__dict__.update(replaced)
         return other
 
-    def _compute(self, **replaced) -> Callable:
+    def _compute(self, **replaced: Any) -> Callable:
         """The computation of the layer's plain class, on a stand-in."""
         other = self.stand_in(**replaced)
         if self.quantization_mode is not None:
             return other.quantized_call
         return other.call
 
-    def enable_lora(self, *args, **kwargs):
+    def enable_lora(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
             f"Layer '{self.name}' has an ETHER adapter and cannot have LoRA "
             "too. Call `keras_ether.merge` or `keras_ether.remove` first."
         )
 
-    def quantize(self, mode=None, config=None, **kwargs):
+    def quantize(
+        self, mode: str | None = None, config: Any = None, **kwargs: Any
+    ) -> None:
         raise quantizing_error(self.path, mode or getattr(config, "mode", None))
 
     @property
-    def dtype_policy(self):
+    def dtype_policy(self) -> keras.DTypePolicy:
         return super().dtype_policy
 
     @dtype_policy.setter
-    def dtype_policy(self, value):
+    def dtype_policy(self, value: Any) -> None:
         mode = keras.dtype_policies.get(value).quantization_mode
         # A policy that quantizes is kept even if quantizing then fails.
         if mode is not None and self.quantization_mode is None:
@@ -88,12 +95,12 @@ class AdaptedKernel(Adapted):
     kernel_attribute = "_kernel"
 
     @property
-    def base_kernel(self):
+    def base_kernel(self) -> Variable:
         """The variable that holds the kernel without the transformation."""
         return super().kernel
 
     @property
-    def kernel(self):
+    def kernel(self) -> Tensor:
         return self._effective(super().kernel)
 
 
@@ -106,15 +113,22 @@ class AdaptedCall(LayerMixin):
     the first run, and passed on.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return self._settled_call(inputs)
 
     # Not by way of `call`: calibrating a layer leaves it an attribute of that
     # name.
-    def quantized_call(self, inputs):
+    def quantized_call(self, inputs: Tensor) -> Tensor:
         return self._settled_call(inputs)
 
-    def _settled_call(self, inputs, training=None, kept=None, activation=None):
+    def _settled_call(
+        self,
+        inputs: Tensor,
+        *,
+        training: bool | Tensor | None = None,
+        kept: dict[str, Tensor] | None = None,
+        activation: Callable | None = None,
+    ) -> Tensor:
         training = internals.is_training(training)
         kept = self.ether.draw_kept(training) if kept is None else kept
         self._check_examples(inputs)
@@ -132,7 +146,7 @@ class AdaptedCall(LayerMixin):
             inputs, training, kept, activation or self.activation
         )
 
-    def _check_examples(self, inputs):
+    def _check_examples(self, inputs: Tensor) -> None:
         """Raises where examples with adapters of their own can't be told."""
         examples = per_example.current()
         if examples is None:
@@ -145,7 +159,7 @@ class AdaptedCall(LayerMixin):
                 "ones."
             )
 
-    def _computes_with_fold(self, inputs) -> bool:
+    def _computes_with_fold(self, inputs: Tensor) -> bool:
         """Whether the plain layer is to compute with a folded kernel.
 
         Sparse inputs are not transformed: they would be sparse no more. A
@@ -156,7 +170,14 @@ class AdaptedCall(LayerMixin):
         mode = self.quantization_mode
         return mode == "float8" or (mode is None and is_sparse(inputs))
 
-    def _adapted(self, inputs, training, kept, activation, sides=None):
+    def _adapted(
+        self,
+        inputs: Tensor,
+        training: bool | Tensor | None,
+        kept: dict[str, Tensor] | None,
+        activation: Callable | None,
+        sides: tuple[Factors | None, Factors | None] | None = None,
+    ) -> Tensor:
         """The layer's outputs by way of its activations.
 
         `sides` are the factors of either side, where they are known already.
@@ -177,18 +198,27 @@ class AdaptedCall(LayerMixin):
             outputs = ops.add(outputs, self._broadcast_bias())
         return outputs if activation is None else activation(outputs)
 
-    def rematerialized_call(self, layer_call, *args, training=None, **kwargs):
+    def rematerialized_call(
+        self,
+        layer_call: Callable,
+        *args: Any,
+        training: bool | Tensor | None = None,
+        **kwargs: Any,
+    ) -> Callable:
         training = internals.is_training(training)
-        settled = {"training": training, "kept": self.ether.draw_kept(training)}
+        settled: dict[str, Any] = {
+            "training": training,
+            "kept": self.ether.draw_kept(training),
+        }
         examples = per_example.current()
 
-        def call(*args):
+        def call(*args: Any) -> Tensor:
             # What is no tensor would become one on JAX, such as `reverse`.
             with (
                 internals.autocast(self),
                 per_example.computing_for(examples),
             ):
-                return self._settled_call(*args, **kwargs, **settled)
+                return self._settled_call(*args, **(kwargs | settled))
 
         if internals.recomputes_activation(self):
             settled["activation"] = keras.remat(self.activation)

@@ -1,5 +1,6 @@
 """The mixins that put an adapter around a convolution."""
 
+from typing import Any
 from typing import ClassVar
 
 from keras import ops
@@ -7,6 +8,8 @@ from keras import ops
 from keras_ether.adapters.adapted import AdaptedCall
 from keras_ether.adapters.adapted import AdaptedKernel
 from keras_ether.types import LayerMixin
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 
 class AdaptedConv(AdaptedCall, AdaptedKernel):
@@ -20,15 +23,17 @@ class AdaptedConv(AdaptedCall, AdaptedKernel):
     linear: ClassVar = {"use_bias": False, "activation": None}
 
     @property
-    def has_bias(self):
+    def has_bias(self) -> bool:
         return self.use_bias
 
-    def _broadcast_bias(self):
+    def _broadcast_bias(self) -> Tensor:
         if self.data_format == "channels_first":
             return ops.reshape(self.bias, (-1,) + (1,) * self.rank)
         return self.bias
 
-    def _plain_call(self, inputs, training, **replaced):
+    def _plain_call(
+        self, inputs: Tensor, training: bool | Tensor | None, **replaced: Any
+    ) -> Tensor:
         return self._compute(**replaced)(inputs)
 
 
@@ -40,7 +45,7 @@ class HeldKernel(LayerMixin):
     """
 
     @property
-    def kernel(self):
+    def kernel(self) -> Variable:
         return self.__dict__["kernel"]
 
 

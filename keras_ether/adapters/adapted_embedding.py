@@ -1,5 +1,7 @@
 """The mixins that put an adapter around an embedding."""
 
+from collections.abc import Callable
+
 import keras
 from keras import ops
 
@@ -10,6 +12,8 @@ from keras_ether.ops import reflections
 from keras_ether.ops.backend import dtype_name
 from keras_ether.ops.backend import is_sparse
 from keras_ether.ops.custom_gradient import is_gradient_wanted
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 
 class AdaptedTable(Adapted):
@@ -20,12 +24,12 @@ class AdaptedTable(Adapted):
     """
 
     @property
-    def base_kernel(self):
+    def base_kernel(self) -> Variable:
         """The variable that holds the table without the transformation."""
         return super().embeddings
 
     @property
-    def embeddings(self):
+    def embeddings(self) -> Tensor:
         return self._effective(super().embeddings)
 
 
@@ -35,7 +39,14 @@ class AdaptedEmbedding(AdaptedCall, AdaptedTable):
     y = E[ids] G
     """
 
-    def _settled_call(self, inputs, training=None, kept=None):
+    def _settled_call(
+        self,
+        inputs: Tensor,
+        *,
+        training: bool | Tensor | None = None,
+        kept: dict[str, Tensor] | None = None,
+        activation: Callable | None = None,
+    ) -> Tensor:
         training = internals.is_training(training)
         kept = self.ether.draw_kept(training) if kept is None else kept
         self._check_examples(inputs)
@@ -60,15 +71,23 @@ class AdaptedReversibleEmbedding(AdaptedEmbedding):
     which stays as it is.
     """
 
-    def call(self, inputs, reverse=False):
+    def call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
         return self._settled_call(inputs, reverse)
 
-    def quantized_call(self, inputs, reverse=False):
+    def quantized_call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
         return self._settled_call(inputs, reverse)
 
-    def _settled_call(self, inputs, reverse=False, training=None, kept=None):
+    def _settled_call(
+        self,
+        inputs: Tensor,
+        reverse: bool = False,
+        *,
+        training: bool | Tensor | None = None,
+        kept: dict[str, Tensor] | None = None,
+        activation: Callable | None = None,
+    ) -> Tensor:
         if not reverse:
-            return super()._settled_call(inputs, training, kept)
+            return super()._settled_call(inputs, training=training, kept=kept)
         training = internals.is_training(training)
         kept = self.ether.draw_kept(training) if kept is None else kept
         self._check_examples(inputs)

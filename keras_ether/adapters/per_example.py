@@ -1,19 +1,28 @@
-"""Vectors that each example of a batch has for itself, within one call.
+"""Separate vectors for each example of a batch, within one call.
 
-Whoever has many adapters for one model opens a context around the model's call
-and answers in it which factors the examples have. Layers ask at each call;
-nothing stays on them. A call that Keras runs again in the backward pass, to
-rematerialize activations, is run outside of the call around it: the context is
-opened again for it, by adapted layers themselves, and for others by
-`keep_in_remat`.
+A caller with many adapters for one model opens a context around the model's
+call, whose `Examples` give each example's factors. Layers ask at each call, and
+keep nothing. To rematerialize activations, Keras runs a layer's call again in
+the backward pass, outside of the call around it. Adapted layers then open the
+context again themselves; `keep_in_remat` makes other layers do so.
 """
 
 import contextlib
 import functools
 import threading
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+from typing import Any
 from typing import Protocol
 
 from keras_ether.adapters import shadowing
+from keras_ether.types import Factors
+from keras_ether.types import Layer
+from keras_ether.types import Tensor
+
+if TYPE_CHECKING:
+    from keras_ether.adapters.adapter import Adapter
 
 REMAT = "rematerialized_call"
 
@@ -25,13 +34,27 @@ class NoExamplesError(ValueError):
 class Examples(Protocol):
     """Answers for the examples of one call."""
 
-    def factors(self, adapter, side: str):
+    def factors(self, adapter: "Adapter", side: str) -> Factors:
         """`(left, right)` of one side, `(batch, blocks, k, width)` each."""
 
-    def weights_of(self, layer) -> dict | None:
-        """A layer's weights, by name, with an axis of the batch before."""
+    def weights_of(self, layer: Layer) -> dict[str, Tensor] | None:
+        """A layer's weights by name, with the batch as their first axis.
 
-    def check(self, layer, inputs):
+        `None` for a layer whose weights all examples share.
+        """
+
+    def choose(
+        self,
+        layer: Layer,
+        each: Any,
+        base: Callable[[dict[str, Tensor]], Any],
+    ) -> Any:
+        """Outputs of a layer with weights: `base`'s for examples of the base.
+
+        For all others they are `each`, the outputs by their own weights.
+        """
+
+    def check(self, layer: Layer, inputs: Tensor) -> None:
         """Raises a `ValueError` unless the leading axis is the batch."""
 
 
@@ -44,15 +67,15 @@ _CURRENT = _Current()
 
 
 def current() -> Examples | None:
-    """The examples of the call that is going on, `None` in a plain one."""
+    """The examples of the current call, `None` in a plain one."""
     return _CURRENT.examples
 
 
 @contextlib.contextmanager
-def computing_for(examples: Examples | None):
-    """Has the layers called within compute for each example by itself.
+def computing_for(examples: Examples | None) -> Iterator[None]:
+    """Makes the layers called within it compute each example separately.
 
-    Of this thread; a call in another one is not concerned.
+    It does not affect calls in other threads.
     """
     before = _CURRENT.examples
     _CURRENT.examples = examples
@@ -62,36 +85,39 @@ def computing_for(examples: Examples | None):
         _CURRENT.examples = before
 
 
-def keep_in_remat(layer):
-    """Has a layer that is run again compute for the same examples again.
+def keep_in_remat(layer: Layer) -> None:
+    """Makes a layer that runs again compute for the same examples again.
 
     Args:
-        layer: A Keras layer. Made without a `keras.RematScope` it is never run
-            again, and this changes nothing.
+        layer: A Keras layer. One made without a `keras.RematScope` never runs
+            again, and behaves as before.
     """
     shadowing.shadow(layer, REMAT, _rematerialized_call)
 
 
-def _rematerialized_call(original, layer_call, *args, **kwargs):
+def _rematerialized_call(
+    original: Callable, layer_call: Callable, *args: Any, **kwargs: Any
+) -> Callable:
     examples = current()
     if examples is None:
         return original(layer_call, *args, **kwargs)
 
     @functools.wraps(layer_call)
-    def call(*args, **kwargs):
+    def call(*args: Any, **kwargs: Any) -> Any:
         with computing_for(examples):
             return layer_call(*args, **kwargs)
 
     return original(call, *args, **kwargs)
 
 
-def refuse_kernel(layer, attribute: str):
-    """Raises a `NoExamplesError` where a kernel is asked for that isn't one."""
+def refuse_kernel(layer: Layer, attribute: str) -> None:
+    """Raises a `NoExamplesError` where one kernel can't serve all examples."""
     if current() is None:
         return
     raise NoExamplesError(
         f"Layer '{layer.path}' was asked for its `{attribute}` within a call "
-        "in which every example has an adapter of its own: there is no one "
-        f"transformed `{attribute}`. The code that reads it must call the "
-        "layer; or leave the layer out, by `exclude` of `keras_ether.apply`."
+        "in which every example has an adapter of its own: no single "
+        f"transformed `{attribute}` exists. Make the code that reads it call "
+        "the layer, or leave the layer out, by `exclude` of "
+        "`keras_ether.apply`."
     )

@@ -41,7 +41,7 @@ def plain_class(layer: Layer) -> type:
 
 
 @functools.cache
-def _adapted_class(layer_class: type, mixin: type, file: type) -> type:
+def _adapted_class(layer_class: type[Layer], mixin: type, file: type) -> type:
     """A twin of `layer_class` that files name as they name the original.
 
     Keras's files name classes: containers keep their layers' weights under the
@@ -60,7 +60,7 @@ def _adapted_class(layer_class: type, mixin: type, file: type) -> type:
             "plain_class": layer_class,
             "is_twin": True,
             "from_config": classmethod(
-                lambda cls, config: layer_class.from_config(config)  # type: ignore
+                lambda cls, config: layer_class.from_config(config)
             ),
         },
     )

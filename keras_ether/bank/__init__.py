@@ -1,8 +1,8 @@
-"""Many adapters on one base: every example its own, in one batch.
+"""Many adapters on one base: each example of a batch uses its own.
 
-`AdapterBank` holds stacks of vectors and heads, a row for each adapter, and a
-model around the one that it was made from. It knows adapters, surgery and
-adapter files.
+`AdapterBank` holds stacks of vectors and heads, with a row for each adapter,
+and a model around the one that it was made from. The modules here use adapters,
+surgery and adapter files.
 """
 
 from keras_ether.bank.adapter_bank import AdapterBank

@@ -1,9 +1,13 @@
 """`AdapterBank`: adapters by name, each in a row of the bank's model."""
 
+import os
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
 
 import keras
+import numpy as np
 
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import kinds
@@ -20,39 +24,42 @@ from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.values import integer
 from keras_ether.saving import adapter_file
 from keras_ether.saving import atomic_write
+from keras_ether.types import Model
+from keras_ether.types import Variable
 
 EMPTY = float("nan")
 
 
 class AdapterBank:
-    """Many adapters on one base, of which every example of a batch has its own.
+    """Many adapters on one base; each example of a batch uses its own.
 
-    A row of stacked vectors for each adapter, gathered by an integer for each
-    example, takes the place of the model's own vectors; every adapter has a
-    head of its own besides. The base is shared, and the model passed goes on
-    working as it did. Row 0 is the base itself, with the head that the model
-    has when the bank is made. Nothing is compiled again when adapters come and
-    go (Bini et al., ICML 2024, sections 1 and 3).
+    The bank stacks the adapters' vectors, a row for each adapter. An integer
+    for each example selects the row that takes the place of the model's own
+    vectors. Every adapter also has its own head. The base is shared, and the
+    model passed works as before. Row 0 is the base itself, with the head that
+    the model has when the bank is made. Nothing is compiled again when adapters
+    are added or removed (Bini et al., ICML 2024, sections 1 and 3).
 
     Args:
         model: A Keras model that `keras_ether.apply` or
-            `keras_ether.load_adapter` has adapted. It says which layers
-            adapters of the bank may cover, with which method and how many
-            blocks, and what shape their heads have.
-        capacity: Integer, how many adapters there is room for.
+            `keras_ether.load_adapter` has adapted. It determines
+            which layers the bank's adapters may cover, their method and number
+            of blocks, and the shape of their heads.
+        capacity: Integer, the largest number of adapters.
 
     Attributes:
-        model: A Keras model with the inputs of `model` and `adapter_id`, one
-            int32 an example: a dictionary, with the key `"inputs"` where the
-            model's inputs are none. Call it, `predict`, `evaluate`, `fit`,
-            `export`. An id that no adapter has answers NaN.
+        model: A Keras model. It takes a dictionary of the inputs of `model`,
+            under the key `"inputs"` if they are not a dictionary, and of
+            `adapter_id`, one int32 per example. Use it by `predict`,
+            `evaluate`, `fit`, `export` or a call. Outputs for an id without an
+            adapter are NaN.
         capacity: The argument.
 
     Raises:
-        ValueError: if there is no adapter, if `capacity` is no positive
-            integer, or if a layer can't compute for each example by itself, the
-            leading axis of its inputs not being the batch for one. The model is
-            then as it was.
+        ValueError: if `model` has no adapter, if `capacity` is not a positive
+            integer, or if a layer can't compute each example separately, for
+            example because the leading axis of its inputs is not the batch. The
+            model then stays as it was.
 
     Example:
 
@@ -69,7 +76,7 @@ class AdapterBank:
     (2, 4)
     """
 
-    def __init__(self, model, capacity: int):
+    def __init__(self, model: Model, capacity: int) -> None:
         rows = integer(capacity)
         if rows is None or rows < 1:
             raise ValueError(
@@ -79,7 +86,7 @@ class AdapterBank:
         self.capacity = rows
         self._structure = structure_of(model)
         for layer in internals.everything_in(model):
-            # Adapted layers do so themselves.
+            # Adapted layers do this themselves.
             if layer.variables and not kinds.is_adapted(layer):
                 per_example.keep_in_remat(layer)
         with internals.strategy_scope(model):
@@ -88,34 +95,35 @@ class AdapterBank:
         self._stacks = list(stacks.values())
         probe.check_every_layer(self.model, self._structure)
         self._lock = threading.RLock()
-        # The one used longest ago stands first.
-        self._rows = OrderedDict()
-        self._covered = {}
+        # The least recently used adapter comes first.
+        self._rows: OrderedDict[str, int] = OrderedDict()
+        self._covered: dict[str, tuple[str, ...]] = {}
         # The row that was freed longest ago is taken first.
         self._free = list(range(1, rows + 1))
-        self._digests = {}
-        self._generator = None
+        self._digests: dict[int, np.ndarray] = {}
+        self._generator: generating.Generator | None = None
 
     @property
     def names(self) -> list[str]:
         """The names of the adapters, in the order of their ids."""
         with self._lock:
-            return sorted(self._rows, key=self._rows.get)
+            return sorted(self._rows, key=self._rows.__getitem__)
 
-    def add(self, name: str, source=None, evict: bool = False) -> int:
-        """Puts an adapter into the bank, or another in its place.
+    def add(self, name: str, source: Any = None, evict: bool = False) -> int:
+        """Adds an adapter, or replaces the one that has the name already.
 
-        One that has the name already gives way, and its id stays. Don't replace
-        an adapter while a call is going on that names it.
+        A replacement keeps the id. Don't replace an adapter during a call that
+        uses it.
 
         Args:
             name: String, the adapter's name.
             source: String or `PathLike`, a file that `keras_ether.save_adapter`
-                wrote; an adapted model; or `None`, the default, for a start as
-                `keras_ether.apply` makes it, with the base's head. Layers that
-                the bank covers and the adapter does not stay as in the base.
-            evict: Whether a full bank lets go of the adapter that was used
-                longest ago. Defaults to `False`.
+                wrote; an adapted model; or `None`, the default, for the start
+                that `keras_ether.apply` gives, with the base's head. Layers
+                that the bank covers and the adapter does not cover compute as
+                in the base.
+            evict: Whether a full bank removes the least recently used adapter.
+                Defaults to `False`.
 
         Returns:
             The adapter's id.
@@ -124,7 +132,7 @@ class AdapterBank:
             ValueError: if the bank is full, or the adapter does not fit: it was
                 trained over another base, has another method, other blocks or
                 another head, or covers layers that the bank does not. The bank
-                is then as it was.
+                then stays as it was.
         """
         if not isinstance(name, str) or not name:
             raise ValueError(
@@ -151,8 +159,8 @@ class AdapterBank:
             self._covered[name] = covered
             return row
 
-    def remove(self, name: str):
-        """Takes an adapter out. Its id answers NaN until another has it.
+    def remove(self, name: str) -> None:
+        """Removes an adapter. Its id gives NaN until another adapter has it.
 
         Raises:
             ValueError: if there is no such adapter.
@@ -163,8 +171,8 @@ class AdapterBank:
             self._empty(row)
             self._free.append(row)
 
-    def ids(self, names):
-        """The ids of adapters, one an example.
+    def ids(self, names: Sequence[str | None]) -> np.ndarray:
+        """The ids of adapters, one per example.
 
         Args:
             names: List of names; `None` stands for the base.
@@ -177,7 +185,7 @@ class AdapterBank:
         """
         if isinstance(names, str):
             raise ValueError(
-                "`names` must be a list of names, one an example. Received: "
+                "`names` must be a list of names, one per example. Received: "
                 f"names={names!r}"
             )
         with self._lock:
@@ -189,7 +197,7 @@ class AdapterBank:
             keras.ops.array(found, "int32")
         ).reshape(len(found))
 
-    def save(self, name: str, filepath):
+    def save(self, name: str, filepath: str | os.PathLike) -> None:
         """Saves one adapter with its head, as `keras_ether.save_adapter` does.
 
         Args:
@@ -197,7 +205,7 @@ class AdapterBank:
             filepath: String or `PathLike`, ending in `".safetensors"`.
 
         Raises:
-            ValueError: if there is no such adapter, or it is not finite.
+            ValueError: if there is no such adapter, or a value is not finite.
             OSError: if the folder is missing or can't be written to.
         """
         filepath = adapter_file.check_name(filepath)
@@ -211,55 +219,57 @@ class AdapterBank:
             )
         adapter_file.write(filepath, content)
 
-    def generate(self, prompts, adapters, **kwargs):
+    def generate(
+        self, prompts: Any, adapters: Sequence[str | None], **kwargs: Any
+    ) -> Any:
         """Generates text, each prompt with its own adapter.
 
         Args:
             prompts: List, or dictionary of lists or arrays, as the `generate`
                 of the model takes it.
-            adapters: List of names, one a prompt; `None` stands for the base.
-            **kwargs: What `generate` of the model takes: `max_length`,
-                `stop_token_ids`.
+            adapters: List of names, one per prompt; `None` stands for the base.
+            **kwargs: Further arguments of the model's `generate`, `max_length`
+                and `stop_token_ids`.
 
         Returns:
-            What `generate` of the model returns.
+            The result of the model's `generate`.
 
         Raises:
             ValueError: if the model can't generate, if there is no such
-                adapter, or not one for each prompt.
+                adapter, or if there is not one name per prompt.
         """
         self.model.check_base()
         if self._generator is None:
             self._generator = generating.Generator(self.model)
         return self._generator.generate(prompts, self.ids(adapters), kwargs)
 
-    def _row(self, name):
+    def _row(self, name: str) -> int:
         if name not in self._rows:
             raise ValueError(
                 f"The bank has no adapter '{name}'. It has {self.names}."
             )
         return self._rows[name]
 
-    def _row_for(self, name, evict):
-        """The row that an adapter of this name is to have."""
+    def _row_for(self, name: str, evict: bool) -> int:
+        """The row for an adapter of this name."""
         if name in self._rows:
             return self._rows[name]
         if not self._free and not evict:
             raise ValueError(
                 f"The bank is full: it has room for {self.capacity} adapters. "
-                "Remove one, or pass `evict=True` to let go of the one used "
-                f"longest ago, '{next(iter(self._rows))}'."
+                "Remove one, or pass `evict=True` to remove the least "
+                f"recently used one, '{next(iter(self._rows))}'."
             )
         if not self._free:
             self.remove(next(iter(self._rows)))
         return self._free.pop(0)
 
-    def _fill(self, row, values):
-        """Sets a row; until it is whole, its id answers NaN."""
+    def _fill(self, row: int, values: dict[str, Any]) -> None:
+        """Sets a row. Until it is complete, outputs for its id are NaN."""
         set_row(self.model.marks, row, EMPTY)
         for stack in self._stacks:
             stack.set(row, values)
-        row_updates.start_anew(
+        row_updates.copy_moments(
             getattr(self.model, "optimizer", None),
             self.capacity + 1,
             row,
@@ -267,17 +277,17 @@ class AdapterBank:
         )
         set_row(self.model.marks, row, 1.0)
 
-    def _empty(self, row):
+    def _empty(self, row: int) -> None:
         set_row(self.model.marks, row, EMPTY)
 
-    def _values(self, row):
+    def _values(self, row: int) -> dict[str, np.ndarray]:
         return {
             name: value
             for stack in self._stacks
             for name, value in stack.row(row).items()
         }
 
-    def _digest(self, variable):
+    def _digest(self, variable: Variable) -> np.ndarray:
         if id(variable) not in self._digests:
             self._digests[id(variable)] = fingerprint(variable)
         return self._digests[id(variable)]

@@ -1,20 +1,26 @@
-"""What an adapter file or an adapted model puts into a row of a bank."""
+"""The values that an adapter file or an adapted model puts into a row."""
 
 import os
 import random
+from collections.abc import Callable
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
 from keras_ether import methods
+from keras_ether.bank.structure import Structure
 from keras_ether.saving import adapter_file
 from keras_ether.saving import adapter_header
 from keras_ether.saving import contents
 from keras_ether.saving import loading
 from keras_ether.saving import save_and_load
+from keras_ether.saving.adapter_file import AdapterFile
 from keras_ether.surgery import targets as targets_lib
+from keras_ether.types import Variable
 
 
-def content_from(source, name: str):
+def content_from(source: Any, name: str) -> AdapterFile:
     """The `AdapterFile` of a file or of an adapted model.
 
     Raises:
@@ -30,11 +36,16 @@ def content_from(source, name: str):
     )
 
 
-def check_fits(content, structure, digest, name: str):
-    """Raises a `ValueError` unless a bank of this structure can hold it.
+def check_fits(
+    content: AdapterFile,
+    structure: Structure,
+    digest: Callable[[Variable], np.ndarray],
+    name: str,
+) -> None:
+    """Raises a `ValueError` unless an adapter fits a bank of this structure.
 
     Args:
-        content: An `AdapterFile`.
+        content: The adapter's `AdapterFile`.
         structure: A `Structure`.
         digest: Function from a variable to its fingerprint.
         name: String, the adapter's name, for the error.
@@ -49,13 +60,13 @@ def check_fits(content, structure, digest, name: str):
         ) from error
 
 
-def covered_by(content) -> tuple:
-    """The paths of the layers that a content has adapters for."""
+def covered_by(content: AdapterFile) -> tuple[str, ...]:
+    """The paths of the layers that an adapter covers."""
     return tuple(adapter_header.layers_of(content.header))
 
 
-def values_for(content, structure) -> dict:
-    """The tensors of a content for a bank's row, in the bank's dtypes."""
+def values_for(content: AdapterFile, structure: Structure) -> dict[str, Any]:
+    """The tensors of an adapter for a bank's row, in the bank's dtypes."""
     groups = adapter_header.layers_of(content.header)
     variables = dict(structure.head)
     for path in groups:
@@ -64,8 +75,10 @@ def values_for(content, structure) -> dict:
     return dict(zip(variables, (value for _, value in pairs), strict=True))
 
 
-def fresh_values(structure, head: dict) -> dict:
-    """A start as `apply` makes it, and the head that is given."""
+def fresh_values(
+    structure: Structure, head: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The start that `apply` gives, with the given head."""
     rng = np.random.default_rng(random.getrandbits(64))
     values = dict(head)
     for path, layer in structure.adapted.items():
@@ -79,12 +92,17 @@ def fresh_values(structure, head: dict) -> dict:
     return values
 
 
-def content_of_row(structure, covered, values, digest):
+def content_of_row(
+    structure: Structure,
+    covered: Collection[str],
+    values: dict[str, np.ndarray],
+    digest: Callable[[Variable], np.ndarray],
+) -> AdapterFile:
     """The `AdapterFile` of a row of a bank.
 
     Args:
         structure: A `Structure`.
-        covered: The paths of the layers that the adapter is for.
+        covered: The paths of the layers that the adapter covers.
         values: Dictionary from a tensor's name to its value.
         digest: Function from a variable to its fingerprint.
     """
@@ -98,7 +116,7 @@ def content_of_row(structure, covered, values, digest):
     )
 
 
-def _check_adapters(content, structure):
+def _check_adapters(content: AdapterFile, structure: Structure) -> None:
     groups = adapter_header.layers_of(content.header)
     unknown = [path for path in groups if path not in structure.adapted]
     if unknown:
@@ -115,7 +133,7 @@ def _check_adapters(content, structure):
             )
 
 
-def _check_head(content, structure):
+def _check_head(content: AdapterFile, structure: Structure) -> None:
     expected = {path: set(own) for path, own in structure.weights.items()}
     received = {p: set(own) for p, own in content.header["weights"].items()}
     if expected != received:
@@ -125,7 +143,11 @@ def _check_head(content, structure):
         )
 
 
-def _check_base(content, structure, digest):
+def _check_base(
+    content: AdapterFile,
+    structure: Structure,
+    digest: Callable[[Variable], np.ndarray],
+) -> None:
     groups = adapter_header.layers_of(content.header)
     of_layers, base = contents.base_fingerprints(
         structure.layers, groups, structure.weights, digest
@@ -143,5 +165,5 @@ def _check_base(content, structure, digest):
         )
 
 
-def _shown(weights):
+def _shown(weights: dict[str, set[str]]) -> dict[str, list[str]]:
     return {path: sorted(names) for path, names in weights.items()}

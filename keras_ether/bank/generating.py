@@ -1,17 +1,23 @@
-"""Generation by a task of KerasHub's kind, each prompt with its own adapter.
+"""Generation by tasks like KerasHub's, each prompt with its own adapter.
 
-A task compiles its own loop around `generate_step`, and hands it the inputs.
-A stand-in for the task, an object of a subclass with the task's attributes,
-adds the ids to these inputs, and opens the context for them in each step of
-its own. The task itself is not touched.
+A task compiles a loop around its `generate_step`, which gets the inputs. A
+stand-in for the task, an object of a subclass with the task's attributes, adds
+the ids to these inputs, and its own `generate_step` opens the context for them.
+The task itself stays as it is.
 """
 
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import keras
+import numpy as np
 
 from keras_ether.adapters import per_example
+from keras_ether.bank.bank_model import BankModel
 from keras_ether.bank.names import ADAPTER_ID
+from keras_ether.types import Model
+from keras_ether.types import Variable
 
 NEEDED = ("generate", "generate_step", "make_generate_function")
 FUNCTION = "generate_function"
@@ -29,7 +35,7 @@ class Generator:
         ValueError: if its base has no `generate`.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: BankModel) -> None:
         task = model.base
         missing = [n for n in NEEDED if not callable(getattr(task, n, None))]
         if missing:
@@ -41,12 +47,14 @@ class Generator:
         self.task = task
         self.subclass = _generating_class(type(task))
         self._lock = threading.Lock()
-        self._settings = None
-        self._function = None
+        self._settings: list[Any] | None = None
+        self._function: Callable | None = None
 
-    def generate(self, prompts, ids, kwargs):
+    def generate(
+        self, prompts: Any, ids: np.ndarray, kwargs: dict[str, Any]
+    ) -> Any:
         """See `AdapterBank.generate`."""
-        stand_in = object.__new__(self.subclass)
+        stand_in: Model = object.__new__(self.subclass)
         stand_in.__dict__.update(self.task.__dict__)
         stand_in.__dict__["bank_model"] = self.model
         stand_in.__dict__["bank_ids"] = ids
@@ -59,24 +67,28 @@ class Generator:
         return stand_in.generate(prompts, **kwargs)
 
 
-def _generating_class(task_class):
+def _generating_class(task_class: Any) -> type:
     """A subclass of a task's class that generates for a bank's examples."""
 
     class Generating(task_class):
-        def generate_step(self, inputs, *args, **kwargs):
+        def generate_step(
+            self, inputs: dict[str, Any], *args: Any, **kwargs: Any
+        ) -> Any:
             inputs = dict(inputs)
             ids = inputs.pop(ADAPTER_ID)
             examples = self.bank_model.examples(ids, repeated=True)
             with per_example.computing_for(examples):
                 return super().generate_step(inputs, *args, **kwargs)
 
-        def compiled_loop(self):
+        def compiled_loop(self) -> Callable:
             return super().make_generate_function()
 
-        def make_generate_function(self):
+        def make_generate_function(self) -> Callable:
             function, ids = self.compiled_loop(), self.bank_ids
 
-            def generate(inputs, *args, **kwargs):
+            def generate(
+                inputs: dict[str, Any], *args: Any, **kwargs: Any
+            ) -> Any:
                 batch = len(keras.tree.flatten(inputs)[0])
                 if batch != len(ids):
                     raise ValueError(
@@ -87,9 +99,9 @@ def _generating_class(task_class):
 
             return generate
 
-        # What compiled code gets as state, and not as constants.
+        # Compiled code gets these as state, and not as constants.
         @property
-        def non_trainable_variables(self):
+        def non_trainable_variables(self) -> list[Variable]:
             bank = self.bank_model
             return [
                 *super().non_trainable_variables,

@@ -1,10 +1,13 @@
-"""Layers of a head, whose weights are each example's own within a bank's call.
+"""Layers of a head, with separate weights for each example of a bank's call.
 
-Such a layer keeps its class. Its `call` asks first whether the call that is
-going on is one of examples with weights of their own, and else is what it was.
+Such a layer keeps its class. Its `call` first asks whether the examples of the
+current call have their own weights, and otherwise computes as before.
 """
 
 import functools
+from collections.abc import Callable
+from collections.abc import Collection
+from typing import Any
 
 import keras
 from keras import ops
@@ -14,28 +17,31 @@ from keras_ether.adapters import kinds
 from keras_ether.adapters import per_example
 from keras_ether.adapters import shadowing
 from keras_ether.ops.each_example import matmul_each
+from keras_ether.types import Layer
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 CALL = "call"
 
 
-def check(layer, variables: dict):
-    """Raises a `ValueError` for a layer that can't be given to `watch`.
+def check(layer: Layer, variables: dict[str, Variable]) -> None:
+    """Raises a `ValueError` for a layer that `watch` can't serve.
 
     Args:
         layer: A Keras layer.
-        variables: Dictionary from name to the variables that examples have, of
-            this layer and of those in it.
+        variables: Dictionary from name to variable: those of this layer, and of
+            layers in it, that each example has for itself.
     """
     reason = _refusal_reason(layer, variables)
     if reason:
         raise ValueError(
-            f"Layer '{layer.path}' trains as a whole, and adapters can't have "
-            f"one each: {reason}."
+            f"Layer '{layer.path}' trains as a whole, and adapters can't each "
+            f"have their own: {reason}."
         )
 
 
-def watch(layer, variables: dict):
-    """Has a layer ask at each call whether its weights are the examples'.
+def watch(layer: Layer, variables: dict[str, Variable]) -> None:
+    """Makes a layer ask at each call whether examples have their own weights.
 
     Args:
         layer: A Keras layer that `check` has passed.
@@ -45,9 +51,17 @@ def watch(layer, variables: dict):
     shadowing.shadow(layer, CALL, functools.partial(_call, layer, names))
 
 
-def _call(layer, names, call, *args, **kwargs):
+def _call(
+    layer: Layer,
+    names: dict[int, str],
+    call: Callable,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
     examples = per_example.current()
-    values = None if examples is None else examples.weights_of(layer)
+    if examples is None:
+        return call(*args, **kwargs)
+    values = examples.weights_of(layer)
     if values is None:
         return call(*args, **kwargs)
     inputs = args[0] if args else next(iter(kwargs.values()))
@@ -64,8 +78,8 @@ def _call(layer, names, call, *args, **kwargs):
     )
 
 
-def _cast(layer, values):
-    """Weights in the dtype that Keras would hand to the layer."""
+def _cast(layer: Layer, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights in the dtype that Keras would pass to the layer."""
     if not layer.autocast:
         return values
     return {
@@ -78,13 +92,19 @@ def _cast(layer, values):
     }
 
 
-def _dense(layer, values, x):
+def _dense(layer: Layer, values: dict[str, Tensor], x: Tensor) -> Tensor:
     values = {name.rpartition("/")[2]: v for name, v in values.items()}
     y = matmul_each(x, values["kernel"], values.get("bias"))
     return y if layer.activation is None else layer.activation(y)
 
 
-def _one_by_one(layer, names, values, args, kwargs):
+def _one_by_one(
+    layer: Layer,
+    names: dict[int, str],
+    values: dict[str, Tensor],
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> Any:
     """The layer's own computation, once for each example, vectorized."""
     batch = ops.shape(next(iter(values.values())))[0]
     is_tensor = [ops.is_tensor(part) for part in tree.flatten((args, kwargs))]
@@ -95,7 +115,7 @@ def _one_by_one(layer, names, values, args, kwargs):
         if mapped
     ]
 
-    def compute(elements):
+    def compute(elements: tuple) -> Any:
         *tensors, own = elements
         left = iter(tensors)
         filled = [
@@ -111,15 +131,21 @@ def _one_by_one(layer, names, values, args, kwargs):
     )
 
 
-def _computed(layer, names, values, args, kwargs):
+def _computed(
+    layer: Layer,
+    names: dict[int, str],
+    values: dict[str, Tensor],
+    args: tuple,
+    kwargs: dict[str, Any],
+) -> Any:
     """The layer's own computation with these weights."""
     tensors = {i: values[name] for i, name in names.items()}
     with per_example.computing_for(None):
         return _stand_in(layer, tensors).call(*args, **kwargs)
 
 
-def _stand_in(layer, tensors: dict):
-    """A layer like this one, that computes with tensors for variables.
+def _stand_in(layer: Layer, tensors: dict[int, Tensor]) -> Layer:
+    """A copy of a layer that computes with tensors in place of variables.
 
     Args:
         layer: A Keras layer.
@@ -136,9 +162,9 @@ def _stand_in(layer, tensors: dict):
     return other
 
 
-def _held(layer, ids) -> set:
-    """The ids, of some, of variables that a stand-in replaces."""
-    found = set()
+def _held(layer: Layer, ids: Collection[int]) -> set[int]:
+    """Those of the ids whose variables a stand-in of the layer replaces."""
+    found: set[int] = set()
     for _, value in _parts(layer):
         if isinstance(value, keras.Variable):
             found |= {id(value)} & set(ids)
@@ -147,7 +173,7 @@ def _held(layer, ids) -> set:
     return found
 
 
-def _parts(layer):
+def _parts(layer: Layer) -> list[tuple[str, Variable | Layer]]:
     """Variables and layers that are attributes of a layer."""
     return [
         (name, value)
@@ -156,7 +182,7 @@ def _parts(layer):
     ]
 
 
-def _refusal_reason(layer, variables):
+def _refusal_reason(layer: Layer, variables: dict[str, Variable]) -> str | None:
     if kinds.is_adapted(layer):
         return (
             f"it has an adapter, and {sorted(variables)} train or move beside "

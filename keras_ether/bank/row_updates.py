@@ -1,12 +1,12 @@
-"""Optimizers that leave the rows alone that a batch does not name.
+"""Optimizers that leave rows unchanged if no example of a batch names them.
 
-Adam moves a weight whose gradient is zero, as long as its moments last, and
-these decay at each step. Training alone, an adapter would not have made that
-step. So every row that no gradient reaches gets back what it had: values,
-moments, averages.
+Adam moves a weight whose gradient is zero until its moments have decayed, and
+they decay at each step. An adapter trained alone would not make that step. So
+every row that no gradient reaches gets its values, moments and averages back.
 """
 
 import functools
+from collections.abc import Callable
 
 from keras import ops
 
@@ -18,18 +18,21 @@ from keras_ether.ops.each_example import dense_gradient
 from keras_ether.ops.each_example import rows_with_gradient
 from keras_ether.ops.each_example import set_row
 from keras_ether.ops.values import to_numpy
+from keras_ether.types import Optimizer
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 APPLY = "apply"
 # Arguments of optimizers that scale a row's gradient by those of others.
 MIXING = ("clipnorm", "global_clipnorm")
 
 
-def hold_still(optimizer, rows: int):
-    """Has an optimizer leave rows alone that its gradients do not reach.
+def hold_still(optimizer: Optimizer | None, rows: int) -> None:
+    """Makes an optimizer leave rows unchanged that no gradient reaches.
 
     Args:
-        optimizer: A Keras optimizer, or `None`. What it wraps is meant too.
-        rows: Integer, the leading axis of all that it trains.
+        optimizer: A Keras optimizer, which may wrap another one, or `None`.
+        rows: Integer, the leading axis of all variables that it trains.
 
     Raises:
         ValueError: if it would scale an adapter's gradient by the others'.
@@ -50,21 +53,29 @@ def hold_still(optimizer, rows: int):
     )
 
 
-def start_anew(optimizer, rows: int, row: int, like: int):
-    """Gives a row's moments the values that those of row `like` have."""
+def copy_moments(
+    optimizer: Optimizer | None, rows: int, row: int, like: int
+) -> None:
+    """Copies the moments of the row `like` to another row."""
     if optimizer is None:
         return
     for variable in _slots(_innermost(optimizer), rows):
         set_row(variable, row, to_numpy(variable[like]))
 
 
-def _apply(optimizer, rows, apply, grads, trainable_variables=None):
+def _apply(
+    optimizer: Optimizer,
+    rows: int,
+    apply: Callable,
+    grads: list[Tensor | None],
+    trainable_variables: list[Variable] | None = None,
+) -> None:
     if not optimizer.built:
-        # As it would itself, but before its moments are looked at.
+        # `apply` would do this too, but the moments are read before it.
         optimizer.build(trainable_variables)
     trained = trainable_variables or internals.trained_variables(optimizer)
-    # On TensorFlow they are slices, one for each example. Adam would square
-    # each of them by itself and not the gradient of the row, their sum.
+    # On TensorFlow gradients are slices, one for each example. Adam would
+    # square each slice, and not their sum, the gradient of the row.
     grads = [None if g is None else dense_gradient(g) for g in grads]
     gradients = [g for g in grads if g is not None]
     accumulated = [
@@ -80,7 +91,7 @@ def _apply(optimizer, rows, apply, grads, trainable_variables=None):
         variable.assign(ops.where(is_reached, tensor(variable), value))
 
 
-def _slots(optimizer, rows):
+def _slots(optimizer: Optimizer, rows: int) -> list[Variable]:
     return [
         variable
         for variable in optimizer.variables
@@ -88,7 +99,7 @@ def _slots(optimizer, rows):
     ]
 
 
-def _innermost(optimizer):
+def _innermost(optimizer: Optimizer) -> Optimizer:
     while getattr(optimizer, "inner_optimizer", None) is not None:
         optimizer = optimizer.inner_optimizer
     return optimizer

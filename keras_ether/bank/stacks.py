@@ -1,32 +1,44 @@
 """The values of many adapters, stacked: a row for each."""
 
+from typing import Any
+
 import keras
+import numpy as np
 from keras import ops
 
 from keras_ether import methods
+from keras_ether.adapters.adapter import Adapter
 from keras_ether.ops.each_example import set_row
 from keras_ether.ops.values import to_numpy
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
-# Of the row that is the base.
+# The row of the base.
 BASE = 0
 
 
 class Stack(keras.layers.Layer):
-    """The rows of one layer's vectors, or of one layer of the head.
+    """The rows of one layer's vectors, or of the weights of a head's layer.
 
     Args:
         layer_path: String, structural path of the layer in its model.
         variables: Dictionary from the name of a tensor in an adapter file to
             the variable whose values are stacked.
         rows: Integer, number of rows.
-        base: Dictionary from name to what row 0 holds, or `None` for zeros.
+        base: Dictionary from name to the value of row 0, or `None` for zeros.
 
     Attributes:
         layer_path: The argument.
         rows: Dictionary from name to a variable of shape `(rows, ...)`.
     """
 
-    def __init__(self, layer_path, variables, rows, base=None):
+    def __init__(
+        self,
+        layer_path: str,
+        variables: dict[str, Variable],
+        rows: int,
+        base: dict[str, np.ndarray] | None = None,
+    ) -> None:
         name = layer_path.replace("/", "_") or "model"
         super().__init__(name=f"{name}_rows", dtype="float32")
         self.layer_path = layer_path
@@ -44,7 +56,7 @@ class Stack(keras.layers.Layer):
         if base is not None:
             self.set(BASE, base)
 
-    def set(self, row: int, values: dict):
+    def set(self, row: int, values: dict[str, Any]) -> None:
         """Sets a row of each variable; zeros where `values` has none."""
         for name, variable in self.rows.items():
             value = values.get(name)
@@ -52,7 +64,7 @@ class Stack(keras.layers.Layer):
                 value = ops.zeros(variable.shape[1:], variable.dtype)
             set_row(variable, row, value)
 
-    def row(self, row: int) -> dict:
+    def row(self, row: int) -> dict[str, np.ndarray]:
         """The values of a row, NumPy arrays."""
         return {
             name: to_numpy(variable[row])
@@ -60,11 +72,13 @@ class Stack(keras.layers.Layer):
         }
 
 
-def factors_of(adapter, side: str, gathered: dict):
+def factors_of(
+    adapter: Adapter, side: str, gathered: dict[str, Tensor]
+) -> tuple[Tensor, Tensor]:
     """Each example's factors of one side.
 
     Args:
-        adapter: The layer's `Adapter`, which says method and blocks.
+        adapter: The layer's `Adapter`, which has the method.
         side: `"input"` or `"output"`.
         gathered: Dictionary from a vector's name, such as `"input_u"`, to a
             tensor of shape `(batch, blocks, width)`.
@@ -75,7 +89,7 @@ def factors_of(adapter, side: str, gathered: dict):
     method = methods.get(adapter.config.method)
     vectors = [gathered[f"{side}_{name}"] for name in method.weights]
     blocks, width = vectors[0].shape[1:]
-    # The formulas take blocks one by one, whichever example they belong to.
+    # The formulas treat each block separately, whichever example has it.
     left, right = method.factors(
         *(ops.reshape(vector, (-1, width)) for vector in vectors)
     )

@@ -1,4 +1,4 @@
-"""What all adapters of a bank have in common, read off one adapted model."""
+"""The structure that all adapters of a bank share with one adapted model."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_ether import methods
 from keras_ether.adapters.adapted import AdaptedCall
+from keras_ether.adapters.adapter import Adapter
 from keras_ether.bank import heads
 from keras_ether.bank.stacks import Stack
 from keras_ether.ops.matrix_view import MatrixView
@@ -14,6 +15,9 @@ from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_header
 from keras_ether.saving import contents
 from keras_ether.surgery import verbs
+from keras_ether.types import Layer
+from keras_ether.types import Model
+from keras_ether.types import Variable
 
 
 @dataclass(frozen=True)
@@ -25,28 +29,28 @@ class Structure:
         adapted: Those that have an adapter.
         weights: The head: a dictionary from layer path to a dictionary from
             name to variable.
-        heads: The layers that a call hands the head's weights to: a dictionary
-            from path to one from the name of a tensor to its variable.
+        heads: The layers that get the head's weights in a call: a dictionary
+            from path to a dictionary from the name of a tensor to its variable.
     """
 
-    layers: dict
-    adapted: dict
-    weights: dict
-    heads: dict
+    layers: dict[str, Layer]
+    adapted: dict[str, Layer]
+    weights: dict[str, dict[str, Variable]]
+    heads: dict[str, dict[str, Variable]]
 
     @property
-    def head(self) -> dict:
+    def head(self) -> dict[str, Variable]:
         """The head's variables by the name of their tensor in a file."""
         return {n: v for own in self.heads.values() for n, v in own.items()}
 
-    def vectors(self, path: str) -> dict:
+    def vectors(self, path: str) -> dict[str, Variable]:
         """An adapter's vectors by the name of their tensor in a file."""
         return {
             adapter_header.tensor_name("adapter", path, name): vector
             for name, vector in self.adapted[path].ether.vectors.items()
         }
 
-    def stacks(self, rows: int) -> dict:
+    def stacks(self, rows: int) -> dict[Layer, Stack]:
         """New stacks, by the `Adapter` or the layer of the head."""
         return {
             layer.ether: Stack(path, self.vectors(path), rows)
@@ -59,12 +63,12 @@ class Structure:
         }
 
 
-def structure_of(model) -> Structure:
-    """Reads a model, and has its head ask whose weights it computes with.
+def structure_of(model: Model) -> Structure:
+    """Reads a model, and makes its head ask for each example's weights.
 
     Raises:
-        ValueError: if there is no adapter, or a layer that can't compute for
-            each example by itself. The model is then as it was.
+        ValueError: if there is no adapter, or a layer that can't compute each
+            example separately. The model then stays as it was.
     """
     tree = verbs.adapted_tree(model)
     adapted = tree.adapted
@@ -85,9 +89,11 @@ def structure_of(model) -> Structure:
     return Structure(layers, adapted, weights, by_layer)
 
 
-def _by_outermost(weights):
+def _by_outermost(
+    weights: dict[str, dict[str, Variable]],
+) -> dict[str, dict[str, Variable]]:
     """The head's variables by the outermost layer that owns some of them."""
-    found = {}
+    found: dict[str, dict[str, Variable]] = {}
     for path, own in weights.items():
         segments = path.split("/")
         outer = ["/".join(segments[:i]) for i in range(1, len(segments))]
@@ -101,7 +107,7 @@ def _by_outermost(weights):
     return found
 
 
-def _refusal_reason(layer):
+def _refusal_reason(layer: Layer) -> str | None:
     if not isinstance(layer, AdaptedCall):
         return f"the `call` of {type(layer).__name__} folds its kernel"
     if layer.quantization_mode == "float8":
@@ -115,7 +121,7 @@ def _refusal_reason(layer):
     return _method_refusal(adapter)
 
 
-def _batch_leads(view):
+def _batch_leads(view: MatrixView) -> bool:
     rows, columns = view.rows + view.experts, view.columns + view.experts
     return (
         view.inputs[0] not in rows
@@ -124,7 +130,7 @@ def _batch_leads(view):
     )
 
 
-def _method_refusal(adapter):
+def _method_refusal(adapter: Adapter) -> str | None:
     method = methods.get(adapter.config.method)
     zeros = [
         keras.ops.zeros(vector.shape, "float32")
@@ -133,7 +139,7 @@ def _method_refusal(adapter):
     ]
     left, right = method.factors(*zeros)
     if right is None:
-        return f"the blocks of '{method.name}' are no reflections of few rows"
+        return f"the blocks of '{method.name}' are not reflections of few rows"
     block = np.einsum("nkw,nkv->nwv", to_numpy(left), to_numpy(right))
     if block.any():
         return f"zero weights of '{method.name}' are not the identity"

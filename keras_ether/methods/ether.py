@@ -11,6 +11,9 @@ from keras_ether.ops.backend import reciprocal_norm
 from keras_ether.ops.reflections import in_few_operations
 from keras_ether.ops.reflections import unit
 from keras_ether.ops.reflections import unit_gradient
+from keras_ether.types import Arrays
+from keras_ether.types import Gradients
+from keras_ether.types import Kept
 from keras_ether.types import Tensor
 
 
@@ -44,7 +47,7 @@ def ether_plus_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return left, 0.5 * flip(left)
 
 
-def _difference_and_sum_forward(u: Tensor, v: Tensor) -> tuple:
+def _difference_and_sum_forward(u: Tensor, v: Tensor) -> tuple[Tensor, Kept]:
     """`v̂ − û` and `v̂ + û`, `(blocks, 2, width)`."""
     # Stacked, so that the same operations compute both norms.
     pair = concatenate([u[:, None], v[:, None]], axis=1)
@@ -58,8 +61,8 @@ def _difference_and_sum_forward(u: Tensor, v: Tensor) -> tuple:
 
 
 def _difference_and_sum_backward(
-    arguments: tuple, kept: tuple, upstream: Tensor
-) -> tuple[Tensor, Tensor]:
+    arguments: Arrays, kept: Kept, upstream: Tensor
+) -> Gradients:
     ((pair, r),) = kept
     # `p = v̂ − û` and `q = v̂ + û`, so `dû = dq − dp` and `dv̂ = dq + dp`.
     d_p, d_q = upstream[:, :1], upstream[:, 1:]

@@ -9,6 +9,7 @@ and PyTorch's share.
 """
 
 import contextlib
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -29,7 +30,7 @@ if BACKEND == "torch":
     _is_transformed = torch._C._are_functorch_transforms_active
 
 
-def reshape(x: Tensor, shape: Any) -> Tensor:
+def reshape(x: Tensor, shape: Sequence[Any]) -> Tensor:
     """`keras.ops.reshape(x, shape)`."""
     if BACKEND == "tensorflow":
         return ops.reshape(x, shape)
@@ -111,7 +112,7 @@ def transposed_product(s: Tensor, x: Tensor) -> Tensor:
     return transpose(s) @ x
 
 
-def concatenate(arrays: list[Tensor], axis: int = 0) -> Tensor:
+def concatenate(arrays: Sequence[Tensor], axis: int = 0) -> Tensor:
     """`keras.ops.concatenate(arrays, axis)`."""
     if BACKEND == "torch":
         return torch.cat(arrays, axis)
@@ -179,7 +180,7 @@ def float32(x: Tensor) -> Tensor:
     return ops.cast(x, "float32")
 
 
-def as_it_is(x):
+def as_it_is(x: Tensor) -> Tensor:
     """`x`, which with its gradient is computed in the form that it has.
 
     XLA would move the reshaping of a few rows in front of the product that
@@ -188,7 +189,7 @@ def as_it_is(x):
     return jax.lax.optimization_barrier(x) if BACKEND == "jax" else x
 
 
-def precise_products():
+def precise_products() -> contextlib.AbstractContextManager:
     """A context in which products of float32 are products of float32.
 
     On a TPU they are of bfloat16 unless JAX is told otherwise: quick enough for

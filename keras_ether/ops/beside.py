@@ -2,8 +2,8 @@
 
     y = x W + Σ (x pᵀ) q + bias
 
-Nothing as large as a kernel or as wide as an activation is written but `y` and
-its gradients, and what is kept for these are `x` and the thin `x pᵀ`.
+Except for `y` and the gradients, nothing as large as a kernel or as wide as an
+activation is written. Only `x` and the thin `x pᵀ` are kept for the gradients.
 """
 
 from keras import ops
@@ -16,13 +16,21 @@ from keras_ether.ops.block_diagonal import add_spread
 from keras_ether.ops.block_diagonal import contract
 from keras_ether.ops.block_diagonal import project
 from keras_ether.ops.block_diagonal import spread
+from keras_ether.ops.forms import Form
 from keras_ether.ops.forms import bias_gradients
 from keras_ether.ops.forms import biases_of
 from keras_ether.ops.forms import pairs_of
 from keras_ether.ops.forms import sum_of
+from keras_ether.ops.matrix_view import MatrixView
+from keras_ether.types import Arrays
+from keras_ether.types import Gradients
+from keras_ether.types import Kept
+from keras_ether.types import Tensor
 
 
-def _beside(view, x, kernel, *rest):
+def _beside(
+    view: MatrixView, x: Tensor, kernel: Tensor, *rest: Tensor
+) -> tuple[Tensor, Kept]:
     pairs = pairs_of(rest)
     rows = view.inputs_matrix(x)
     projections = tuple(project(rows, p) for p, _ in pairs)
@@ -34,30 +42,41 @@ def _beside(view, x, kernel, *rest):
     return y, (projections,)
 
 
-def _beside_gradients(view, arguments, kept, upstream):
+def _beside_gradients(
+    view: MatrixView,
+    arguments: Arrays,
+    kept: Kept,
+    upstream: Tensor,
+) -> Gradients:
     (x, kernel, *rest), (projections,) = arguments, kept
     rows, dy = view.inputs_matrix(x), view.outputs_matrix(upstream)
     pairs = pairs_of(rest)
     # The upstream gradient is read for `dy qᵀ` and for `sᵀ dy`.
     thin = [project(dy, q) for _, q in pairs]
-    gradients = []
+    gradients: list[Tensor] = []
     for (p, q), s, t in zip(pairs, projections, thin, strict=True):
         gradients += [contract(t, rows, p), contract(s, dy, q)]
 
-    def dx():
+    def dx() -> Tensor:
         found = dy @ transpose(view.kernel_matrix(kernel))
         for (p, _), t in zip(pairs, thin, strict=True):
             found = add_spread(found, t, p)
         return view.from_inputs_matrix(found, x)
 
-    def d_kernel():
+    def d_kernel() -> Tensor:
         return view.from_kernel_matrix(transpose(rows) @ dy, kernel.shape)
 
     return dx, d_kernel, *gradients, *bias_gradients(upstream, rest)
 
 
-def _beside_tangent(view, arguments, kept, y, tangents):
-    """In terms whose transposes are what a gradient is to compute."""
+def _beside_tangent(
+    view: MatrixView,
+    arguments: Arrays,
+    kept: Kept,
+    y: Tensor,
+    tangents: Arrays,
+) -> Tensor:
+    """Written so that the transposes of its terms compute the gradients."""
     (x, kernel, *rest), (projections,) = arguments, kept
     dx, d_kernel, *d_rest = tangents
     rows = view.inputs_matrix(x)
@@ -81,11 +100,11 @@ def _beside_tangent(view, arguments, kept, y, tangents):
     return sum_of(found, *biases_of(d_rest))
 
 
-def _add_rows(view, y, s, q):
+def _add_rows(view: MatrixView, y: Tensor, s: Tensor, q: Tensor) -> Tensor:
     """`y + s q`, added where a compiler writes `y`.
 
-    XLA fuses sums into a product, but not a second product, whose result it
-    writes to memory and reads again, as wide as `y`.
+    XLA fuses sums into a product, but not a second product: it writes that
+    product's result, as wide as `y`, to memory and reads it again.
     """
     columns = len(view.columns)
     is_last = view.outputs.endswith(view.columns)
@@ -98,7 +117,7 @@ def _add_rows(view, y, s, q):
     return y + sum(s[..., i : i + 1] * q[i] for i in range(q.shape[0]))
 
 
-def _project_by_sums(x, p):
+def _project_by_sums(x: Tensor, p: Tensor) -> Tensor:
     """`project(x, p)`, whose transpose is `_add_rows`."""
     if len(p.shape) == 3:
         return project(x, p)
@@ -106,4 +125,4 @@ def _project_by_sums(x, p):
     return ops.stack(sums, axis=-1)
 
 
-BESIDE = _beside, _beside_gradients, _beside_tangent
+BESIDE: Form = _beside, _beside_gradients, _beside_tangent

@@ -17,13 +17,14 @@ from keras_ether.ops.backend import reshape
 from keras_ether.ops.backend import swap_first
 from keras_ether.ops.backend import transpose
 from keras_ether.ops.backend import transposed_product
+from keras_ether.types import Tensor
 
 # With more rows than this, products with a block-diagonal matrix, most of which
 # is zero, take longer than those with parts of it.
 MAX_ROWS = 16
 
 
-def arrange(factor):
+def arrange(factor: Tensor) -> Tensor:
     """A factor in the form in which products with rows are cheapest.
 
     Args:
@@ -42,7 +43,7 @@ def arrange(factor):
     return factor[0] if group == blocks else factor
 
 
-def _group(factor):
+def _group(factor: Tensor) -> int:
     """How many blocks make a matrix: a number that divides theirs."""
     blocks, k, _ = factor.shape
     if blocks * k <= MAX_ROWS:
@@ -54,7 +55,7 @@ def _group(factor):
     return next((n for n in fitting if blocks % n == 0), 1)
 
 
-def project(x, factor):
+def project(x: Tensor, factor: Tensor) -> Tensor:
     """`x factorᵀ`: from `(..., blocks * width)` to `(..., blocks * k)`."""
     if len(factor.shape) == 2:
         return matmul(x, transpose(factor))
@@ -64,7 +65,7 @@ def project(x, factor):
     return join(_each_block(x, transpose(factor)))
 
 
-def spread(s, factor):
+def spread(s: Tensor, factor: Tensor) -> Tensor:
     """`s factor`: from `(..., blocks * k)` to `(..., blocks * width)`."""
     if len(factor.shape) == 2:
         return matmul(s, factor)
@@ -74,14 +75,14 @@ def spread(s, factor):
     return join(_each_block(s, factor))
 
 
-def add_spread(x, s, factor):
+def add_spread(x: Tensor, s: Tensor, factor: Tensor) -> Tensor:
     """`x + s factor`."""
     if len(factor.shape) == 2:
         return add_product(x, s, factor)
     return x + spread(s, factor)
 
 
-def contract(s, x, factor):
+def contract(s: Tensor, x: Tensor, factor: Tensor) -> Tensor:
     """The gradient of `factor` in a product of rows: `sᵀ x`, in its form.
 
     Args:
@@ -98,19 +99,19 @@ def contract(s, x, factor):
     return batch_matmul(transpose(swap_first(s)), swap_first(x))
 
 
-def _each_block(x, matrices):
+def _each_block(x: Tensor, matrices: Tensor) -> Tensor:
     """Rows `(..., blocks, a)` times `(blocks, a, b)`, block by block."""
     rows = swap_first(reshape(x, (-1, *x.shape[-2:])))
     y = swap_first(batch_matmul(rows, matrices))
     return reshape(y, (*ops.shape(x)[:-1], matrices.shape[-1]))
 
 
-def flatten(x):
+def flatten(x: Tensor) -> Tensor:
     """`x` with all its leading axes made one."""
     return x if len(x.shape) == 2 else reshape(x, (-1, ops.shape(x)[-1]))
 
 
-def kernel_rows(factor, kernel):
+def kernel_rows(factor: Tensor, kernel: Tensor) -> Tensor:
     """`factor @ kernel`, `(blocks * k, columns)`.
 
     Args:
@@ -129,7 +130,7 @@ def kernel_rows(factor, kernel):
     return reshape(batch_matmul(factor, kernel), (blocks * k, -1))
 
 
-def add_outer(matrix, p, q):
+def add_outer(matrix: Tensor, p: Tensor, q: Tensor) -> Tensor:
     """`matrix + pᵀ q`, for factors of which `arrange` may have left one."""
     if len(p.shape) == 2:
         return add_spread(matrix, transpose(p), q)
@@ -139,13 +140,13 @@ def add_outer(matrix, p, q):
     return matrix + reshape(outer, (blocks * width, -1))
 
 
-def split(x, factor):
+def split(x: Tensor, factor: Tensor) -> Tensor:
     """The last axis of `x` as the blocks of `factor` and what is in each."""
     blocks, _, width = factor.shape
     return reshape(x, (*ops.shape(x)[:-1], blocks, width))
 
 
-def join(x):
+def join(x: Tensor) -> Tensor:
     """The last two axes of `x` made one."""
     *leading, blocks, width = ops.shape(x)
     return reshape(x, (*leading, blocks * width))

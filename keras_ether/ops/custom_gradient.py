@@ -10,16 +10,27 @@ is saved: a `torch.autograd.Function` keeps the intermediate values too.
 from collections.abc import Callable
 from itertools import chain
 from itertools import islice
+from typing import Any
+from typing import TypeAlias
 
 import keras
 from keras import ops
 
+from keras_ether.types import Arrays
+from keras_ether.types import Gradients
+from keras_ether.types import Kept
+from keras_ether.types import Tensor
+
 BACKEND = keras.backend.backend()
+
+Forward: TypeAlias = Callable[..., tuple[Tensor, Kept]]
+Backward: TypeAlias = Callable[[Arrays, Kept, Tensor], Gradients]
+Tangent: TypeAlias = Callable[[Arrays, Kept, Tensor, Arrays], Tensor]
 
 
 def with_gradient(
-    forward: Callable, backward: Callable, tangent: Callable | None = None
-) -> Callable:
+    forward: Forward, backward: Backward, tangent: Tangent | None = None
+) -> Callable[..., Tensor]:
     """A function of arrays with a derivative of its own.
 
     Args:
@@ -45,10 +56,12 @@ def with_gradient(
         return _for_torch(forward, backward)
 
     @ops.custom_gradient
-    def function(*arguments):
+    def function(
+        *arguments: Tensor,
+    ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
         output, kept = forward(*arguments)
 
-        def gradient(upstream):
+        def gradient(upstream: Tensor) -> tuple[Tensor, ...]:
             found = backward(arguments, kept, upstream)
             # The compiler leaves out what nobody asks for.
             return tuple(g() if callable(g) else g for g in found)
@@ -58,7 +71,7 @@ def with_gradient(
     return function
 
 
-def is_gradient_wanted(training) -> bool:
+def is_gradient_wanted(training: bool | Tensor | None) -> bool:
     """Whether a gradient may be asked of what is computed now.
 
     Args:
@@ -74,7 +87,7 @@ def is_gradient_wanted(training) -> bool:
     return training is not False
 
 
-def gradients_by_hand_serve(x) -> bool:
+def gradients_by_hand_serve(x: Tensor) -> bool:
     """Whether a gradient by hand is what a derivative would use now.
 
     Not under the transforms of `torch.func`, in forward mode and while PyTorch
@@ -92,15 +105,17 @@ def gradients_by_hand_serve(x) -> bool:
     return not _torch_wants_plain_operations(x)
 
 
-def _for_jax(forward, tangent):
+def _for_jax(
+    forward: Forward, tangent: Tangent | None
+) -> Callable[..., Tensor]:
     if tangent is None:
         return lambda *arguments: forward(*arguments)[0]
 
     @jax.custom_jvp
-    def function(*arguments):
+    def function(*arguments: Tensor) -> Tensor:
         return forward(*arguments)[0]
 
-    def rule(arguments, tangents):
+    def rule(arguments: Arrays, tangents: Arrays) -> tuple[Tensor, Tensor]:
         output, kept = forward(*arguments)
         tangents = [
             None if isinstance(t, SymbolicZero) else t for t in tangents
@@ -112,8 +127,8 @@ def _for_jax(forward, tangent):
     return function
 
 
-def _for_torch(forward, backward):
-    def function(*arguments):
+def _for_torch(forward: Forward, backward: Backward) -> Callable[..., Tensor]:
+    def function(*arguments: Tensor) -> Tensor:
         if _torch_wants_plain_operations(arguments[0]):
             return forward(*arguments)[0]
         return _Function.apply(forward, backward, *arguments)
@@ -121,7 +136,9 @@ def _for_torch(forward, backward):
     return function
 
 
-def _where_needed(gradient, needed):
+def _where_needed(
+    gradient: Tensor | Callable[[], Tensor], needed: bool
+) -> Tensor | None:
     if not callable(gradient):
         return gradient
     return gradient() if needed else None
@@ -135,7 +152,7 @@ if BACKEND == "torch":
     import torch
     from torch.autograd import forward_ad
 
-    def _torch_wants_plain_operations(x):
+    def _torch_wants_plain_operations(x: Tensor) -> bool:
         # PyTorch has no public names for the first two.
         return (
             torch._C._are_functorch_transforms_active()
@@ -147,7 +164,9 @@ if BACKEND == "torch":
 
     class _Function(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, forward, backward, *arguments):
+        def forward(
+            ctx: Any, forward: Forward, backward: Backward, *arguments: Tensor
+        ) -> Tensor:
             output, kept = forward(*arguments)
             ctx.functions = forward, backward
             ctx.counts = [len(arguments), *map(len, kept)]
@@ -155,7 +174,7 @@ if BACKEND == "torch":
             return output
 
         @staticmethod
-        def backward(ctx, upstream):
+        def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
             forward, backward = ctx.functions
             saved = iter(ctx.saved_tensors)
             arguments, *kept = [tuple(islice(saved, n)) for n in ctx.counts]

@@ -1,12 +1,14 @@
-"""Products in which every example of a batch has factors of its own.
+"""Products in which every example of a batch has its own factors.
 
 A stack holds the values of many adapters, `(rows, ...)`, and an integer names
-the row of each example. One gather takes what a batch needs; the factors of
-example `b` then act on the rows of `x[b]`, by two thin products of stacks of
-matrices.
+the row of each example. One gather takes the rows that a batch needs. The
+factors of example `b` then act on the rows of `x[b]`, by two thin products of
+stacks of matrices.
 """
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 from keras import ops
 
@@ -16,20 +18,22 @@ from keras_ether.ops.backend import reshape
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.backend import transpose
 from keras_ether.ops.block_diagonal import MAX_ROWS
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
-# Up to this many rows a block, sums are quicker on JAX than products.
+# Up to this many rows per block, sums are quicker on JAX than products.
 MAX_SUMS = 4
 
 
-def multiply_each(x, left, right):
+def multiply_each(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """Multiplies the rows of each example by its own block-diagonal matrix.
 
     `y[b] = x[b] @ diag(I + left[b]ᵀ right[b])`. Zero factors are the identity
     exactly.
 
     Args:
-        x: Tensor of shape `(r * batch, ..., blocks * width)`. Where `r` is not
-            1, each example stands there `r` times, one after the other.
+        x: Tensor of shape `(r * batch, ..., blocks * width)`. If `r` is not 1,
+            each example occurs `r` times in succession.
         left: Tensor of shape `(batch, blocks, k, width)`.
         right: Tensor of the same shape.
 
@@ -53,7 +57,7 @@ def multiply_each(x, left, right):
     return reshape(rows + ops.einsum("btnk,bnkw->btnw", s, right), shape)
 
 
-def _add_sums(rows, left, right):
+def _add_sums(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """`rows + rows leftᵀ right`, without a product of matrices.
 
     XLA fuses these sums into passes over the rows, and has no quick product of
@@ -66,7 +70,7 @@ def _add_sums(rows, left, right):
     return y
 
 
-def _arrange(factor):
+def _arrange(factor: Tensor) -> Tensor:
     """Each example's factor as one matrix, `(batch, blocks * k, d)`."""
     blocks, k, width = factor.shape[1:]
     if blocks > 1:
@@ -74,13 +78,15 @@ def _arrange(factor):
     return reshape(factor, (-1, blocks * k, blocks * width))
 
 
-def _add_product(rows, s, right):
+def _add_product(rows: Tensor, s: Tensor, right: Tensor) -> Tensor:
     if BACKEND == "torch":
         return rows.baddbmm(s, right)
     return rows + ops.matmul(s, right)
 
 
-def matmul_each(x, matrices, biases=None):
+def matmul_each(
+    x: Tensor, matrices: Tensor, biases: Tensor | None = None
+) -> Tensor:
     """`y[b] = x[b] @ matrices[b] + biases[b]`.
 
     Args:
@@ -100,7 +106,7 @@ def matmul_each(x, matrices, biases=None):
     return reshape(y, (*ops.shape(x)[:-1], f))
 
 
-def where_each(condition, x, y):
+def where_each(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """`x[b]` where `condition[b]` holds, else `y[b]`.
 
     Args:
@@ -118,7 +124,7 @@ def where_each(condition, x, y):
     return reshape(chosen, shape)
 
 
-def take_rows(variable, ids):
+def take_rows(variable: Variable, ids: Tensor) -> Tensor:
     """The rows of a variable that `ids` name, all of which must exist.
 
     Args:
@@ -130,15 +136,15 @@ def take_rows(variable, ids):
     return ops.take(tensor(variable), ids, axis=0)
 
 
-def set_row(variable, row: int, value):
+def set_row(variable: Variable, row: int, value: Any) -> None:
     """Sets one row of a variable of shape `(rows, ...)`, and no other.
 
-    Nothing is compiled for a new `row`, and where the backend's arrays can be
-    changed, nothing but the row is written.
+    A new `row` compiles nothing, and where the backend's arrays can be changed,
+    only the row is written.
     """
     value = ops.convert_to_tensor(value, dtype=variable.dtype)
     if BACKEND == "torch":
-        # Not an operation that a gradient would follow.
+        # Gradients do not follow assignments to `data`.
         variable.value.data[row] = value
     elif BACKEND == "tensorflow":
         variable.value.scatter_nd_update([[row]], value[None])
@@ -147,11 +153,12 @@ def set_row(variable, row: int, value):
         variable.assign(ops.slice_update(tensor(variable), start, value[None]))
 
 
-def share_of_own(ids):
-    """By how much the mean over each example's own kind exceeds the batch's.
+def share_of_own(ids: Tensor) -> Tensor:
+    """Factors between a mean over the batch and one over an id's examples.
 
-    The gradient of a mean over the batch, times this, is for each of the ids
-    that of the mean over its own examples. It is zero for the id 0.
+    For each id, the gradient of a mean over the batch, times this factor, is
+    the gradient of the mean over the id's own examples. The factor of the id 0
+    is zero.
 
     Args:
         ids: Int32 tensor of shape `(batch,)`.
@@ -164,23 +171,23 @@ def share_of_own(ids):
     return ops.where(ids == 0, 0.0, ops.sum(ops.ones_like(own)) / own)
 
 
-def scale_gradient(x, scale):
-    """`x`, whose gradient is multiplied by `scale`, one number an example."""
+def scale_gradient(x: Tensor, scale: Tensor) -> Tensor:
+    """`x`, whose gradient is multiplied by `scale`, one factor per example."""
     scale = reshape(scale, (-1,) + (1,) * (len(x.shape) - 1))
     constant = ops.stop_gradient(x)
     return constant + ops.cast(scale, x.dtype) * (x - constant)
 
 
-def dense_gradient(gradient):
-    """A gradient as one tensor, the slices of a gather added up."""
+def dense_gradient(gradient: Tensor) -> Tensor:
+    """A gradient as one tensor, with the slices of a gather added up."""
     if BACKEND != "tensorflow":
         return gradient
     # `ops.convert_to_tensor` would leave slices as they are.
     return ops.reshape(gradient, tuple(gradient.shape))
 
 
-def rows_with_gradient(gradients):
-    """Which rows any of the gradients reaches.
+def rows_with_gradient(gradients: Iterable[Tensor]) -> Tensor:
+    """Whether any of the gradients reaches a row, for each row.
 
     Args:
         gradients: Tensors of shapes `(rows, ...)`.

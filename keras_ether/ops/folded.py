@@ -7,19 +7,31 @@ from keras_ether.ops.block_diagonal import contract
 from keras_ether.ops.block_diagonal import kernel_rows
 from keras_ether.ops.block_diagonal import project
 from keras_ether.ops.block_diagonal import spread
+from keras_ether.ops.forms import Form
 from keras_ether.ops.forms import bias_gradients
 from keras_ether.ops.forms import biases_of
 from keras_ether.ops.forms import pairs_of
 from keras_ether.ops.forms import sum_of
+from keras_ether.ops.matrix_view import MatrixView
+from keras_ether.types import Arrays
+from keras_ether.types import Gradients
+from keras_ether.types import Kept
+from keras_ether.types import Tensor
 
 
-def add_pairs(matrix, pairs):
+def add_pairs(matrix: Tensor, pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
     for p, q in pairs:
         matrix = add_outer(matrix, p, q)
     return matrix
 
 
-def layer_output(view, x, folded, kernel, biases):
+def layer_output(
+    view: MatrixView,
+    x: Tensor,
+    folded: Tensor,
+    kernel: Tensor,
+    biases: Arrays,
+) -> Tensor:
     y = view.product(x, view.from_kernel_matrix(folded, kernel.shape))
     for bias in biases:
         y = add_to(y, bias)
@@ -29,7 +41,9 @@ def layer_output(view, x, folded, kernel, biases):
 # A kernel plus pairs of factors: `y = x (W + Σ pᵀ q) + bias`.
 
 
-def _fold(view, x, kernel, *rest):
+def _fold(
+    view: MatrixView, x: Tensor, kernel: Tensor, *rest: Tensor
+) -> tuple[Tensor, Kept]:
     pairs = pairs_of(rest)
     folded = add_pairs(view.kernel_matrix(kernel), pairs)
     rows = view.inputs_matrix(x)
@@ -38,24 +52,35 @@ def _fold(view, x, kernel, *rest):
     return y, ((folded,), projections)
 
 
-def _fold_gradients(view, arguments, kept, upstream):
+def _fold_gradients(
+    view: MatrixView,
+    arguments: Arrays,
+    kept: Kept,
+    upstream: Tensor,
+) -> Gradients:
     (x, kernel, *rest), ((folded,), projections) = arguments, kept
     rows, dy = view.inputs_matrix(x), view.outputs_matrix(upstream)
-    gradients = []
+    gradients: list[Tensor] = []
     for (p, q), s in zip(pairs_of(rest), projections, strict=True):
-        # Of `s = x pᵀ` and `s q`, neither of which the product computes.
+        # As if the product were computed as `x W + s q` with `s = x pᵀ`.
         gradients += [contract(project(dy, q), rows, p), contract(s, dy, q)]
 
-    def dx():
+    def dx() -> Tensor:
         return view.from_inputs_matrix(dy @ transpose(folded), x)
 
-    def d_kernel():
+    def d_kernel() -> Tensor:
         return view.from_kernel_matrix(transpose(rows) @ dy, kernel.shape)
 
     return dx, d_kernel, *gradients, *bias_gradients(upstream, rest)
 
 
-def _fold_tangent(view, arguments, kept, y, tangents):
+def _fold_tangent(
+    view: MatrixView,
+    arguments: Arrays,
+    kept: Kept,
+    y: Tensor,
+    tangents: Arrays,
+) -> Tensor:
     (x, kernel, *rest), ((folded,), projections) = arguments, kept
     dx, d_kernel, *d_rest = tangents
     rows = view.inputs_matrix(x)
@@ -84,14 +109,26 @@ def _fold_tangent(view, arguments, kept, y, tangents):
 #     dp = (dz rᵀ)ᵀ x = (dx (r Hᵀ)ᵀ)ᵀ x        dr = (x pᵀ)ᵀ dz = (x pᵀ)ᵀ dx H
 
 
-def _turn(view, x, kernel, p, r, *biases):
+def _turn(
+    view: MatrixView,
+    x: Tensor,
+    kernel: Tensor,
+    p: Tensor,
+    r: Tensor,
+    *biases: Tensor,
+) -> tuple[Tensor, Kept]:
     matrix = view.kernel_matrix(kernel)
     folded = add_outer(matrix, p, kernel_rows(r, matrix))
     s = project(view.inputs_matrix(x), p)
     return layer_output(view, x, folded, kernel, biases), ((folded, s),)
 
 
-def _turn_gradients(view, arguments, kept, upstream):
+def _turn_gradients(
+    view: MatrixView,
+    arguments: Arrays,
+    kept: Kept,
+    upstream: Tensor,
+) -> Gradients:
     (x, kernel, p, r, *biases), ((folded, s),) = arguments, kept
     rows, dy = view.inputs_matrix(x), view.outputs_matrix(upstream)
     dx = dy @ transpose(folded)
@@ -99,7 +136,7 @@ def _turn_gradients(view, arguments, kept, upstream):
     dr = contract(s, dx, r)
     dr = dr + dr @ transpose(p) @ r
 
-    def d_kernel():
+    def d_kernel() -> Tensor:
         gradient = transpose(rows) @ dy
         thin = kernel_rows(p, gradient)
         gradient = add_outer(gradient, r, thin)
@@ -109,11 +146,17 @@ def _turn_gradients(view, arguments, kept, upstream):
     return view.from_inputs_matrix(dx, x), d_kernel, dp, dr, *d_biases
 
 
-def _turn_tangent(view, arguments, kept, y, tangents):
+def _turn_tangent(
+    view: MatrixView,
+    arguments: Arrays,
+    kept: Kept,
+    y: Tensor,
+    tangents: Arrays,
+) -> Tensor:
     (x, kernel, p, r, *_), ((folded, s),) = arguments, kept
     dx, d_kernel, dp, dr, *d_biases = tangents
     rows = view.inputs_matrix(x)
-    # The tangent of `x H` times `Hᵀ`, which the folded kernel takes out again.
+    # The tangent of `x H` times `Hᵀ`, since the folded kernel contains `H`.
     thin = [] if dx is None else [dx]
     for dz in (
         None
@@ -133,10 +176,10 @@ def _turn_tangent(view, arguments, kept, y, tangents):
     return sum_of(found, *d_biases)
 
 
-def _times_transposed(factor, p, r):
+def _times_transposed(factor: Tensor, p: Tensor, r: Tensor) -> Tensor:
     """`factor Hᵀ` for `H = I + pᵀ r`."""
     return factor + factor @ transpose(r) @ p
 
 
-FOLD = _fold, _fold_gradients, _fold_tangent
-TURN = _turn, _turn_gradients, _turn_tangent
+FOLD: Form = _fold, _fold_gradients, _fold_tangent
+TURN: Form = _turn, _turn_gradients, _turn_tangent

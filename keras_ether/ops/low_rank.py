@@ -15,6 +15,8 @@ where it writes the product, no folded kernel is written, kept or rounded.
 
 import functools
 import math
+from collections.abc import Callable
+from collections.abc import Sequence
 
 from keras import ops
 
@@ -34,14 +36,24 @@ from keras_ether.ops.folded import FOLD
 from keras_ether.ops.folded import TURN
 from keras_ether.ops.folded import add_pairs
 from keras_ether.ops.folded import layer_output
+from keras_ether.ops.forms import Form
 from keras_ether.ops.forms import pairs_of
 from keras_ether.ops.matrix_view import MatrixView
+from keras_ether.types import Arrays
+from keras_ether.types import Factors
+from keras_ether.types import Tensor
 
 # With more rows than this beside a product, a folded kernel is cheaper.
 MAX_ROWS_BESIDE = 8
 
 
-def pays(x, kernel, view: MatrixView, sides, training: bool) -> bool:
+def pays(
+    x: Tensor,
+    kernel: Tensor,
+    view: MatrixView,
+    sides: Sequence[Factors | None],
+    training: bool,
+) -> bool:
     """Whether a folded kernel is the cheaper form, from static shapes.
 
     Not for blocks without thin factors, nor for kernels that are no matrix,
@@ -79,15 +91,15 @@ def pays(x, kernel, view: MatrixView, sides, training: bool) -> bool:
 
 
 def folded_product(
-    x,
-    kernel,
+    x: Tensor,
+    kernel: Tensor,
     view: MatrixView,
-    inputs,
-    outputs,
-    bias,
+    inputs: Factors | None,
+    outputs: Factors | None,
+    bias: Tensor | None,
     orthogonal: bool,
     training: bool,
-):
+) -> Tensor:
     """`x H W G + bias` by a folded kernel, or by its pairs beside the product.
 
     Args:
@@ -112,7 +124,13 @@ def folded_product(
         )
     matrix = view.kernel_matrix(kernel)
     d, f = matrix.shape
-    if training and orthogonal and outputs is None and d < f:
+    if (
+        training
+        and orthogonal
+        and inputs is not None
+        and outputs is None
+        and d < f
+    ):
         term, form = tuple(map(arrange, inputs)), TURN
     else:
         term, form = low_rank_term(matrix, inputs, outputs), FOLD
@@ -122,7 +140,15 @@ def folded_product(
     return layer_output(view, x, folded, kernel, biases)
 
 
-def wide_side_beside(x, kernel, view, inputs, outputs, biases, training):
+def wide_side_beside(
+    x: Tensor,
+    kernel: Tensor,
+    view: MatrixView,
+    inputs: Factors | None,
+    outputs: Factors | None,
+    biases: Arrays,
+    training: bool,
+) -> Tensor:
     """The product in 16 bits: the pair of the wide side, the narrow one around.
 
     Passes over the wide side are what costs. Its pair needs the inputs and the
@@ -130,12 +156,19 @@ def wide_side_beside(x, kernel, view, inputs, outputs, biases, training):
     narrow side activations are transformed.
     """
     matrix = view.kernel_matrix(kernel)
-    wide = _wide_side(*matrix.shape, inputs, outputs)
+    d, f = matrix.shape
+    wide = _wide_side(d, f, inputs, outputs)
     if wide == 1 and inputs is not None:
         x = view.map_inputs(_multiply_by(inputs, training), x)
-    factors = _cast((inputs, outputs)[wide], x)
-    sides = (None, factors) if wide else (factors, None)
-    term = tuple(map(as_it_is, low_rank_term(matrix, *sides)))
+    wide_factors = (inputs, outputs)[wide]
+    # In 16 bits `pays` holds only if the wide side is transformed.
+    assert wide_factors is not None
+    factors = _cast(wide_factors, x)
+    if wide:
+        term = low_rank_term(matrix, None, factors)
+    else:
+        term = low_rank_term(matrix, factors, None)
+    term = tuple(map(as_it_is, term))
     narrow = outputs if wide == 0 else None
     behind = () if narrow is None else biases
     biases = biases if narrow is None else ()
@@ -151,7 +184,9 @@ def wide_side_beside(x, kernel, view, inputs, outputs, biases, training):
     return y
 
 
-def _wide_side(d, f, inputs, outputs):
+def _wide_side(
+    d: int, f: int, inputs: Factors | None, outputs: Factors | None
+) -> int:
     """0 or 1, for inputs or outputs. Of a square kernel, the last transformed.
 
     (Transformed inputs can be had without writing them.)
@@ -159,24 +194,34 @@ def _wide_side(d, f, inputs, outputs):
     return int(f > d or (f == d and outputs is not None))
 
 
-def _multiply_by(factors, training):
+def _multiply_by(
+    factors: Factors, training: bool
+) -> Callable[[Tensor], Tensor]:
     return lambda rows: reflections.multiply(rows, *factors, training=training)
 
 
-def _with_gradient(form, view, *arguments):
-    functions = (functools.partial(function, view) for function in form)
-    return with_gradient(*functions)(*arguments)
+def _with_gradient(form: Form, view: MatrixView, *arguments: Tensor) -> Tensor:
+    forward, backward, tangent = form
+    function = with_gradient(
+        functools.partial(forward, view),
+        functools.partial(backward, view),
+        functools.partial(tangent, view),
+    )
+    return function(*arguments)
 
 
-def _cast(factors, x):
-    return tuple(ops.cast(factor, x.dtype) for factor in factors)
+def _cast(factors: Factors, x: Tensor) -> Factors:
+    left, right = factors
+    return ops.cast(left, x.dtype), ops.cast(right, x.dtype)
 
 
-def _count_rows(factor):
+def _count_rows(factor: Tensor) -> int:
     return math.prod(factor.shape[:-1])
 
 
-def low_rank_term(kernel, inputs, outputs):
+def low_rank_term(
+    kernel: Tensor, inputs: Factors | None, outputs: Factors | None
+) -> tuple[Tensor, ...]:
     """`p` and `q`, once or twice, such that `H W G = W + Σ pᵀ q`.
 
     `H = I + Lᵀ R` adds the pair `(L, R W)`, `G = I + Mᵀ T` adds the pair
@@ -192,7 +237,7 @@ def low_rank_term(kernel, inputs, outputs):
         `(p, q)` or `(p, q, p, q)`, each of as many rows as the blocks have
         factors, in the form that `block_diagonal.arrange` gives.
     """
-    term = ()
+    term: tuple[Tensor, ...] = ()
     if inputs is not None:
         left, right = inputs
         term = arrange(left), kernel_rows(right, kernel)

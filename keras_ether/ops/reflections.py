@@ -13,6 +13,8 @@ Nothing here knows of layers. Norms are computed in float32 whatever the dtype
 of the activations, products in the dtype of the activations.
 """
 
+from collections.abc import Callable
+
 from keras import ops
 
 from keras_ether.ops.backend import as_it_is
@@ -28,11 +30,18 @@ from keras_ether.ops.block_diagonal import flatten
 from keras_ether.ops.block_diagonal import join
 from keras_ether.ops.block_diagonal import project
 from keras_ether.ops.block_diagonal import split
+from keras_ether.ops.custom_gradient import Backward
+from keras_ether.ops.custom_gradient import Forward
 from keras_ether.ops.custom_gradient import with_gradient
 from keras_ether.ops.each_example import multiply_each
+from keras_ether.types import Arrays
+from keras_ether.types import Factors
+from keras_ether.types import Gradients
+from keras_ether.types import Kept
+from keras_ether.types import Tensor
 
 
-def unit(u):
+def unit(u: Tensor) -> Tensor:
     """Returns `u / ‖u‖` along the last axis; zero vectors stay zero.
 
     The gradient is finite everywhere, and zero at a zero vector.
@@ -51,23 +60,27 @@ def unit(u):
     return _unit(float32(u))
 
 
-def _unit_forward(u):
+def _unit_forward(u: Tensor) -> tuple[Tensor, Kept]:
     r = reciprocal_norm(u)
     u = u * r
     return u, ((u, r),)
 
 
-def _unit_backward(arguments, kept, upstream):
+def _unit_backward(
+    arguments: Arrays, kept: Kept, upstream: Tensor
+) -> Gradients:
     ((unit, r),) = kept
     return (unit_gradient(unit, r, upstream),)
 
 
-def unit_gradient(unit, r, upstream):
+def unit_gradient(unit: Tensor, r: Tensor, upstream: Tensor) -> Tensor:
     """The gradient of `u` from that of `û = u r`, `r = 1 / ‖u‖`."""
     return (upstream - unit * sum_last(unit * upstream)) * r
 
 
-def in_few_operations(forward, backward):
+def in_few_operations(
+    forward: Forward, backward: Backward
+) -> Callable[..., Tensor]:
     """The function, with its gradient by hand on eager PyTorch.
 
     Automatic differentiation takes many more operations there, each of which
@@ -75,7 +88,7 @@ def in_few_operations(forward, backward):
     """
     by_hand = with_gradient(forward, backward)
 
-    def function(*arguments):
+    def function(*arguments: Tensor) -> Tensor:
         if is_eager_torch():
             return by_hand(*arguments)
         return forward(*arguments)[0]
@@ -86,14 +99,14 @@ def in_few_operations(forward, backward):
 _unit = in_few_operations(_unit_forward, _unit_backward)
 
 
-def transpose(left, right=None):
+def transpose(left: Tensor, right: Tensor | None = None) -> Factors:
     """Factors of the transposed blocks."""
     if right is None:
         return ops.swapaxes(left, -1, -2), None
     return right, left
 
 
-def distance(left, right=None):
+def distance(left: Tensor, right: Tensor | None = None) -> Tensor:
     """Distance of each block from the identity, `‖block − I‖_F`.
 
     Args:
@@ -111,7 +124,12 @@ def distance(left, right=None):
     return ops.sqrt(ops.maximum(squared, 0.0))
 
 
-def multiply(x, left, right=None, training=False):
+def multiply(
+    x: Tensor,
+    left: Tensor,
+    right: Tensor | None = None,
+    training: bool = False,
+) -> Tensor:
     """Multiplies rows by a block-diagonal matrix, `x @ diag(I + leftᵀ right)`.
 
     Args:
@@ -149,17 +167,21 @@ def multiply(x, left, right=None, training=False):
     return _update_forward(x, left, right)[0]
 
 
-def _gram(a):
+def _gram(a: Tensor) -> Tensor:
     return ops.matmul(a, ops.swapaxes(a, -1, -2))
 
 
-def _update_forward(x, left, right):
+def _update_forward(
+    x: Tensor, left: Tensor, right: Tensor
+) -> tuple[Tensor, Kept]:
     """`x + (x leftᵀ) right`."""
     s = project(x, left)
     return add_spread(x, s, right), ((s,),)
 
 
-def _update_backward(arguments, kept, upstream):
+def _update_backward(
+    arguments: Arrays, kept: Kept, upstream: Tensor
+) -> Gradients:
     (x, left, right), ((s,),) = arguments, kept
     r = project(upstream, right)
     return (

@@ -1,10 +1,10 @@
-"""The warning of a far too low learning rate, given when training starts.
+"""The warning about a far too low learning rate, given when training starts.
 
 KerasHub tasks compile themselves with rates of full fine-tuning, and a model
 may be compiled before or after `apply`, so the final rate is known only when
-`fit` or `train_on_batch` is called. Both call `make_train_function`, the method
-which Keras offers for overriding. Its shadow on each model of the tree only
-compares one number, once for each optimizer.
+`fit` or `train_on_batch` is called. Both call `make_train_function`, which
+Keras lets subclasses override. Its shadow on each model of the tree compares
+one value, once for each optimizer.
 
 A compiled model that is built around an adapted one afterwards is not covered.
 It would need a hook on `keras.Model` itself, which would change models
@@ -85,7 +85,7 @@ def _warn(model: Model) -> None:
         f"Model '{model.name}' trains with a learning rate of {rate:g}, which "
         f"is low for '{method.name}': its vectors would hardly move. Around "
         f"{method.learning_rate:g} is a good first try with Adam: "
-        "`model.compile(...)` it with that.",
+        "pass it to `model.compile`.",
         stacklevel=_level_of_user(),
     )
 

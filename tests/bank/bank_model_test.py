@@ -370,7 +370,7 @@ def test_a_layer_that_sees_no_batch_is_named_at_a_call(rng):
 @pytest.mark.once
 @pytest.mark.parametrize("method", ["oft", "naive"])
 def test_methods_of_whole_blocks_are_refused(method):
-    _refused(models.mlp(), "no reflections", method=method, trainable=["head"])
+    _refused(models.mlp(), "not reflections", method=method, trainable=["head"])
 
 
 @pytest.mark.once
