@@ -31,6 +31,9 @@ def main():
     parser.add_argument("--data", type=pathlib.Path, required=True)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--methods", nargs="+", default=list(RATES))
+    parser.add_argument("--policies", nargs="+", default=list(POLICIES))
+    parser.add_argument("--rate", type=float, help="in place of the methods'")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--output",
         type=pathlib.Path,
@@ -41,8 +44,16 @@ def main():
     tokens, labels = sst2.read(args.data / "train.tsv", settings)
     rows, losses = [], {}
     for method in args.methods:
-        for policy in POLICIES:
-            found = train(method, policy, tokens, labels, args.steps)
+        for policy in args.policies:
+            found = train(
+                method,
+                policy,
+                tokens,
+                labels,
+                args.steps,
+                args.rate or RATES[method],
+                args.seed,
+            )
             losses[f"{method}, {policy}"] = [round(v, 5) for v in found]
             # At the start, in the middle, and at the end.
             part = args.steps // 4
@@ -63,22 +74,21 @@ def main():
     print(report.markdown(rows))
 
 
-def train(method, policy, tokens, labels, steps):
+def train(method, policy, tokens, labels, steps, rate, seed):
     """The loss of each step."""
     keras.config.set_dtype_policy(policy)
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(seed)
     backbone = keras_hub.models.Backbone.from_preset(
         sst2.minilm_folder(), dropout=0.0
     )
     model = keras_hub.models.BertTextClassifier(
         backbone, num_classes=2, dropout=0.0, preprocessor=None
     )
-    model.compile(keras.optimizers.Adam(RATES[method]))
     keras_ether.apply(
         model, method=method, rank_blocks=4, targets="all-linear", seed=0
     )
     model.compile(
-        keras.optimizers.Adam(RATES[method]),
+        keras.optimizers.Adam(rate),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     losses = []
