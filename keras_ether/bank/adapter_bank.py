@@ -12,9 +12,9 @@ import numpy as np
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import kinds
 from keras_ether.adapters import per_example
-from keras_ether.bank import fitting
 from keras_ether.bank import generating
 from keras_ether.bank import probe
+from keras_ether.bank import row_contents
 from keras_ether.bank import row_updates
 from keras_ether.bank.bank_model import BankModel
 from keras_ether.bank.stacks import BASE
@@ -143,15 +143,17 @@ class AdapterBank:
             if source is None:
                 base_head = self._values(BASE)
                 covered = tuple(self._structure.adapted)
-                values = fitting.fresh_values(
+                values = row_contents.fresh_values(
                     self._structure,
                     {n: base_head[n] for n in self._structure.head},
                 )
             else:
-                content = fitting.content_from(source, name)
-                fitting.check_fits(content, self._structure, self._digest, name)
-                values = fitting.values_for(content, self._structure)
-                covered = fitting.covered_by(content)
+                content = row_contents.content_from(source, name)
+                row_contents.check_fits(
+                    content, self._structure, self._digest, name
+                )
+                values = row_contents.values_for(content, self._structure)
+                covered = row_contents.covered_by(content)
             row = self._row_for(name, evict)
             self._fill(row, values)
             self._rows[name] = row
@@ -211,7 +213,7 @@ class AdapterBank:
         filepath = adapter_file.check_name(filepath)
         atomic_write.check_place(filepath)
         with self._lock:
-            content = fitting.content_of_row(
+            content = row_contents.content_of_row(
                 self._structure,
                 self._covered.get(name, ()),
                 self._values(self._row(name)),

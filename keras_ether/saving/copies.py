@@ -21,8 +21,8 @@ import numpy as np
 
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import freezing
+from keras_ether.adapters import head_start
 from keras_ether.adapters import kinds
-from keras_ether.adapters import start
 from keras_ether.adapters import twin_class
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.adapter import Adapter
@@ -75,7 +75,9 @@ class State:
             path: (_variables(part), freezing.flags_of(part))
             for path, part in layers.items()
         }
-        self.starts = {path: start.of(part) for path, part in layers.items()}
+        self.starts = {
+            path: head_start.of(part) for path, part in layers.items()
+        }
         places = _places(layers)
         self.compiled = {
             path: _Compiled(part, places)
@@ -136,7 +138,7 @@ def _rebuild(state: State) -> Layer:
         adapter.seed = arguments["seed"]
         adapter.set_strength(float(to_numpy(adapter.strength)))
     for path, values in state.starts.items():
-        start.give(layers[path], values)
+        head_start.give(layers[path], values)
     insertion.put_up_guards(LayerTree(copy))
     for part in layers.values():
         internals.renew_torch_parameters(part)

@@ -6,7 +6,7 @@ import keras
 
 from keras_ether import _keras_internals as internals
 from keras_ether.ops.values import to_numpy
-from keras_ether.surgery import slots
+from keras_ether.surgery import optimizer_slots
 from keras_ether.surgery.layer_tree import LayerTree
 
 FUNCTIONS = (
@@ -24,8 +24,8 @@ def reset(tree: LayerTree) -> None:
     only their slots start again.
     """
     drop_functions(tree)
-    for optimizer in slots.optimizers_of(tree):
-        slots.drop(optimizer)
+    for optimizer in optimizer_slots.optimizers_of(tree):
+        optimizer_slots.drop(optimizer)
     for layer in tree.everything:
         internals.renew_torch_parameters(layer)
     for model in tree.models:

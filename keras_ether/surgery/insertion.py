@@ -7,8 +7,8 @@ import keras
 
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import freezing
+from keras_ether.adapters import head_start
 from keras_ether.adapters import kinds
-from keras_ether.adapters import start
 from keras_ether.adapters import twin_class
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.surgery import compiled_state
@@ -77,7 +77,7 @@ def take_out(tree: LayerTree) -> None:
     low_rate.unwatch(tree)
     for layer in tree.everything:
         freezing.thaw(layer)
-        start.forget(layer)
+        head_start.forget(layer)
     compiled_state.reset(tree)
 
 
@@ -102,7 +102,7 @@ def _freeze_all_but(plan: Plan) -> None:
             # An earlier `apply` may have frozen it.
             freezing.thaw(layer)
             freezing.keep(layer)
-            start.remember(layer)
+            head_start.remember(layer)
         elif not freezing.is_kept(layer) and not kinds.is_adapter(layer):
             freezing.freeze(layer, trainable=trains(layer))
 

@@ -7,7 +7,7 @@ from typing import Any
 from keras_ether import _keras_internals as internals
 from keras_ether.ops.values import to_numpy
 from keras_ether.surgery import attributes
-from keras_ether.surgery import slots
+from keras_ether.surgery import optimizer_slots
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Variable
 
@@ -26,7 +26,7 @@ def on_error(tree: LayerTree) -> Iterator[contextlib.ExitStack]:
     Yields:
         A `contextlib.ExitStack` for further steps of undoing.
     """
-    optimizers = slots.optimizers_of(tree)
+    optimizers = optimizer_slots.optimizers_of(tree)
     owners = [*tree.everything, *optimizers]
     states = [attributes.taken(owner) for owner in owners]
     flags = [(v, v.trainable) for v in tree.model.variables]

@@ -11,9 +11,9 @@ from keras import ops
 
 from keras_ether.adapters import arguments
 from keras_ether.adapters import freezing
+from keras_ether.adapters import head_start
 from keras_ether.adapters import kinds
 from keras_ether.adapters import quantized_kernel
-from keras_ether.adapters import start
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.surgery import insertion
@@ -281,8 +281,8 @@ def _head_assignments(tree: LayerTree) -> list[tuple[Variable, np.ndarray]]:
     pairs = [
         pair
         for path, layer in tree.with_model.items()
-        if start.is_remembered(layer)
-        for pair in start.assignments(path, layer)
+        if head_start.is_remembered(layer)
+        for pair in head_start.assignments(path, layer)
     ]
     if not pairs:
         raise ValueError(
