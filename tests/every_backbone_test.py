@@ -73,8 +73,17 @@ def test_default_targets_match_something(name, entry):
     assert keras_ether.summary(model, print_fn=str).rows == planned.rows
 
 
-@pytest.mark.parametrize("method", ["ether", "ether+"])
-@pytest.mark.parametrize("name", NAMES)
+def lives():
+    """Every backbone with both methods; of the quick ones each with one."""
+    quick = [param for param in NAMES if not param.marks]
+    for param in NAMES:
+        for i, method in enumerate(("ether", "ether+")):
+            chosen = param in quick and quick.index(param) % 2 == i
+            marks = [] if chosen else [pytest.mark.nightly]
+            yield pytest.param(*param.values, method, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "method"), lives())
 def test_life_of_an_adapter(name, entry, method):
     model, x = build(name, entry), entry.inputs()
     base_weights = models.values(model.weights)

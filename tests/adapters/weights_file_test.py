@@ -4,6 +4,7 @@ import pytest
 
 import keras_ether
 from keras_ether.surgery import verbs
+from tests import kinds
 from tests import models
 
 pytestmark = [
@@ -29,8 +30,12 @@ def x(rng):
     return models.inputs_of("functional", rng)
 
 
-@pytest.mark.parametrize("name", ["bert", "functional", "subclassed"])
-@pytest.mark.parametrize("method", ["ether", "ether+"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    kinds.sweep(
+        *("ether", "ether+"), kinds=["bert", "functional", "subclassed"]
+    ),
+)
 def test_weights_file_read_by_a_plain_model(name, method, rng, tmp_path):
     x = models.inputs_of(name, rng)
     model = fine_tuned(name, method, x)

@@ -102,8 +102,7 @@ def check_values(found, expected):
         np.testing.assert_array_equal(mine, theirs)
 
 
-@pytest.mark.parametrize("name", models.ALL)
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("name", "way"), k.sweep(*WAYS, kinds=models.ALL))
 def test_copy_is_the_same_adapted_model(way, name, rng):
     model, x = build(name), models.inputs_of(name, rng)
     adapt(model, dropout=0.2)
@@ -113,8 +112,9 @@ def test_copy_is_the_same_adapted_model(way, name, rng):
     np.testing.assert_array_equal(models.call(found, x), models.call(model, x))
 
 
-@pytest.mark.parametrize("name", models.ALL)
-@pytest.mark.parametrize("method", ["ether", "ether+"])
+@pytest.mark.parametrize(
+    ("name", "method"), k.sweep("ether", "ether+", kinds=models.ALL)
+)
 def test_copy_trains_on_as_the_original_would(method, name, rng):
     model, x = build(name), models.inputs_of(name, rng)
     adapt(model, method=method, dropout=0.2)
@@ -156,8 +156,7 @@ def test_verbs_work_on_copies(name, rng, tmp_path):
     assert adapters(model)
 
 
-@pytest.mark.parametrize("kind", k.LAYERS)
-@pytest.mark.parametrize("method", ["ether", "ether+"])
+@pytest.mark.parametrize(("kind", "method"), k.sweep("ether", "ether+"))
 def test_every_kind_of_layer(method, kind, rng):
     model, x = k.model_of(kind), k.inputs_of(kind, rng)
     adapt(model, method=method, targets=["target"])
@@ -233,8 +232,10 @@ def test_compiled_model_within_a_compiled_one(rng):
     check_same(same, inner)
 
 
-@pytest.mark.parametrize("config", [*qm.INTEGERS, "float8"])
-@pytest.mark.parametrize("kind", ["dense", "split", "embedding"])
+@pytest.mark.parametrize(
+    ("config", "kind"),
+    k.sweep(*("dense", "split", "embedding"), kinds=[*qm.INTEGERS, "float8"]),
+)
 def test_quantized_kernels(kind, config, rng):
     if config == "float8":
         if kind == "embedding":
