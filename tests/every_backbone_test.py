@@ -83,7 +83,7 @@ def lives():
             yield pytest.param(*param.values, method, marks=marks)
 
 
-@pytest.mark.parametrize(("name", "method"), lives())
+@pytest.mark.parametrize(("name", "method"), list(lives()))
 def test_life_of_an_adapter(name, entry, method):
     model, x = build(name, entry), entry.inputs()
     base_weights = models.values(model.weights)
