@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-import numpy as np
 
 from keras_ether.types import Layer
 from keras_ether.types import Model
@@ -318,43 +317,6 @@ def copy_mask(source: Any, target: Any) -> None:
         keras.src.backend.set_keras_mask(target, mask)
 
 
-def global_generators() -> list[Any]:
-    """The global generators that Keras uses beside its own seeds.
-
-    On PyTorch a `Dropout` without a seed draws from the device's global
-    generator; other backends have none.
-
-    Returns:
-        List of `torch.Generator`.
-    """
-    if keras.config.backend() != "torch":
-        return []
-    import torch
-
-    device = keras.src.backend.torch.core.get_device()
-    if not device.startswith("cuda"):
-        return [torch.default_generator]
-    index = torch.device(device).index
-    index = torch.cuda.current_device() if index is None else index
-    return [torch.default_generator, torch.cuda.default_generators[index]]
-
-
-def generator_state(generator: Any) -> np.ndarray:
-    """The state of a generator, an array of bytes."""
-    return generator.get_state().numpy()
-
-
-def set_generator_state(generator: Any, state: np.ndarray) -> None:
-    """Sets the state of a generator.
-
-    Raises:
-        ValueError: if the state is invalid. The generator is then as it was.
-    """
-    import torch
-
-    value = torch.from_numpy(state.copy())
-    try:
-        torch.Generator(device=generator.device).set_state(value)
-    except RuntimeError as error:
-        raise ValueError(f"it is not a generator's state ({error})") from None
-    generator.set_state(value)
+def torch_device() -> str:
+    """The device on which Keras places new tensors of PyTorch."""
+    return keras.src.backend.torch.core.get_device()

@@ -13,10 +13,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_ether import _keras_internals as internals
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_header
 from keras_ether.saving import contents
+from keras_ether.saving import torch_generators
 from keras_ether.saving.adapter_file import AdapterFile
 from keras_ether.saving.adapter_header import Header
 from keras_ether.saving.loading import fitting
@@ -79,7 +79,7 @@ def content_of(
     """The header's entry and the tensors for a model's training state."""
     optimizer = optimizer_of(model)
     states = contents.random_states(contents.layers_of(LayerTree(model)))
-    generators = internals.global_generators()
+    generators = torch_generators.global_generators()
     entry = {
         "epoch": epoch,
         "batch": batch,
@@ -98,7 +98,9 @@ def content_of(
         # Backends use different integer dtypes for them.
         tensors[name] = to_numpy(variable).astype("int64")
     for i, generator in enumerate(generators):
-        tensors[f"global_generators/{i}"] = internals.generator_state(generator)
+        tensors[f"global_generators/{i}"] = torch_generators.generator_state(
+            generator
+        )
     return entry, tensors
 
 
@@ -144,7 +146,7 @@ def set_global_generators(
     Raises:
         ValueError: if the file has no state of a generator for one of them.
     """
-    generators = internals.global_generators()
+    generators = torch_generators.global_generators()
     entry = content.header["training"]
     # Runs on other backends or devices never draw the same random numbers.
     if len(generators) != entry["global_generators"]:
@@ -155,9 +157,9 @@ def set_global_generators(
     ]
     for generator in generators:
         undo.callback(
-            internals.set_generator_state,
+            torch_generators.set_generator_state,
             generator,
-            internals.generator_state(generator),
+            torch_generators.generator_state(generator),
         )
     _set_generators(states)
     model.__dict__[PENDING] = (entry["step"], states)
@@ -171,9 +173,9 @@ def set_global_generators_again(model: Layer) -> None:
 
 
 def _set_generators(states: Iterable[np.ndarray]) -> None:
-    pairs = zip(internals.global_generators(), states, strict=True)
+    pairs = zip(torch_generators.global_generators(), states, strict=True)
     for generator, state in pairs:
-        internals.set_generator_state(generator, state)
+        torch_generators.set_generator_state(generator, state)
 
 
 def _step(optimizer: Optimizer) -> int:
