@@ -78,6 +78,7 @@ class Adapter(keras.layers.Layer):
         self.view = view
         self.kernel_shape = tuple(kernel_shape)
         sizes = view.sizes(kernel_shape)
+        self.config = self.config.for_sizes(sizes)
         self.blocks = sizes[0] * self.config.rank_blocks
         self.widths = self.config.widths(sizes)
         for name, value in self._start().items():
@@ -153,7 +154,7 @@ class Adapter(keras.layers.Layer):
     @property
     def _method(self) -> methods.Method:
         """The method, with its formula."""
-        return methods.get(self.config.method)
+        return self.config.variant
 
     @property
     def orthogonal(self) -> bool:

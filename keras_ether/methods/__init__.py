@@ -11,8 +11,11 @@ from keras_ether.methods.registry import SIDES
 from keras_ether.methods.registry import Method
 from keras_ether.methods.registry import get
 from keras_ether.methods.registry import register
+from keras_ether.methods.variants import LEARNED
+from keras_ether.methods.variants import variant
 
 __all__ = [
+    "LEARNED",
     "METHODS",
     "SIDES",
     "Method",
@@ -20,4 +23,5 @@ __all__ = [
     "ether",
     "get",
     "register",
+    "variant",
 ]

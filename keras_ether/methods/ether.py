@@ -1,6 +1,10 @@
-"""ETHER and ETHER+ (Bini et al., ICML 2024, sections 3.2 and 3.3)."""
+"""ETHER and ETHER+ (Bini et al., ICML 2024, sections 3.2 and 3.3).
+
+And chains, products of ETHER's reflections in each block.
+"""
 
 import numpy as np
+from keras import ops
 
 from keras_ether.methods.registry import Method
 from keras_ether.methods.registry import register
@@ -45,6 +49,45 @@ def ether_plus_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """
     left = _difference_and_sum(float32(u), float32(v))
     return left, 0.5 * flip(left)
+
+
+def ether_chain_factors(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of `k` reflections in a row, `Π (I − 2 ûᵢ ûᵢᵀ)`.
+
+    With `p = v̂ − û`, a pair of reflections is
+
+        (I − 2 û ûᵀ) (I − 2 v̂ v̂ᵀ) = I + 2 û (p − ‖p‖² v̂)ᵀ − 2 p v̂ᵀ
+
+    which is exactly the identity where `u` and `v` are equal, and so is a
+    product of such pairs.
+
+    Args:
+        u: Tensor of shape `(blocks, k, width)`.
+
+    Returns:
+        `(left, right)`, float32 tensors of shape `(blocks, k, width)`.
+    """
+    _, k, width = u.shape
+    pairs = ops.reshape(u[:, : k - k % 2], (-1, 2, width))
+    both, _ = ether_plus_factors(pairs[:, 0], pairs[:, 1])
+    p, q = both[:, :1], both[:, 1:]
+    v = 0.5 * (q + p)
+    length = ops.sum(p * p, axis=-1, keepdims=True)
+    # Whatever examples the blocks belong to.
+    shape = (-1, k // 2, 2, width)
+    left = ops.reshape(concatenate([q - p, p], axis=1), shape)
+    right = ops.reshape(concatenate([p - length * v, -2.0 * v], axis=1), shape)
+    factors = [(left[:, i], right[:, i]) for i in range(k // 2)]
+    if k % 2:
+        factors.append(ether_factors(u[:, -1]))
+    left, right = factors[0]
+    for each_left, each_right in factors[1:]:
+        # (I + Lᵀ R) (I + lᵀ r) = I + Lᵀ (R + (R lᵀ) r) + lᵀ r
+        inner = ops.matmul(right, ops.swapaxes(each_left, -1, -2))
+        right = right + ops.matmul(inner, each_right)
+        left = concatenate([left, each_left], axis=1)
+        right = concatenate([right, each_right], axis=1)
+    return left, right
 
 
 def _difference_and_sum_forward(u: Tensor, v: Tensor) -> tuple[Tensor, Kept]:
@@ -101,6 +144,48 @@ def _ether_plus_start(
     return u, u.copy()
 
 
+def _ether_plus_random_start(
+    blocks: int, width: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    u = _random_normals(blocks, width, rng)
+    return u, _random_normals(blocks, width, rng)
+
+
+def ether_chain(reflections: int) -> Method:
+    """ETHER with a product of reflections in each block.
+
+    Equal pairs at first, so that an even number starts at the identity.
+
+    Args:
+        reflections: Integer of at least 2.
+    """
+
+    def start(
+        blocks: int, width: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray]:
+        pairs = (reflections + 1) // 2
+        normals = _random_normals(blocks * pairs, width, rng)
+        normals = normals.reshape(blocks, pairs, width)
+        return (np.repeat(normals, 2, axis=1)[:, :reflections],)
+
+    def random_start(
+        blocks: int, width: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray]:
+        normals = _random_normals(blocks * reflections, width, rng)
+        return (normals.reshape(blocks, reflections, width),)
+
+    return Method(
+        name=f"ether, reflections={reflections}",
+        factors=ether_chain_factors,
+        weights=("u",),
+        start=start,
+        side="input",
+        orthogonal=True,
+        learning_rate=2e-3,
+        random_start=random_start,
+    )
+
+
 register(
     Method(
         name="ether",
@@ -110,6 +195,7 @@ register(
         side="input",
         orthogonal=True,
         learning_rate=1e-2,
+        chain=ether_chain,
     )
 )
 register(
@@ -121,5 +207,6 @@ register(
         side="both",
         orthogonal=False,
         learning_rate=2e-3,
+        random_start=_ether_plus_random_start,
     )
 )
