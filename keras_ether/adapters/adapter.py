@@ -10,7 +10,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ether import methods
 from keras_ether.adapters import per_example
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.adapter_config import AdapterConfig
@@ -59,6 +58,7 @@ class Adapter(keras.layers.Layer):
         # steps.
         super().__init__(name=name, dtype="float32")
         self.config = config.resolved
+        self.method = config.variant
         self.seed = random.randrange(2**31 - 1) if seed is None else seed
         self.seed_generator = (
             keras.random.SeedGenerator(self.seed) if config.dropout else None
@@ -125,14 +125,13 @@ class Adapter(keras.layers.Layer):
             ) from error
 
     def _start(self) -> dict[str, np.ndarray]:
-        method = self._method
         rng = np.random.default_rng(self.seed)
         return {
             f"{side}_{name}": value
             for side, width in self.widths.items()
             for name, value in zip(
-                method.weights,
-                method.start(self.blocks, width, rng),
+                self.method.weights,
+                self.method.start(self.blocks, width, rng),
                 strict=True,
             )
         }
@@ -148,18 +147,13 @@ class Adapter(keras.layers.Layer):
         return {
             f"{side}_{name}": getattr(self, f"{side}_{name}")
             for side in self.widths
-            for name in self._method.weights
+            for name in self.method.weights
         }
-
-    @property
-    def _method(self) -> methods.Method:
-        """The method, with its formula."""
-        return self.config.variant
 
     @property
     def orthogonal(self) -> bool:
         """Whether every block is orthogonal at the current strength."""
-        return self.acts_wholly and self._method.orthogonal
+        return self.acts_wholly and self.method.orthogonal
 
     def set_strength(self, value: float) -> bool:
         """Sets the blocks' strength; within `disabled` it acts after the block.
@@ -219,10 +213,8 @@ class Adapter(keras.layers.Layer):
         """
         if side not in self.widths:
             return None
-        method = self._method
-        return method.factors(
-            *(tensor(getattr(self, f"{side}_{n}")) for n in method.weights)
-        )
+        names = [f"{side}_{name}" for name in self.method.weights]
+        return self.method.factors(*(tensor(getattr(self, n)) for n in names))
 
     def factors(self, side: str, kept: dict | None = None) -> Factors | None:
         """The factors of one side's blocks as they act in a call.

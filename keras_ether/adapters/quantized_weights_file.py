@@ -109,7 +109,7 @@ class _LoadingIntegers(_Loading):
         """Chooses the base, once the vectors are read."""
         if self.is_over_same_base(saved_fingerprint):
             self.undo()
-        elif adapter.config.variant.orthogonal:
+        elif adapter.method.orthogonal:
             effective = quantized_kernel.dequantize(self.layer)
             rounded = quantized_kernel.requantize(
                 self.layer, adapter.unfold(effective)

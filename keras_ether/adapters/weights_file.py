@@ -111,7 +111,7 @@ class Loading:
         """Chooses the base, once the vectors are read."""
         if self.is_over_same_base(saved_fingerprint):
             self.kernel.assign(self.base)
-        elif adapter.config.variant.orthogonal:
+        elif adapter.method.orthogonal:
             effective = ops.convert_to_tensor(self.kernel)
             self.kernel.assign(adapter.unfold(effective))
         else:
@@ -130,7 +130,7 @@ def save_vectors(adapter: "Adapter", store: Any) -> None:
     """Writes an adapter's vectors and method, and its base's fingerprint."""
     for name, vector in adapter.vectors.items():
         store[name] = to_numpy(vector)
-    store[METHOD] = np.frombuffer(adapter.config.variant.name.encode(), "uint8")
+    store[METHOD] = np.frombuffer(adapter.method.name.encode(), "uint8")
     if adapter.seed_generator is not None:
         state = to_numpy(adapter.seed_generator.state)
         # Backends use different integer dtypes for it.
@@ -175,7 +175,7 @@ def _check_strength(
     """Raises a `ValueError` if the base can't be computed from the kernel."""
     if loading is None or STRENGTH not in store or FINGERPRINT not in store:
         return
-    if not adapter.config.variant.orthogonal:
+    if not adapter.method.orthogonal:
         return
     if not loading.is_over_same_base(np.asarray(store[FINGERPRINT])):
         raise ValueError(
@@ -194,10 +194,10 @@ def _read(adapter: "Adapter", store: Any) -> dict[str, np.ndarray]:
     expected = {
         name: tuple(vector.shape) for name, vector in adapter.vectors.items()
     }
-    if method != adapter.config.variant.name or received != expected:
+    if method != adapter.method.name or received != expected:
         raise ValueError(
             f"The file's vectors for adapter '{adapter.path}' are not those of "
-            f"this model. Expected: method='{adapter.config.variant.name}', "
+            f"this model. Expected: method='{adapter.method.name}', "
             f"{expected}. Received: method='{method}', {received}."
         )
     return values

@@ -82,7 +82,7 @@ def fresh_values(
     values = dict(head)
     for path, layer in structure.adapted.items():
         adapter = layer.ether
-        method = adapter.config.variant
+        method = adapter.method
         for side, width in adapter.widths.items():
             start = method.start(adapter.blocks, width, rng)
             for weight, value in zip(method.weights, start, strict=True):

@@ -85,7 +85,7 @@ def factors_of(
     Returns:
         `(left, right)`, of shape `(batch, blocks, k, width)`.
     """
-    method = adapter.config.variant
+    method = adapter.method
     vectors = [gathered[f"{side}_{name}"] for name in method.weights]
     blocks = vectors[0].shape[1]
     # The formulas treat each block separately, whichever example has it.

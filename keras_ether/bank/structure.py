@@ -130,7 +130,7 @@ def _batch_leads(view: MatrixView) -> bool:
 
 
 def _method_refusal(adapter: Adapter) -> str | None:
-    method = adapter.config.variant
+    method = adapter.method
     zeros = [
         keras.ops.zeros(vector.shape, "float32")
         for name, vector in adapter.vectors.items()

@@ -70,7 +70,7 @@ def _start(
 def _warn(model: Model) -> None:
     rate = compiled_state.constant_learning_rate(model)
     found = {
-        layer.ether.config.variant
+        layer.ether.method
         for layer in LayerTree(model).adapted.values()
         if layer.ether.trainable_weights
     }

@@ -148,7 +148,7 @@ def test_header(path):
     assert header["versions"]["keras_ether"] == keras_ether.__version__
     assert header["versions"]["keras"] == keras.__version__
     assert header["versions"]["backend"] == keras.backend.backend()
-    assert header["format_version"] == 1
+    assert header["format_version"] == 2
 
 
 @pytest.mark.parametrize(
