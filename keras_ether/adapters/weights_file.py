@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_ether import methods
 from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.values import settled
 from keras_ether.ops.values import to_numpy
@@ -148,15 +149,17 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
 
     Raises:
         ValueError: if the file's adapter has another method or vectors of other
-            shapes, or if it was saved over another base at a strength other
-            than 1. The layer's kernel and vectors are then as they were.
+            shapes, or if it was saved over another base, at a strength other
+            than 1 or with a method that can't be taken out of the kernel and
+            does not start at the identity. The layer's kernel and vectors are
+            then as they were.
     """
     loading, adapter.loading = adapter.loading, None
     if METHOD not in store:
         return
     try:
         values = _read(adapter, store)
-        _check_strength(adapter, store, loading)
+        _check_base(adapter, store, loading)
     except ValueError:
         if loading is not None:
             loading.undo()
@@ -169,20 +172,30 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
         loading.settle(adapter, np.asarray(store[FINGERPRINT]))
 
 
-def _check_strength(
+def _check_base(
     adapter: "Adapter", store: Any, loading: Loading | None
 ) -> None:
-    """Raises a `ValueError` if the base can't be computed from the kernel."""
-    if loading is None or STRENGTH not in store or FINGERPRINT not in store:
+    """Raises a `ValueError` if no base gives the kernel's predictions."""
+    if (
+        loading is None
+        or FINGERPRINT not in store
+        or loading.is_over_same_base(np.asarray(store[FINGERPRINT]))
+    ):
         return
-    if not adapter.method.orthogonal:
-        return
-    if not loading.is_over_same_base(np.asarray(store[FINGERPRINT])):
+    method = adapter.method
+    if method.orthogonal and STRENGTH in store:
         raise ValueError(
             f"The file's weights for adapter '{adapter.path}' were saved over "
             "another base, at strength "
             f"{float(np.asarray(store[STRENGTH])):g}, which can't be taken out "
             "of a kernel. Save it at `keras_ether.strength(model, 1.0)`."
+        )
+    if not method.orthogonal and not methods.starts_at_identity(method):
+        raise ValueError(
+            f"The file's weights for adapter '{adapter.path}' were saved over "
+            f"another base. '{method.name}' can't be taken out of a kernel, "
+            "and does not start at the identity. Load the file over its own "
+            "base, or use `keras_ether.save_adapter`."
         )
 
 

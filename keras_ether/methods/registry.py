@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from keras_ether.ops import values
 
 SIDES = ("input", "output", "both", "narrow")
@@ -117,6 +119,16 @@ def _check(method: Any) -> None:
                 f"`{field}` of a method must be {accepted}. Received: "
                 f"{field}={getattr(method, field)!r}"
             )
+
+
+def starts_at_identity(method: Method) -> bool:
+    """Whether the blocks of a method are the identity at their start."""
+    rng = np.random.default_rng(0)
+    left, right = method.factors(*method.start(1, method.min_width, rng))
+    block = values.to_numpy(left)
+    if right is not None:
+        block = np.einsum("nkw,nkv->nwv", block, values.to_numpy(right))
+    return not block.any()
 
 
 def get(name: str) -> Method:
