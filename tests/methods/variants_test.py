@@ -36,7 +36,7 @@ def reflection(u):
     return np.eye(len(u)) - 2.0 * np.outer(u, u)
 
 
-@pytest.mark.parametrize("k", [2, 3, 4, 7])
+@pytest.mark.parametrize("k", [2, 7])
 def test_a_chain_is_the_product_of_its_reflections(k, rng):
     method = methods.variant(methods.get("ether"), None, k)
     u = rng.standard_normal((3, k, 5)).astype("float32")
@@ -45,7 +45,7 @@ def test_a_chain_is_the_product_of_its_reflections(k, rng):
         np.testing.assert_allclose(block, expected, atol=5e-6)
 
 
-@pytest.mark.parametrize("k", [2, 3, 4])
+@pytest.mark.parametrize("k", [2, 3])
 def test_a_chain_starts_in_equal_pairs(k, rng):
     method = methods.variant(methods.get("ether"), None, k)
     (u,) = method.start(2, 6, rng)
