@@ -4,10 +4,10 @@ import numpy as np
 
 from keras_ether.methods.registry import Method
 from keras_ether.methods.registry import register
-from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.backend import concatenate
 from keras_ether.ops.backend import float32
 from keras_ether.ops.backend import reciprocal_norm
+from keras_ether.ops.backend import sum_into
 from keras_ether.ops.backend import swap_first
 from keras_ether.ops.custom_gradient import in_few_operations
 from keras_ether.ops.unit import lengths
@@ -17,9 +17,6 @@ from keras_ether.types import Arrays
 from keras_ether.types import Gradients
 from keras_ether.types import Kept
 from keras_ether.types import Tensor
-
-if BACKEND == "torch":
-    import torch
 
 
 def ether_factors(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,7 +62,7 @@ def _reflection_backward(
     arguments: Arrays, kept: Kept, d_left: Tensor, d_right: Tensor
 ) -> Gradients:
     (u,), ((length,),) = arguments, kept
-    upstream = torch.sub(d_left, d_right, alpha=2)
+    upstream = d_left.sub(d_right, alpha=2)
     return (unit_gradient(u, length, upstream),)
 
 
@@ -95,7 +92,7 @@ def _difference_of_projections_forward(
     u: Tensor, v: Tensor
 ) -> tuple[tuple[Tensor, Tensor], Kept]:
     # One array of `v̂`, `p` and `û`, of which both factors are views.
-    vectors = torch.stack([v, v, u])
+    vectors = concatenate([v[None], v[None], u[None]])
     length = lengths(vectors)
     rows = vectors / length
     rows[1].sub_(rows[2])
@@ -109,9 +106,9 @@ def _difference_of_projections_backward(
 ) -> Gradients:
     ((pair, length),) = kept
     d_p = d_left[:, 0] + d_right[:, 1]
-    upstream = torch.empty_like(pair)
-    torch.add(d_right[:, 0], d_p, out=upstream[0])
-    torch.sub(d_left[:, 1], d_p, out=upstream[1])
+    upstream = pair.new_empty(pair.shape)
+    sum_into(upstream[0], d_right[:, 0], d_p)
+    sum_into(upstream[1], d_left[:, 1], d_p, -1.0)
     d_v, d_u = unit_gradient(pair, length, upstream)
     return d_u, d_v
 

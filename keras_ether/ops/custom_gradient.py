@@ -94,10 +94,13 @@ def in_few_operations(
         return plain
 
     def again(arguments: Arrays, *upstream: Tensor) -> list[Tensor | None]:
+        create_graph = torch.is_grad_enabled()
         wanted = [a for a in arguments if a.requires_grad]
+        with torch.enable_grad():
+            outputs = plain(*arguments)
         found = iter(
             torch.autograd.grad(
-                plain(*arguments), wanted, upstream, create_graph=True
+                outputs, wanted, upstream, create_graph=create_graph
             )
         )
         return [next(found) if a.requires_grad else None for a in arguments]
@@ -200,10 +203,12 @@ if BACKEND == "torch":
     import torch
     from torch.autograd import forward_ad
 
+    # PyTorch has no public names for this and `_current_level`.
+    _is_transformed = torch._C._are_functorch_transforms_active
+
     def _torch_wants_plain_operations(x: Tensor) -> bool:
-        # PyTorch has no public names for the first two.
         return (
-            torch._C._are_functorch_transforms_active()
+            _is_transformed()
             or forward_ad._current_level >= 0
             or torch.is_autocast_enabled(x.device.type)
             or torch.compiler.is_exporting()
@@ -230,8 +235,8 @@ if BACKEND == "torch":
             backward, again = ctx.functions
             saved = iter(ctx.saved_tensors)
             arguments, *kept = [tuple(islice(saved, n)) for n in ctx.counts]
-            if torch.is_grad_enabled():
-                # For a second derivative.
+            if torch.is_grad_enabled() or _is_transformed():
+                # For a second derivative, or several upstream gradients.
                 found = again(arguments, *upstream)
             else:
                 found = backward(arguments, kept, *upstream)
