@@ -97,7 +97,8 @@ def multiply(
         deviation = ops.einsum("...nw,nwv->...nv", split(x, left), left)
         return x + join(deviation)
     left, right = arrange(left), arrange(ops.cast(right, x.dtype))
-    if not is_float32(x):
+    if not is_float32(x) and left.shape[0] > 1:
+        # (A product with one row is no product to XLA, but a sum.)
         left, right = as_it_is(left), as_it_is(right)
     if training:
         return _update(x, left, right)
