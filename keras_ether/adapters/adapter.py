@@ -216,13 +216,30 @@ class Adapter(keras.layers.Layer):
         names = [f"{side}_{name}" for name in self.method.weights]
         return self.method.factors(*(tensor(getattr(self, n)) for n in names))
 
-    def factors(self, side: str, kept: dict | None = None) -> Factors | None:
+    def factors_of_sides(
+        self, kept: dict | None = None
+    ) -> tuple[Factors | None, Factors | None]:
+        """`factors` of either side, at one strength."""
+        strength = snapshot(self.strength)
+        return (
+            self.factors("input", kept, strength),
+            self.factors("output", kept, strength),
+        )
+
+    def factors(
+        self,
+        side: str,
+        kept: dict | None = None,
+        strength: Tensor | None = None,
+    ) -> Factors | None:
         """The factors of one side's blocks as they act in a call.
 
         Args:
             side: `"input"` or `"output"`.
             kept: The result of `draw_kept` for this call, or `None` for all
                 blocks. Defaults to `None`.
+            strength: Scalar tensor, or `None` for the current strength.
+                Defaults to `None`.
 
         Returns:
             `(left, right)`, or `None` for a side that is not transformed. Where
@@ -236,7 +253,9 @@ class Adapter(keras.layers.Layer):
         if factors is None:
             return None
         left, right = factors
-        left = left * snapshot(self.strength)
+        left = left * (
+            snapshot(self.strength) if strength is None else strength
+        )
         if kept:
             left = left * ops.cast(kept[side], left.dtype)
         return left, right
