@@ -9,8 +9,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Without oneDNN, which it leaves out on processors without AVX-512, TensorFlow
 # has no convolutions for channels that come first.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# For tests of distributions. All others use the first of these devices.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    # For tests of distributions. All others use the first of these devices.
+    "--xla_force_host_platform_device_count=8 "
+    # What is compiled runs once or twice: on JAX, optimizing took half of the
+    # time of all tests.
+    "--xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true",
+)
 
 import keras
 import numpy as np
