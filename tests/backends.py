@@ -1,6 +1,5 @@
 """Derivatives and compilation, by whichever backend runs."""
 
-import contextlib
 import warnings
 
 import keras
@@ -123,20 +122,3 @@ def finite_differences(function, arrays, step=1e-6):
             gradient[place] = (above - below) / (2 * step)
         found.append(gradient)
     return found
-
-
-@contextlib.contextmanager
-def quick_compilation():
-    """Has XLA compile without optimizing, for programs that run only once."""
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    import jax
-
-    name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
-    jax.config.update(name, True)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)

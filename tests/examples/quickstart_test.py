@@ -52,6 +52,33 @@ def mails(tmp_path):
     return path
 
 
+@pytest.fixture(scope="module")
+def tiny_preset(tmp_path_factory):
+    """A preset of one narrow layer, for what ends before it has learned."""
+    import keras_hub
+
+    hub = keras_hub.models
+    letters = [chr(ord("a") + number) for number in range(26)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+    task = hub.BertTextClassifier(
+        hub.BertBackbone(
+            vocabulary_size=len(vocabulary),
+            num_layers=1,
+            num_heads=2,
+            hidden_dim=8,
+            intermediate_dim=16,
+            max_sequence_length=512,
+        ),
+        num_classes=2,
+        preprocessor=hub.BertTextClassifierPreprocessor(
+            hub.BertTokenizer(vocabulary), sequence_length=16
+        ),
+    )
+    folder = tmp_path_factory.mktemp("preset") / "tiny"
+    task.save_to_preset(str(folder))
+    return folder
+
+
 def small(tmp_path, *more):
     return [
         *("--samples", "32", "--test-samples", "32", "--epochs", "1"),
@@ -199,7 +226,15 @@ def test_no_text_is_trained_on_and_tested(helpers):
     ],
 )
 def test_wrong_input_ends_in_one_sentence(
-    quickstart, helpers, mails, tmp_path, monkeypatch, capsys, arguments, words
+    quickstart,
+    helpers,
+    mails,
+    tiny_preset,
+    tmp_path,
+    monkeypatch,
+    capsys,
+    arguments,
+    words,
 ):
     monkeypatch.chdir(tmp_path)
     files = {name: tmp_path / f"{name}.csv" for name in ("SEMICOLONS", "LATIN")}
@@ -208,7 +243,8 @@ def test_wrong_input_ends_in_one_sentence(
     files["MAILS"] = mails
     arguments = [str(files.get(a, a)) for a in arguments]
     # What comes last is what counts; a list of texts would take them.
-    arguments = [*small(tmp_path), *arguments]
+    base = small(tmp_path, "--preset", str(tiny_preset))
+    arguments = [*base, *arguments]
 
     assert helpers.main(quickstart.run, quickstart.ask, arguments) == 2
     complaint = capsys.readouterr().err
