@@ -34,10 +34,12 @@ def pytest_collection_modifyitems(config, items):
     items[:] = [item for item in items if item not in once]
 
 
-def pytest_collection_finish():
-    """Has no garbage collection walk through all that imports have made.
+@pytest.fixture(autouse=True, scope="module")
+def freeze_what_stays():
+    """Spares garbage collections what imports and compilers keep.
 
-    That took a third of the time of quick tests.
+    To walk through that took a third of the time of quick tests, and more of
+    those that quantize, which has Keras collect garbage layer by layer.
     """
     gc.collect()
     gc.freeze()
