@@ -12,7 +12,9 @@ def gradients(function, arrays):
     if backend == "jax":
         import jax
 
-        found = jax.grad(function, argnums=tuple(range(len(arrays))))(*arrays)
+        gradient = jax.grad(function, argnums=tuple(range(len(arrays))))
+        # One program is compiled sooner than one for each operation.
+        found = jax.jit(gradient)(*arrays)
     elif backend == "tensorflow":
         import tensorflow as tf
 
@@ -39,7 +41,7 @@ def squared_gradient_derivative(function, arrays):
         def inner(a):
             return (jax.grad(function)(a) ** 2).sum()
 
-        found = jax.grad(inner)(array)
+        found = jax.jit(jax.grad(inner))(array)
     elif backend == "tensorflow":
         import tensorflow as tf
 
