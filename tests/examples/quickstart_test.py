@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import keras
 import pytest
 
 import keras_ether
@@ -18,6 +19,7 @@ PACKAGES = (
     "scattertext",
     "tensorflow",
 )
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 FOLDER = Path(__file__).parents[2] / "examples"
 
 # Not `pytest.importorskip`: importing two of them takes long.
@@ -95,14 +97,35 @@ def test_has_the_length_of_a_story():
 @pytest.mark.filterwarnings(
     "ignore:The `native_serialization` parameter:DeprecationWarning"
 )
-def test_whole_story(quickstart, helpers, tmp_path, capfd):
-    options = helpers.read_options(small(tmp_path))
+@pytest.mark.parametrize(
+    ("preset", "trained"),
+    [
+        # 37 kernels, and a head of 384 x 2 + 2: on the backend that a reader
+        # of the README has.
+        pytest.param(
+            "all-MiniLM-L6-v2",
+            21_120 + 770,
+            marks=[] if ON_TENSORFLOW else pytest.mark.nightly,
+        ),
+        # Four kernels of 8 inputs in attention, two behind it, the pooler's.
+        pytest.param(
+            "tiny",
+            4 * 8 + 8 + 16 + 8 + 18,
+            marks=pytest.mark.nightly if ON_TENSORFLOW else [],
+        ),
+    ],
+)
+def test_whole_story(
+    quickstart, helpers, tiny_preset, tmp_path, capfd, preset, trained
+):
+    chosen = ["--preset", str(tiny_preset)] if preset == "tiny" else []
+    capfd.readouterr()
+    options = helpers.read_options(small(tmp_path, *chosen))
     result = quickstart.run(options)
 
     for name in ("majority", "head_only", "accuracy"):
         assert 0 <= result[name] <= 1
-    # 37 kernels, and a head of 384 x 2 + 2.
-    assert result["trained"] == 21_120 + 770
+    assert result["trained"] == trained
     assert result["largest_difference"] < 1e-4
     out = tmp_path / "out"
     assert (out / "saved_model" / "saved_model.pb").exists()
