@@ -602,6 +602,7 @@ def test_file_loads_in_a_process_of_another_backend(backend, path):
     np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 
+@pytest.mark.once
 def test_all_linear_maps_of_minilm_are_less_than_100_kb(path):
     model = keras_hub.models.BertTextClassifier(
         keras_hub.models.BertBackbone(
