@@ -97,11 +97,18 @@ def add_to(x: Tensor, y: Tensor) -> Tensor:
     the cache. Not under automatic differentiation or `torch.vmap`, nor if the
     sum has another dtype.
     """
-    if BACKEND != "torch":
-        return x + y
-    if torch.is_grad_enabled() or x.dtype != y.dtype or _is_transformed():
+    if not may_overwrite() or x.dtype != y.dtype:
         return x + y
     return x.add_(y)
+
+
+def may_overwrite() -> bool:
+    """Whether results may be written into arrays without other references."""
+    return (
+        BACKEND == "torch"
+        and not torch.is_grad_enabled()
+        and not _is_transformed()
+    )
 
 
 def transposed_product(s: Tensor, x: Tensor) -> Tensor:
@@ -203,6 +210,11 @@ def precise_products() -> contextlib.AbstractContextManager:
 def is_eager_torch() -> bool:
     """Whether operations run one by one, on PyTorch."""
     return BACKEND == "torch" and not torch.compiler.is_compiling()
+
+
+def has_no_gradients() -> bool:
+    """Whether PyTorch is told to keep nothing for gradients."""
+    return BACKEND == "torch" and not torch.is_grad_enabled()
 
 
 def is_sparse(x: Tensor) -> bool:

@@ -19,6 +19,7 @@ from keras import ops
 
 from keras_ether.ops.backend import as_it_is
 from keras_ether.ops.backend import float32
+from keras_ether.ops.backend import has_no_gradients
 from keras_ether.ops.backend import is_eager_torch
 from keras_ether.ops.backend import is_float32
 from keras_ether.ops.backend import reciprocal_norm
@@ -89,7 +90,7 @@ def in_few_operations(
     by_hand = with_gradient(forward, backward)
 
     def function(*arguments: Tensor) -> Tensor:
-        if is_eager_torch():
+        if is_eager_torch() and not has_no_gradients():
             return by_hand(*arguments)
         return forward(*arguments)[0]
 
@@ -129,6 +130,7 @@ def multiply(
     left: Tensor,
     right: Tensor | None = None,
     training: bool = False,
+    owned: bool = False,
 ) -> Tensor:
     """Multiplies rows by a block-diagonal matrix, `x @ diag(I + leftᵀ right)`.
 
@@ -143,6 +145,8 @@ def multiply(
             the same either way. With `True`, a custom gradient keeps `x` and a
             thin product in memory and nothing else; with `False`, plain
             operations are what every exporter can read. Defaults to `False`.
+        owned: Whether nothing else refers to `x`, see `multiply_each`. Defaults
+            to `False`.
 
     Returns:
         Tensor of the shape and dtype of `x`.
@@ -154,7 +158,7 @@ def multiply(
     array([[-3.,  4.]], dtype=float32)
     """
     if right is not None and len(left.shape) == 4:
-        return multiply_each(x, left, right)
+        return multiply_each(x, left, right, owned)
     left = ops.cast(left, x.dtype)
     if right is None:
         deviation = ops.einsum("...nw,nwv->...nv", split(x, left), left)
