@@ -131,6 +131,47 @@ def test_more_blocks_than_fit_one_matrix(rng):
         )
 
 
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_wide_inputs_of_many_rows(method, rng):
+    """Their factors act beside the product, and `None` is still the base."""
+
+    def make(seed):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((32, 12))
+        x = keras.layers.Dense(6, activation="gelu")(inputs)
+        x = keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3))(x)
+        x = keras.layers.EinsumDense("abde,dec->abc", (None, 4))(x)
+        outputs = keras.layers.Dense(2, name="head")(x)
+        model = keras.Model(inputs, outputs)
+        keras_ether.apply(
+            model,
+            rank_blocks=2,
+            method=method,
+            targets="all",
+            trainable=["head"],
+        )
+        tuned.move(model.trainable_weights, seed)
+        return model
+
+    alone = [make(0), make(1)]
+    bank = keras_ether.AdapterBank(make(2), 2)
+    for i, model in enumerate(alone):
+        bank.add(f"a{i}", model)
+    x = rng.standard_normal((len(NAMES), 32, 12)).astype("float32")
+    expected = banks.expected(
+        NAMES,
+        alone,
+        keras_ether.remove(make(2)),
+        lambda model: model.predict(x, verbose=0),
+    )
+    batch = banks.with_ids(x, bank.ids(NAMES))
+    found = bank.model.predict(batch, verbose=0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    is_base = [name is None for name in NAMES]
+    np.testing.assert_array_equal(found[is_base], expected[is_base])
+    np.testing.assert_allclose(banks.call(bank, x, NAMES), found, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "dtype",
     [
