@@ -212,11 +212,6 @@ def is_eager_torch() -> bool:
     return BACKEND == "torch" and not torch.compiler.is_compiling()
 
 
-def has_no_gradients() -> bool:
-    """Whether PyTorch is told to keep nothing for gradients."""
-    return BACKEND == "torch" and not torch.is_grad_enabled()
-
-
 def is_sparse(x: Tensor) -> bool:
     """Whether a tensor, symbolic or not, is sparse."""
     if isinstance(x, keras.KerasTensor):

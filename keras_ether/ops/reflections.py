@@ -19,7 +19,6 @@ from keras import ops
 
 from keras_ether.ops.backend import as_it_is
 from keras_ether.ops.backend import float32
-from keras_ether.ops.backend import has_no_gradients
 from keras_ether.ops.backend import is_eager_torch
 from keras_ether.ops.backend import is_float32
 from keras_ether.ops.backend import reciprocal_norm
@@ -90,7 +89,7 @@ def in_few_operations(
     by_hand = with_gradient(forward, backward)
 
     def function(*arguments: Tensor) -> Tensor:
-        if is_eager_torch() and not has_no_gradients():
+        if is_eager_torch():
             return by_hand(*arguments)
         return forward(*arguments)[0]
 
