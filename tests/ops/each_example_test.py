@@ -74,12 +74,6 @@ def test_matmul_each(rng):
         np.testing.assert_allclose(found[i], expected, atol=1e-5)
 
 
-def test_share_of_own():
-    ids = ops.convert_to_tensor(np.array([2, 5, 2, 0, 2, 5], "int32"))
-    found = ops.convert_to_numpy(each_example.share_of_own(ids))
-    np.testing.assert_allclose(found, [2, 3, 2, 0, 2, 3])
-
-
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize(("blocks", "k"), [(1, 1), (2, 2)])
 def test_add_beside_each(rng, blocks, k, times):
