@@ -415,6 +415,42 @@ def test_methods_of_whole_blocks_are_refused(method):
 
 
 @pytest.mark.once
+def test_float8_kernels_are_refused():
+    inputs = keras.Input((8,))
+    first = keras.layers.Dense(4, name="first")
+    model = keras.Model(
+        inputs, keras.layers.Dense(2, name="head")(first(inputs))
+    )
+    first.quantize("float8")
+    _refused(model, "float8 kernel is folded", trainable=["head"])
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="it has no sparse inputs"
+)
+def test_sparse_inputs_are_refused_at_a_call():
+    inputs = keras.Input((8,), sparse=True)
+    outputs = keras.layers.Dense(2, name="head")(
+        keras.layers.Dense(4, name="first")(inputs)
+    )
+    model = keras.Model(inputs, outputs)
+    keras_ether.apply(model, trainable=["head"])
+    bank = keras_ether.AdapterBank(model, 2)
+    x = np.eye(2, 8, dtype="float32")
+    if keras.backend.backend() == "jax":
+        from jax.experimental import sparse
+
+        x = sparse.BCOO.fromdense(x)
+    else:
+        import tensorflow as tf
+
+        x = tf.sparse.from_dense(x)
+    with pytest.raises(ValueError, match=r"'.*first' received sparse inputs"):
+        model_inputs = banks.with_ids(x, bank.ids([None, None]))
+        bank.model(model_inputs)
+
+
+@pytest.mark.once
 def test_a_batch_that_is_not_the_first_axis_is_refused():
     inputs = keras.Input((6, 8))
     x = keras.layers.EinsumDense("btd,df->tbf", (None, 4), name="turned")(
