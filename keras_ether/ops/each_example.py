@@ -15,6 +15,7 @@ from keras import ops
 from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.backend import batch_matmul
 from keras_ether.ops.backend import dtype_name
+from keras_ether.ops.backend import is_float32
 from keras_ether.ops.backend import may_overwrite
 from keras_ether.ops.backend import reshape
 from keras_ether.ops.backend import swap_first
@@ -155,8 +156,9 @@ def _add_sums(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 def _sum_last(x: Tensor) -> Tensor:
     """The sum along the last axis, which is kept."""
-    if x.shape[-1] % LANES == 0:
-        # XLA adds numbers one after the other, and these in vectors.
+    if x.shape[-1] % LANES == 0 and is_float32(x):
+        # On CPUs, XLA adds numbers one after the other, and these in vectors.
+        # In 16 bits, which are for accelerators, the shape would cost more.
         x = ops.sum(reshape(x, (*x.shape[:-1], -1, LANES)), axis=-2)
     return ops.sum(x, axis=-1, keepdims=True)
 
