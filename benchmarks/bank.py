@@ -12,40 +12,63 @@ from benchmarks import report
 from benchmarks import timing
 
 BATCH, LENGTH = 32, 64
-# Of LoRA, in the comparison of memory.
+# Of the LoRAs that are compared.
 RANK = 8
+SIZES = (1, 100, 1_000, 10_000)
 
 
 def main(args):
-    sizes = (1_000,) if args.quick else (1, 100, 1_000, 10_000)
-    distinct = (1, 32) if args.quick else (1, 8, 32)
-    blocks = (4,) if args.quick else (1, 4)
     model, inputs, _ = models.minilm(BATCH, LENGTH)
     steps = {"base": lambda: model.predict_on_batch(inputs)}
     adding = []
     for method in ("ether", "ether+"):
-        for n in blocks:
-            for capacity in sizes:
-                bank = bank_of(method, n, capacity)
-                name = f"{method.upper()} n={n}, {capacity:,} adapters"
-                for count in distinct:
-                    if count <= capacity:
-                        steps[f"{name}, {count} in a batch"] = predict(
-                            bank, inputs, count
-                        )
-                adding.append({"bank": name, **time_to_add(bank)})
+        for n, capacity, distinct in cases(args.quick):
+            bank = bank_of(method, n, capacity)
+            name = f"{method.upper()} n={n}, {capacity:,} adapters"
+            for count in distinct:
+                steps[f"{name}, {count} in a batch"] = predict(
+                    bank, inputs, count
+                )
+            adding.append({"bank": name, **time_to_add(bank)})
     if not args.quick:
         steps["a loop over 32 adapters, ETHER n=4"] = loop(inputs)
     times = timing.alternate(steps, rounds=100, seconds=args.seconds)
+    ratios = rows_of(times)
+    if args.backend == "torch":
+        ratios += rows_of(peft_times(args))
     tables = {
-        f"`predict`, MiniLM's size, {BATCH} x {LENGTH} tokens": [
-            {"model": row.pop("name"), **row}
-            for row in timing.ratios(times, reference="base")
-        ],
+        f"`predict`, MiniLM's size, {BATCH} x {LENGTH} tokens": ratios,
         "Adding an adapter from a file, and the bank's memory": adding,
-        "Memory of N adapters, MB": memory(sizes),
+        "Memory of N adapters, MB": memory(SIZES),
     }
     report.save("bank", args, tables)
+
+
+def cases(quick):
+    """`(blocks, adapters in the bank, different ones in a batch)`."""
+    if quick:
+        return [(4, 1_000, (1, 32))]
+    return [
+        (4, 1, (1,)),
+        (4, 100, (32,)),
+        (4, 1_000, (1, 8, 32)),
+        (4, 10_000, (32,)),
+        (1, 1_000, (32,)),
+    ]
+
+
+def rows_of(times):
+    reference = next(iter(times))
+    rows = timing.ratios(times, reference=reference)
+    return [{"model": row.pop("name"), **row} for row in rows]
+
+
+def peft_times(args):
+    """PEFT's mixed batches of LoRAs, over the base on `transformers`."""
+    from benchmarks import peft_batches
+
+    steps = peft_batches.steps(BATCH, LENGTH, RANK)
+    return timing.alternate(steps, rounds=100, seconds=args.seconds / 4)
 
 
 def adapted(method="ether", rank_blocks=4):

@@ -27,7 +27,9 @@ QUICK = ("limit", "ETHER n=4", "ETHER+ n=4")
 LARGEST = 20
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
+def add_arguments(
+    command: argparse.ArgumentParser, methods: tuple[str, ...] = METHODS
+) -> None:
     command.add_argument("--chip", default="v5e:2x2")
     command.add_argument("--policy", default="bfloat16")
     command.add_argument("--width", type=int, default=2048)
@@ -35,7 +37,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch", type=int, default=8)
     command.add_argument("--tokens", type=int, default=1024)
     command.add_argument(
-        "--methods", nargs="+", default=None, choices=METHODS, metavar="METHOD"
+        "--methods", nargs="+", default=None, choices=methods, metavar="METHOD"
     )
 
 
@@ -77,35 +79,41 @@ def save(args, rows, profiles):
 
 def compile_step(name, args):
     """A training step of a decoder, compiled for the chip."""
+    set_environment()
+    step, state, batch = training_step(name, args)
+    return compile_for(args.chip, step, state, batch)
+
+
+def set_environment():
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     # It compiles and opens no device, so that several may run.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+
+def compile_for(chip, step, state, batch, donated=(0,)):
+    """A function of a state and a batch, compiled for the chip."""
     import jax
     from jax.experimental import topologies
     from jax.sharding import SingleDeviceSharding
 
-    chips = topologies.get_topology_desc(args.chip, platform="tpu").devices
-    step, state, batch = training_step(name, args)
+    chips = topologies.get_topology_desc(chip, platform="tpu").devices
     place = functools.partial(
         jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(chips[0])
     )
     arguments = jax.tree.map(lambda x: place(x.shape, x.dtype), (state, batch))
-    return jax.jit(step, donate_argnums=0).lower(*arguments).compile()
+    return jax.jit(step, donate_argnums=donated).lower(*arguments).compile()
 
 
-def training_step(name, args):
-    """Keras's own training step, its state, and a batch of shapes."""
-    import jax
+def decoder(args):
+    """A Llama of random weights."""
     import keras
     import keras_hub
 
-    from benchmarks import variants
-
     keras.config.set_dtype_policy(args.policy)
     heads = max(args.width // 128, 2)
-    model = keras_hub.models.Llama3Backbone(
+    return keras_hub.models.Llama3Backbone(
         vocabulary_size=1024,
         num_layers=args.layers,
         num_query_heads=heads,
@@ -113,6 +121,16 @@ def training_step(name, args):
         hidden_dim=args.width,
         intermediate_dim=4 * args.width,
     )
+
+
+def training_step(name, args):
+    """Keras's own training step, its state, and a batch of shapes."""
+    import jax
+    import keras
+
+    from benchmarks import variants
+
+    model = decoder(args)
     if name == "limit":
         for weight in model.weights:
             weight.trainable = False

@@ -288,6 +288,10 @@ def inputs_struct(model: Model) -> Any:
     return model._inputs_struct
 
 
+# The method in which an optimizer clips the gradients of one update.
+CLIP_GRADIENTS = "_clip_gradients"
+
+
 def accumulated_gradients(optimizer: Optimizer) -> list[Variable]:
     """The gradients that an optimizer has accumulated."""
     return getattr(optimizer, "_accumulated_gradients", [])

@@ -16,6 +16,7 @@ from keras_ether import _keras_internals as internals
 from keras_ether.adapters import per_example
 from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters.quantized_kernel import quantizing_error
+from keras_ether.ops.backend import add_to
 from keras_ether.ops.backend import dtype_name
 from keras_ether.ops.backend import is_sparse
 from keras_ether.types import Factors
@@ -191,8 +192,13 @@ class AdaptedCall(LayerMixin):
         # quantized call fuses both into the product.
         outputs = self._plain_call(inputs, training, **self.linear)
         outputs = adapter.transform_outputs(outputs, factors, training)
+        return self._finished(outputs, activation)
+
+    def _finished(self, outputs: Tensor, activation: Callable | None) -> Tensor:
+        """Bias and activation on outputs to which nothing else refers."""
         if self.has_bias:
-            outputs = ops.add(outputs, self._broadcast_bias())
+            bias = ops.convert_to_tensor(self._broadcast_bias())
+            outputs = add_to(outputs, bias)
         return outputs if activation is None else activation(outputs)
 
     def rematerialized_call(

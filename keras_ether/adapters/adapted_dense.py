@@ -7,6 +7,7 @@ from typing import ClassVar
 from keras_ether.adapters import per_example
 from keras_ether.adapters.adapted import AdaptedCall
 from keras_ether.adapters.adapted import AdaptedKernel
+from keras_ether.ops import each_example
 from keras_ether.ops import low_rank
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.custom_gradient import is_gradient_wanted
@@ -50,11 +51,39 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
 
     def _may_fold(self) -> bool:
         """Whether one folded kernel of constants would do for all examples."""
-        return (
-            self.quantization_mode is None
-            and not self.base_kernel.trainable
-            and per_example.current() is None
+        return self.quantization_mode is None and not self.base_kernel.trainable
+
+    def _each_example(
+        self,
+        inputs: Tensor,
+        training: bool | Tensor | None,
+        kept: dict[str, Tensor] | None,
+        activation: Callable | None,
+    ) -> Tensor:
+        """The outputs where each example has factors of its own."""
+        adapter = self.ether
+        sides = before, after = (
+            adapter.factors("input", kept),
+            adapter.factors("output", kept),
         )
+        if self.quantization_mode is not None:
+            return super()._adapted(inputs, training, kept, activation, sides)
+        view = adapter.view
+        kernel = tensor(self.base_kernel, self.compute_dtype)
+        beside = each_example.beside_pays(inputs, kernel, view, before)
+        if not beside:
+            inputs = adapter.transform_inputs(inputs, before, training)
+        outputs = self._plain_call(inputs, training, **self.linear)
+        if beside:
+            matrix = each_example.add_beside_each(
+                view.outputs_matrix(outputs),
+                view.inputs_matrix(inputs),
+                view.kernel_matrix(kernel),
+                *before,
+            )
+            outputs = view.from_outputs_matrix(matrix, like=outputs)
+        outputs = adapter.transform_outputs(outputs, after, training)
+        return self._finished(outputs, activation)
 
     def _adapted(
         self,
@@ -64,6 +93,8 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
         activation: Callable | None,
         sides: tuple[Factors | None, Factors | None] | None = None,
     ) -> Tensor:
+        if per_example.current() is not None:
+            return self._each_example(inputs, training, kept, activation)
         if self._may_fold():
             adapter = self.ether
             sides = before, after = adapter.factors_of_sides(kept)

@@ -288,8 +288,13 @@ class Adapter(keras.layers.Layer):
         factors: Factors | None,
         training: bool | Tensor | None = False,
     ) -> Tensor:
-        """`y G`, or `y` where `factors` is `None`."""
-        return self._transform(y, factors, self.view.map_outputs, training)
+        """`y G`, or `y` where `factors` is `None`.
+
+        Nothing else may refer to `y`: its memory may be reused.
+        """
+        return self._transform(
+            y, factors, self.view.map_outputs, training, owned=True
+        )
 
     def _transform(
         self,
@@ -297,12 +302,16 @@ class Adapter(keras.layers.Layer):
         factors: Factors | None,
         map_axis: Callable,
         training: bool | Tensor | None,
+        owned: bool = False,
     ) -> Tensor:
         if factors is None:
             return x
         return map_axis(
             lambda rows: reflections.multiply(
-                rows, *factors, training=is_gradient_wanted(training)
+                rows,
+                *factors,
+                training=is_gradient_wanted(training),
+                owned=owned,
             ),
             x,
         )

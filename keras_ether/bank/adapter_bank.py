@@ -57,9 +57,12 @@ class AdapterBank:
 
     Raises:
         ValueError: if `model` has no adapter, if `capacity` is not a positive
-            integer, or if a layer can't compute each example separately, for
-            example because the leading axis of its inputs is not the batch. The
-            model then stays as it was.
+            integer, or if a layer can't compute each example separately: its
+            kernel is float8 or read from outside of its call, its method has no
+            thin factors (`"oft"`, `"naive"`), the leading axis of its inputs is
+            not the batch, or it is a layer of the head with statistics of the
+            batch. The model then stays as it was. Sparse inputs of an adapted
+            layer are refused at the call.
 
     Example:
 

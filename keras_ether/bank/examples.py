@@ -13,10 +13,10 @@ from keras_ether.bank.stacks import BASE
 from keras_ether.bank.stacks import Stack
 from keras_ether.bank.stacks import factors_of
 from keras_ether.ops.backend import tensor
-from keras_ether.ops.each_example import scale_gradient
-from keras_ether.ops.each_example import share_of_own
 from keras_ether.ops.each_example import take_rows
 from keras_ether.ops.each_example import where_each
+from keras_ether.ops.row_gradients import scale_gradient
+from keras_ether.ops.row_gradients import share_of_own
 from keras_ether.types import Factors
 from keras_ether.types import Layer
 from keras_ether.types import Tensor

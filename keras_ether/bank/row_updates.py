@@ -14,42 +14,39 @@ from keras_ether import _keras_internals as internals
 from keras_ether.adapters import shadowing
 from keras_ether.ops.backend import snapshot
 from keras_ether.ops.backend import tensor
-from keras_ether.ops.each_example import dense_gradient
-from keras_ether.ops.each_example import rows_with_gradient
 from keras_ether.ops.each_example import set_row
+from keras_ether.ops.row_gradients import clip_rows
+from keras_ether.ops.row_gradients import dense_gradient
+from keras_ether.ops.row_gradients import rows_with_gradient
 from keras_ether.ops.values import to_numpy
 from keras_ether.types import Optimizer
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 APPLY = "apply"
-# Arguments of optimizers that scale a row's gradient by those of others.
-MIXING = ("clipnorm", "global_clipnorm")
+# Arguments of optimizers that scale gradients by their norms.
+EACH, ALL = "clipnorm", "global_clipnorm"
 
 
 def hold_still(optimizer: Optimizer | None, rows: int) -> None:
     """Makes an optimizer leave rows unchanged that no gradient reaches.
 
+    `clipnorm` and `global_clipnorm` then mean the norms of each row.
+
     Args:
         optimizer: A Keras optimizer, which may wrap another one, or `None`.
         rows: Integer, the leading axis of all variables that it trains.
-
-    Raises:
-        ValueError: if it would scale an adapter's gradient by the others'.
     """
     if optimizer is None:
         return
     innermost = _innermost(optimizer)
-    for part in (optimizer, innermost):
-        for name in MIXING:
-            if getattr(part, name, None) is not None:
-                raise ValueError(
-                    f"The optimizer's `{name}` would scale each adapter's "
-                    "gradient by the others'. Use `clipvalue`. Received: "
-                    f"{name}={getattr(part, name)}"
-                )
     shadowing.shadow(
         innermost, APPLY, functools.partial(_apply, innermost, rows)
+    )
+    shadowing.shadow(
+        innermost,
+        internals.CLIP_GRADIENTS,
+        functools.partial(_clip, innermost),
     )
 
 
@@ -89,6 +86,21 @@ def _apply(
     for variable, value in zip(held, before, strict=True):
         is_reached = ops.reshape(reached, (-1,) + (1,) * (len(value.shape) - 1))
         variable.assign(ops.where(is_reached, tensor(variable), value))
+
+
+def _clip(
+    optimizer: Optimizer, clip: Callable, grads: list[Tensor | None]
+) -> list[Tensor | None]:
+    """As Keras clips them, but each row by its own norm."""
+    there = [g for g in grads if g is not None]
+    if getattr(optimizer, EACH, None):
+        clipped = [clip_rows([g], optimizer.clipnorm)[0] for g in there]
+    elif getattr(optimizer, ALL, None):
+        clipped = clip_rows(there, optimizer.global_clipnorm)
+    else:
+        return clip(grads)
+    found = iter(clipped)
+    return [None if g is None else next(found) for g in grads]
 
 
 def _slots(optimizer: Optimizer, rows: int) -> list[Variable]:

@@ -97,9 +97,7 @@ def add_to(x: Tensor, y: Tensor) -> Tensor:
     the cache. Not under automatic differentiation or `torch.vmap`, nor if the
     sum has another dtype.
     """
-    if BACKEND != "torch":
-        return x + y
-    if torch.is_grad_enabled() or x.dtype != y.dtype or _is_transformed():
+    if not may_overwrite() or x.dtype != y.dtype:
         return x + y
     return x.add_(y)
 
@@ -107,6 +105,15 @@ def add_to(x: Tensor, y: Tensor) -> Tensor:
 def sum_into(out: Tensor, x: Tensor, y: Tensor, alpha: float = 1.0) -> None:
     """Writes `x + alpha * y` into `out`. For PyTorch only."""
     torch.add(x, y, alpha=alpha, out=out)
+
+
+def may_overwrite() -> bool:
+    """Whether results may be written into arrays without other references."""
+    return (
+        BACKEND == "torch"
+        and not torch.is_grad_enabled()
+        and not _is_transformed()
+    )
 
 
 def transposed_product(s: Tensor, x: Tensor) -> Tensor:

@@ -7,25 +7,38 @@ stacks of matrices.
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from keras_ether.ops.backend import BACKEND
-from keras_ether.ops.backend import block_diagonal
+from keras_ether.ops.backend import batch_matmul
+from keras_ether.ops.backend import dtype_name
+from keras_ether.ops.backend import is_float32
+from keras_ether.ops.backend import may_overwrite
 from keras_ether.ops.backend import reshape
+from keras_ether.ops.backend import swap_first
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.backend import transpose
 from keras_ether.ops.block_diagonal import MAX_ROWS
+from keras_ether.ops.matrix_view import MatrixView
+from keras_ether.types import Factors
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 # Up to this many rows per block, sums are quicker on JAX than products.
 MAX_SUMS = 4
+# Numbers that a processor adds at once.
+LANES = 16
+# With fewer rows per example and factor than this, the additional rows cost
+# more than the passes saved: while generating, say.
+MIN_ROWS_BESIDE = 8
 
 
-def multiply_each(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
+def multiply_each(
+    x: Tensor, left: Tensor, right: Tensor, owned: bool = False
+) -> Tensor:
     """Multiplies the rows of each example by its own block-diagonal matrix.
 
     `y[b] = x[b] @ diag(I + left[b]ᵀ right[b])`. Zero factors are the identity
@@ -36,6 +49,8 @@ def multiply_each(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
             each example occurs `r` times in succession.
         left: Tensor of shape `(batch, blocks, k, width)`.
         right: Tensor of the same shape.
+        owned: Whether nothing else refers to `x`, so that PyTorch may write the
+            result into its memory. Defaults to `False`.
 
     Returns:
         Tensor of the shape and dtype of `x`.
@@ -50,11 +65,80 @@ def multiply_each(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     if blocks * k <= MAX_ROWS:
         left, right = _arrange(left), _arrange(right)
         rows = reshape(x, (batch, -1, blocks * width))
-        s = ops.matmul(rows, transpose(left))
-        return reshape(_add_product(rows, s, right), shape)
+        s = _project(rows, left)
+        return reshape(_add_product(rows, s, right, owned), shape)
     rows = reshape(x, (batch, -1, blocks, width))
     s = ops.einsum("btnw,bnkw->btnk", rows, left)
     return reshape(rows + ops.einsum("btnk,bnkw->btnw", s, right), shape)
+
+
+def add_beside_each(
+    y: Tensor, x: Tensor, kernel: Tensor, left: Tensor, right: Tensor
+) -> Tensor:
+    """`multiply_each(x, left, right) @ kernel`, from the product with `x`.
+
+    `y[b] + (x[b] leftᵀ) (right kernel)`: no transformed inputs are written.
+    Zero factors leave `y` as it is, exactly.
+
+    Args:
+        y: Tensor of shape `(rows, f)`, `x @ kernel`. Nothing else may refer to
+            it: PyTorch may write the result into its memory.
+        x: Tensor of shape `(rows, d)`, those of an example in succession.
+        kernel: Tensor of shape `(d, f)`.
+        left: Tensor of shape `(batch, blocks, k, width)`, with
+            `blocks * width` equal to `d`.
+        right: Tensor of the same shape.
+
+    Returns:
+        Tensor of shape `(rows, f)`.
+    """
+    shape, batch = ops.shape(y), ops.shape(left)[0]
+    left, right = ops.cast(left, x.dtype), ops.cast(right, x.dtype)
+    blocks, k, width = left.shape[1:]
+    d, f = kernel.shape
+    # Each block of all examples times its own rows of the kernel.
+    right = reshape(swap_first(right), (blocks, -1, width))
+    right = batch_matmul(right, reshape(kernel, (blocks, width, f)))
+    right = reshape(right, (blocks, batch, k, f))
+    right = reshape(swap_first(right), (batch, blocks * k, f))
+    s = _project(reshape(x, (batch, -1, d)), _arrange(left))
+    y = reshape(y, (batch, -1, f))
+    return reshape(_add_product(y, s, right, owned=True), shape)
+
+
+def beside_pays(
+    x: Tensor, kernel: Tensor, view: MatrixView, inputs: Factors | None
+) -> bool:
+    """Whether `add_beside_each` is cheaper than transforming the inputs.
+
+    It is for wide inputs of many rows: it reads them once and does not write
+    them, and multiplies as many more rows by the kernel as examples have
+    factors.
+
+    Args:
+        x: Inputs of the layer.
+        kernel: Kernel of the layer, a tensor.
+        view: `MatrixView` of the kernel.
+        inputs: Factors `(left, right)` of each example, `None` if the inputs
+            are not transformed.
+
+    Returns:
+        Boolean.
+    """
+    if inputs is None or inputs[1] is None or not view.is_one_matrix:
+        return False
+    _, d, f = view.sizes(kernel.shape)
+    blocks, k, _ = inputs[0].shape[1:]
+    # PyTorch's additions in place make up for it on square kernels too.
+    if d < f or (d == f and BACKEND != "torch") or blocks * k > MAX_ROWS:
+        return False
+    if dtype_name(x) != dtype_name(kernel):
+        return False
+    rows = x.shape[1:]
+    if not all(isinstance(size, int) for size in rows):
+        # Symbols too, while a model is exported.
+        return False
+    return math.prod(rows) >= MIN_ROWS_BESIDE * k * d
 
 
 def _add_sums(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
@@ -65,23 +149,42 @@ def _add_sums(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """
     y = rows
     for i in range(left.shape[2]):
-        s = ops.sum(rows * left[:, None, :, i], axis=-1, keepdims=True)
+        s = _sum_last(rows * left[:, None, :, i])
         y = y + s * right[:, None, :, i]
     return y
+
+
+def _sum_last(x: Tensor) -> Tensor:
+    """The sum along the last axis, which is kept."""
+    if x.shape[-1] % LANES == 0 and is_float32(x):
+        # On CPUs, XLA adds numbers one after the other, and these in vectors.
+        # In 16 bits, which are for accelerators, the shape would cost more.
+        x = ops.sum(reshape(x, (*x.shape[:-1], -1, LANES)), axis=-2)
+    return ops.sum(x, axis=-1, keepdims=True)
 
 
 def _arrange(factor: Tensor) -> Tensor:
     """Each example's factor as one matrix, `(batch, blocks * k, d)`."""
     blocks, k, width = factor.shape[1:]
     if blocks > 1:
-        factor = block_diagonal(factor)
+        eye = ops.cast(np.eye(blocks, dtype="float32"), factor.dtype)
+        factor = factor[:, :, :, None] * eye[:, None, :, None]
     return reshape(factor, (-1, blocks * k, blocks * width))
 
 
-def _add_product(rows: Tensor, s: Tensor, right: Tensor) -> Tensor:
-    if BACKEND == "torch":
-        return rows.baddbmm(s, right)
-    return rows + ops.matmul(s, right)
+def _project(rows: Tensor, left: Tensor) -> Tensor:
+    """`rows leftᵀ`, from `(batch, t, d)` and `(batch, k, d)`."""
+    # The product of many rows with a few columns takes up to twice as long.
+    return transpose(batch_matmul(left, transpose(rows)))
+
+
+def _add_product(rows: Tensor, s: Tensor, right: Tensor, owned: bool) -> Tensor:
+    """`rows + s right`."""
+    if BACKEND != "torch":
+        return rows + ops.matmul(s, right)
+    if owned and may_overwrite():
+        return rows.baddbmm_(s, right)
+    return rows.baddbmm(s, right)
 
 
 def matmul_each(
@@ -151,53 +254,3 @@ def set_row(variable: Variable, row: int, value: Any) -> None:
     else:
         start = (row,) + (0,) * (len(variable.shape) - 1)
         variable.assign(ops.slice_update(tensor(variable), start, value[None]))
-
-
-def share_of_own(ids: Tensor) -> Tensor:
-    """Factors between a mean over the batch and one over an id's examples.
-
-    For each id, the gradient of a mean over the batch, times this factor, is
-    the gradient of the mean over the id's own examples. The factor of the id 0
-    is zero.
-
-    Args:
-        ids: Int32 tensor of shape `(batch,)`.
-
-    Returns:
-        Float32 tensor of shape `(batch,)`.
-    """
-    same = ops.cast(ops.equal(ids[:, None], ids[None, :]), "float32")
-    own = ops.sum(same, axis=1)
-    return ops.where(ids == 0, 0.0, ops.sum(ops.ones_like(own)) / own)
-
-
-def scale_gradient(x: Tensor, scale: Tensor) -> Tensor:
-    """`x`, whose gradient is multiplied by `scale`, one factor per example."""
-    scale = reshape(scale, (-1,) + (1,) * (len(x.shape) - 1))
-    constant = ops.stop_gradient(x)
-    return constant + ops.cast(scale, x.dtype) * (x - constant)
-
-
-def dense_gradient(gradient: Tensor) -> Tensor:
-    """A gradient as one tensor, with the slices of a gather added up."""
-    if BACKEND != "tensorflow":
-        return gradient
-    # `ops.convert_to_tensor` would leave slices as they are.
-    return ops.reshape(gradient, tuple(gradient.shape))
-
-
-def rows_with_gradient(gradients: Iterable[Tensor]) -> Tensor:
-    """Whether any of the gradients reaches a row, for each row.
-
-    Args:
-        gradients: Tensors of shapes `(rows, ...)`.
-
-    Returns:
-        Boolean tensor of shape `(rows,)`.
-    """
-    found = None
-    for gradient in gradients:
-        shape = (gradient.shape[0], math.prod(gradient.shape[1:]))
-        reached = ops.any(reshape(gradient, shape) != 0, axis=1)
-        found = reached if found is None else ops.logical_or(found, reached)
-    return found

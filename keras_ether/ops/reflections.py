@@ -66,6 +66,7 @@ def multiply(
     left: Tensor,
     right: Tensor | None = None,
     training: bool = False,
+    owned: bool = False,
 ) -> Tensor:
     """Multiplies rows by a block-diagonal matrix, `x @ diag(I + leftᵀ right)`.
 
@@ -80,6 +81,8 @@ def multiply(
             the same either way. With `True`, a custom gradient keeps `x` and a
             thin product in memory and nothing else; with `False`, plain
             operations are what every exporter can read. Defaults to `False`.
+        owned: Whether nothing else refers to `x`, see `multiply_each`. Defaults
+            to `False`.
 
     Returns:
         Tensor of the shape and dtype of `x`.
@@ -91,7 +94,7 @@ def multiply(
     array([[-3.,  4.]], dtype=float32)
     """
     if right is not None and len(left.shape) == 4:
-        return multiply_each(x, left, right)
+        return multiply_each(x, left, right, owned)
     left = ops.cast(left, x.dtype)
     if right is None:
         deviation = ops.einsum("...nw,nwv->...nv", split(x, left), left)

@@ -131,6 +131,47 @@ def test_more_blocks_than_fit_one_matrix(rng):
         )
 
 
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+def test_wide_inputs_of_many_rows(method, rng):
+    """Their factors act beside the product, and `None` is still the base."""
+
+    def make(seed):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((32, 12))
+        x = keras.layers.Dense(6, activation="gelu")(inputs)
+        x = keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3))(x)
+        x = keras.layers.EinsumDense("abde,dec->abc", (None, 4))(x)
+        outputs = keras.layers.Dense(2, name="head")(x)
+        model = keras.Model(inputs, outputs)
+        keras_ether.apply(
+            model,
+            rank_blocks=2,
+            method=method,
+            targets="all",
+            trainable=["head"],
+        )
+        tuned.move(model.trainable_weights, seed)
+        return model
+
+    alone = [make(0), make(1)]
+    bank = keras_ether.AdapterBank(make(2), 2)
+    for i, model in enumerate(alone):
+        bank.add(f"a{i}", model)
+    x = rng.standard_normal((len(NAMES), 32, 12)).astype("float32")
+    expected = banks.expected(
+        NAMES,
+        alone,
+        keras_ether.remove(make(2)),
+        lambda model: model.predict(x, verbose=0),
+    )
+    batch = banks.with_ids(x, bank.ids(NAMES))
+    found = bank.model.predict(batch, verbose=0)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    is_base = [name is None for name in NAMES]
+    np.testing.assert_array_equal(found[is_base], expected[is_base])
+    np.testing.assert_allclose(banks.call(bank, x, NAMES), found, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "dtype",
     [
@@ -371,6 +412,42 @@ def test_a_layer_that_sees_no_batch_is_named_at_a_call(rng):
 @pytest.mark.parametrize("method", ["oft", "naive"])
 def test_methods_of_whole_blocks_are_refused(method):
     _refused(models.mlp(), "not reflections", method=method, trainable=["head"])
+
+
+@pytest.mark.once
+def test_float8_kernels_are_refused():
+    inputs = keras.Input((8,))
+    first = keras.layers.Dense(4, name="first")
+    model = keras.Model(
+        inputs, keras.layers.Dense(2, name="head")(first(inputs))
+    )
+    first.quantize("float8")
+    _refused(model, "float8 kernel is folded", trainable=["head"])
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch", reason="it has no sparse inputs"
+)
+def test_sparse_inputs_are_refused_at_a_call():
+    inputs = keras.Input((8,), sparse=True)
+    outputs = keras.layers.Dense(2, name="head")(
+        keras.layers.Dense(4, name="first")(inputs)
+    )
+    model = keras.Model(inputs, outputs)
+    keras_ether.apply(model, trainable=["head"])
+    bank = keras_ether.AdapterBank(model, 2)
+    x = np.eye(2, 8, dtype="float32")
+    if keras.backend.backend() == "jax":
+        from jax.experimental import sparse
+
+        x = sparse.BCOO.fromdense(x)
+    else:
+        import tensorflow as tf
+
+        x = tf.sparse.from_dense(x)
+    with pytest.raises(ValueError, match=r"'.*first' received sparse inputs"):
+        model_inputs = banks.with_ids(x, bank.ids([None, None]))
+        bank.model(model_inputs)
 
 
 @pytest.mark.once

@@ -193,10 +193,26 @@ def test_losses_summed_over_the_batch(rng):
         np.testing.assert_allclose(row(bank, "task1")[name], value, atol=1e-5)
 
 
-def test_norms_that_mix_adapters_are_refused():
-    bank, _ = bank_of()
-    with pytest.raises(ValueError, match="clipvalue"):
-        bank.model.compile(keras.optimizers.Adam(global_clipnorm=1.0), "mse")
+@pytest.mark.parametrize("name", ["clipnorm", "global_clipnorm"])
+def test_gradients_are_clipped_by_the_norm_of_their_own_adapter(rng, name):
+    bank, alone = bank_of()
+    parts = [(f"task{i}", data(rng, i)) for i in range(2)]
+    # One is clipped, the other is not.
+    parts[1][1][0][:] *= 0.01
+
+    def compile_model(model):
+        optimizer = keras.optimizers.SGD(0.5, **{name: 0.05})
+        model.compile(optimizer, loss(), jit_compile=JIT)
+
+    compile_model(bank.model)
+    bank.model.train_on_batch(*batch_of(bank, parts))
+    for model, (task, d) in zip(alone, parts, strict=False):
+        compile_model(model)
+        model.train_on_batch(*d)
+        for key, value in values_of(model).items():
+            np.testing.assert_allclose(
+                row(bank, task)[key], value, atol=1e-5, err_msg=key
+            )
 
 
 @pytest.mark.parametrize(

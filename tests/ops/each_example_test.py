@@ -74,7 +74,29 @@ def test_matmul_each(rng):
         np.testing.assert_allclose(found[i], expected, atol=1e-5)
 
 
-def test_share_of_own():
-    ids = ops.convert_to_tensor(np.array([2, 5, 2, 0, 2, 5], "int32"))
-    found = ops.convert_to_numpy(each_example.share_of_own(ids))
-    np.testing.assert_allclose(found, [2, 3, 2, 0, 2, 3])
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("blocks", "k"), [(1, 1), (2, 2)])
+def test_add_beside_each(rng, blocks, k, times):
+    """The product with inputs that each example's own blocks transform."""
+    left, right = rng.standard_normal((2, 3, blocks, k, 4)).astype("float32")
+    x = rng.standard_normal((3 * times * 5, blocks * 4)).astype("float32")
+    kernel = rng.standard_normal((blocks * 4, 6)).astype("float32")
+    found = each_example.add_beside_each(
+        *map(ops.convert_to_tensor, (x @ kernel, x, kernel, left, right))
+    )
+    found = ops.convert_to_numpy(found)
+    for i, row in enumerate(x):
+        example = i // (times * 5)
+        matrix = blocks_of(left[example], right[example])
+        np.testing.assert_allclose(found[i], row @ matrix @ kernel, atol=1e-3)
+
+
+def test_zero_factors_leave_a_product_as_it_is(rng):
+    x = rng.standard_normal((10, 4)).astype("float32")
+    kernel = rng.standard_normal((4, 3)).astype("float32")
+    zeros = ops.zeros((2, 2, 1, 2))
+    y = rng.standard_normal((10, 3)).astype("float32")
+    found = each_example.add_beside_each(
+        *map(ops.convert_to_tensor, (y.copy(), x, kernel)), zeros, zeros
+    )
+    np.testing.assert_array_equal(ops.convert_to_numpy(found), y)

@@ -1,0 +1,90 @@
+"""Memory traffic of a bank's `predict` on a TPU, as its compiler plans it.
+
+    pip install libtpu
+    python -m benchmarks tpu_bank
+
+The decoder of `python -m benchmarks tpu`, each example of the batch with
+another adapter of a thousand, over its base.
+"""
+
+import json
+import time
+
+from benchmarks import report
+from benchmarks import tpu
+
+METHODS = ("base", *(f"{m} n={n}" for m in ("ETHER", "ETHER+") for n in (1, 4)))
+QUICK = ("base", "ETHER n=4", "ETHER+ n=4")
+CAPACITY = 1_000
+
+
+def add_arguments(command):
+    tpu.add_arguments(command, METHODS)
+
+
+def main(args):
+    tpu.set_environment()
+    rows, profiles = [], {}
+    for name in args.methods or (QUICK if args.quick else METHODS):
+        started = time.perf_counter()
+        compiled = tpu.compile_for(args.chip, *predicting(name, args), ())
+        row, profiles[name] = tpu.measure(compiled)
+        rows.append({"model": name, **row})
+        for key in ("HBM GB", "Gflops", "temporaries MiB"):
+            ratio = row[key] / (rows[0][key] or 1)
+            rows[-1][f"{key.split()[0]} ratio"] = round(ratio, 3)
+        seconds = time.perf_counter() - started
+        print(f"{rows[-1]} ({seconds:.0f} s to compile)", flush=True)
+        save(args, rows, profiles)
+    print(report.markdown(rows))
+
+
+def save(args, rows, profiles):
+    args.results.mkdir(parents=True, exist_ok=True)
+    title = (
+        f"`predict`, {CAPACITY:,} adapters, {args.layers} layers, "
+        f"{args.width} wide, {args.batch} x {args.tokens} tokens, "
+        f"{args.policy}, {args.chip}"
+    )
+    run = {
+        "environment": report.environment("jax", args.threads),
+        "quick": args.quick,
+        "tables": {title: rows},
+        "largest operations": profiles,
+    }
+    path = args.results / "tpu-bank-jax.json"
+    path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+
+
+def predicting(name, args):
+    """A function of a model's state and inputs, and shapes of both."""
+    import jax
+
+    import keras_ether
+
+    model = tpu.decoder(args)
+    tokens = jax.ShapeDtypeStruct((args.batch, args.tokens), "int32")
+    batch = {"token_ids": tokens, "padding_mask": tokens}
+    if name != "base":
+        method, _, blocks = name.lower().partition(" n=")
+        keras_ether.apply(
+            model,
+            method=method,
+            rank_blocks=int(blocks),
+            targets="all-linear",
+            seed=0,
+        )
+        model = keras_ether.AdapterBank(model, CAPACITY).model
+        batch["adapter_id"] = jax.ShapeDtypeStruct((args.batch,), "int32")
+    state = tuple(
+        [v.value for v in variables]
+        for variables in (
+            model.trainable_variables,
+            model.non_trainable_variables,
+        )
+    )
+
+    def predict(state, batch):
+        return model.stateless_call(*state, batch)[0]
+
+    return predict, state, batch
