@@ -79,10 +79,13 @@ def batch_matmul(x: Tensor, y: Tensor) -> Tensor:
 def add_product(x: Tensor, rows: Tensor, matrix: Tensor) -> Tensor:
     """`x + rows @ matrix`, in one pass over `x` where the backend has one.
 
-    PyTorch has one: there, memory traffic dominates these operations.
+    For a matrix, or for three stacks of them. PyTorch has one: there, memory
+    traffic dominates these operations.
     """
     if BACKEND != "torch":
         return x + matmul(rows, matrix)
+    if len(matrix.shape) == 3:
+        return x.baddbmm(rows, matrix)
     if len(x.shape) == 2:
         return x.addmm(rows, matrix)
     flat = x.reshape(-1, x.shape[-1])
