@@ -18,7 +18,6 @@ def content():
                 "side": "input",
                 "dropout": 0.0,
                 "strength": "learned",
-                "reflections": 1,
                 "layers": {"body/first": "0" * 16},
             },
             {
@@ -27,7 +26,6 @@ def content():
                 "side": "output",
                 "dropout": 0.5,
                 "strength": None,
-                "reflections": 1,
                 "layers": {"body/second": "f" * 16},
             },
         ],

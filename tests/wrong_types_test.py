@@ -68,7 +68,6 @@ CASES = {
             "trainable": [None],
             "seed": [5, None],
             "strength": [None, 1],
-            "reflections": [5],
         },
     ),
     keras_ether.merge: (lambda: {"model": adapted()}, {"requantize": EITHER}),
@@ -149,7 +148,6 @@ CASES = {
             "learning_rate": [5, 1.5],
             "min_width": [5],
             "random_start": [None],
-            "chain": [None],
         },
     ),
     layers.EtherDense: (
@@ -161,7 +159,6 @@ CASES = {
             "dropout": [],
             "seed": [5, None],
             "strength": [None, 1],
-            "reflections": [5],
         },
     ),
 }

@@ -27,8 +27,6 @@ class AdapterConfig:
             with this probability. Defaults to 0.
         strength: `None`, `"learned"` or a number in `(0, 1]`: the `s` of blocks
             `I + s (block − I)`, see `keras_ether.apply`. Defaults to `None`.
-        reflections: Integer, the number of reflections in each block of
-            `"ether"`. Defaults to 1.
 
     Raises:
         ValueError: if an argument is not one of the above.
@@ -44,10 +42,9 @@ class AdapterConfig:
     side: str | None = None
     dropout: float = 0.0
     strength: float | str | None = None
-    reflections: int = 1
 
     def __post_init__(self) -> None:
-        method = methods.get(self.method)
+        methods.get(self.method)
         blocks = values.integer(self.rank_blocks)
         if blocks is None or blocks <= 0:
             raise ValueError(
@@ -66,29 +63,15 @@ class AdapterConfig:
                 f"Received: dropout={self.dropout!r}"
             )
         strength = checked_strength(self.strength)
-        reflections = values.integer(self.reflections)
-        if reflections is None or reflections <= 0:
-            raise ValueError(
-                "`reflections` must be a positive integer. Received: "
-                f"reflections={self.reflections!r}"
-            )
-        if reflections > 1 and method.chain is None:
-            raise ValueError(
-                f"Method '{self.method}' has one transformation a block: "
-                "`reflections` must be 1. Received: "
-                f"reflections={self.reflections!r}"
-            )
         # NumPy's scalars become plain Python numbers, which files can hold.
         object.__setattr__(self, "rank_blocks", blocks)
         object.__setattr__(self, "dropout", float(probability))
         object.__setattr__(self, "strength", strength)
-        object.__setattr__(self, "reflections", reflections)
 
     @property
     def variant(self) -> methods.Method:
-        """The method, with this strength and number of reflections."""
-        method = methods.get(self.method)
-        return methods.variant(method, self.strength, self.reflections)
+        """The method, at this strength."""
+        return methods.with_strength(methods.get(self.method), self.strength)
 
     @property
     def resolved(self) -> "AdapterConfig":
@@ -200,8 +183,6 @@ class AdapterConfig:
         )
         if self.strength is not None:
             text += f", strength={self.strength!r}"
-        if self.reflections > 1:
-            text += f", reflections={self.reflections}"
         return text
 
 

@@ -34,7 +34,6 @@ class StandaloneConv(StandaloneLayer, AdaptedConv):
         dropout: float = 0.0,
         seed: int | None = None,
         strength: float | str | None = None,
-        reflections: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -60,6 +59,5 @@ class StandaloneConv(StandaloneLayer, AdaptedConv):
             dropout=dropout,
             seed=seed,
             strength=strength,
-            reflections=reflections,
             **kwargs,
         )

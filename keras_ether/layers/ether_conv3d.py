@@ -53,8 +53,6 @@ class EtherConv3D(StandaloneConv, keras.layers.Conv3D):
         seed: Integer or `None`, for the random start and for dropout.
         strength: `None`, `"learned"` or a number in `(0, 1]`, see
             `keras_ether.apply`. Defaults to `None`.
-        reflections: Integer, number of reflections in each block of `"ether"`.
-            Defaults to 1.
         **kwargs: Further keyword arguments of `keras.layers.Conv3D`,
             such as `name` and `dtype`.
 

@@ -46,8 +46,6 @@ class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
         seed: Integer or `None`, for the random start and for dropout.
         strength: `None`, `"learned"` or a number in `(0, 1]`, see
             `keras_ether.apply`. Defaults to `None`.
-        reflections: Integer, number of reflections in each block of `"ether"`.
-            Defaults to 1.
         **kwargs: Further keyword arguments of `keras.layers.Dense`,
             such as `name` and `dtype`.
 
@@ -90,7 +88,6 @@ class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
         dropout: float = 0.0,
         seed: int | None = None,
         strength: float | str | None = None,
-        reflections: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -110,6 +107,5 @@ class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
             dropout=dropout,
             seed=seed,
             strength=strength,
-            reflections=reflections,
             **kwargs,
         )

@@ -47,8 +47,6 @@ class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
         seed: Integer or `None`, for the random start and for dropout.
         strength: `None`, `"learned"` or a number in `(0, 1]`, see
             `keras_ether.apply`. Defaults to `None`.
-        reflections: Integer, number of reflections in each block of `"ether"`.
-            Defaults to 1.
         **kwargs: Further keyword arguments of `keras.layers.EinsumDense`,
             such as `name` and `dtype`.
 
@@ -85,7 +83,6 @@ class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
         dropout: float = 0.0,
         seed: int | None = None,
         strength: float | str | None = None,
-        reflections: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -105,6 +102,5 @@ class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
             dropout=dropout,
             seed=seed,
             strength=strength,
-            reflections=reflections,
             **kwargs,
         )

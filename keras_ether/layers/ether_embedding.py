@@ -38,8 +38,6 @@ class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
         seed: Integer or `None`, for the random start and for dropout.
         strength: `None`, `"learned"` or a number in `(0, 1]`, see
             `keras_ether.apply`. Defaults to `None`.
-        reflections: Integer, number of reflections in each block of `"ether"`.
-            Defaults to 1.
         **kwargs: Further keyword arguments of `keras.layers.Embedding`,
             such as `name` and `dtype`.
 
@@ -73,7 +71,6 @@ class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
         dropout: float = 0.0,
         seed: int | None = None,
         strength: float | str | None = None,
-        reflections: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -89,7 +86,6 @@ class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
             dropout=dropout,
             seed=seed,
             strength=strength,
-            reflections=reflections,
             **kwargs,
         )
         # `Embedding` would build itself from `weights` before it has an

@@ -25,13 +25,10 @@ class StandaloneLayer(LayerMixin):
         dropout: float = 0.0,
         seed: int | None = None,
         strength: float | str | None = None,
-        reflections: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        config = AdapterConfig(
-            method, rank_blocks, side, dropout, strength, reflections
-        )
+        config = AdapterConfig(method, rank_blocks, side, dropout, strength)
         self.ether = Adapter(kinds.config_for(self, config), seed=seed)
         self.method = method
         self.side = side
@@ -39,7 +36,6 @@ class StandaloneLayer(LayerMixin):
         self.rank_blocks = config.rank_blocks
         self.dropout = config.dropout
         self.strength = config.strength
-        self.reflections = config.reflections
         self.seed = None if seed is None else self.ether.seed
 
     def build(self, input_shape: tuple[int | None, ...] | None = None) -> None:
@@ -62,5 +58,4 @@ class StandaloneLayer(LayerMixin):
             "dropout": self.dropout,
             "seed": self.seed,
             "strength": self.strength,
-            "reflections": self.reflections,
         }

@@ -12,8 +12,8 @@ from keras_ether.methods.registry import Method
 from keras_ether.methods.registry import get
 from keras_ether.methods.registry import register
 from keras_ether.methods.registry import starts_at_identity
-from keras_ether.methods.variants import LEARNED
-from keras_ether.methods.variants import variant
+from keras_ether.methods.strength import LEARNED
+from keras_ether.methods.strength import with_strength
 
 __all__ = [
     "LEARNED",
@@ -25,5 +25,5 @@ __all__ = [
     "get",
     "register",
     "starts_at_identity",
-    "variant",
+    "with_strength",
 ]

@@ -1,10 +1,6 @@
-"""ETHER and ETHER+ (Bini et al., ICML 2024, sections 3.2 and 3.3).
-
-And chains, products of ETHER's reflections in each block.
-"""
+"""ETHER and ETHER+ (Bini et al., ICML 2024, sections 3.2 and 3.3)."""
 
 import numpy as np
-from keras import ops
 
 from keras_ether.methods.registry import Method
 from keras_ether.methods.registry import register
@@ -49,46 +45,6 @@ def ether_plus_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         `(left, right)`, float32 tensors of shape `(blocks, 2, width)`.
     """
     return _difference_of_projections(float32(u), float32(v))
-
-
-def ether_chain_factors(u: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors of `k` reflections in a row, `Π (I − 2 ûᵢ ûᵢᵀ)`.
-
-    With `p = v̂ − û`, a pair of reflections is
-
-        (I − 2 û ûᵀ) (I − 2 v̂ v̂ᵀ) = I + 2 û (p − ‖p‖² v̂)ᵀ − 2 p v̂ᵀ
-
-    which is exactly the identity where `u` and `v` are equal, and so is a
-    product of such pairs.
-
-    Args:
-        u: Tensor of shape `(blocks, k, width)`.
-
-    Returns:
-        `(left, right)`, float32 tensors of shape `(blocks, k, width)`.
-    """
-    _, k, width = u.shape
-    pairs = ops.reshape(u[:, : k - k % 2], (-1, 2, width))
-    (p_and_u, v_and_p) = ether_plus_factors(pairs[:, 0], pairs[:, 1])
-    p, u_hat, v_hat = p_and_u[:, :1], p_and_u[:, 1:], v_and_p[:, :1]
-    squared = ops.sum(p * p, axis=-1, keepdims=True)
-    # Whatever examples the blocks belong to.
-    shape = (-1, k // 2, 2, width)
-    left = ops.reshape(concatenate([2.0 * u_hat, p], axis=1), shape)
-    right = ops.reshape(
-        concatenate([p - squared * v_hat, -2.0 * v_hat], axis=1), shape
-    )
-    factors = [(left[:, i], right[:, i]) for i in range(k // 2)]
-    if k % 2:
-        factors.append(ether_factors(u[:, -1]))
-    left, right = factors[0]
-    for each_left, each_right in factors[1:]:
-        # (I + Lᵀ R) (I + lᵀ r) = I + Lᵀ (R + (R lᵀ) r) + lᵀ r
-        inner = ops.matmul(right, ops.swapaxes(each_left, -1, -2))
-        right = right + ops.matmul(inner, each_right)
-        left = concatenate([left, each_left], axis=1)
-        right = concatenate([right, each_right], axis=1)
-    return left, right
 
 
 def _reflection_plain(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,41 +152,6 @@ def _ether_plus_random_start(
     return u, _random_normals(blocks, width, rng)
 
 
-def ether_chain(reflections: int) -> Method:
-    """ETHER with a product of reflections in each block.
-
-    Equal pairs at first, so that an even number starts at the identity.
-
-    Args:
-        reflections: Integer of at least 2.
-    """
-
-    def start(
-        blocks: int, width: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray]:
-        pairs = (reflections + 1) // 2
-        normals = _random_normals(blocks * pairs, width, rng)
-        normals = normals.reshape(blocks, pairs, width)
-        return (np.repeat(normals, 2, axis=1)[:, :reflections],)
-
-    def random_start(
-        blocks: int, width: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray]:
-        normals = _random_normals(blocks * reflections, width, rng)
-        return (normals.reshape(blocks, reflections, width),)
-
-    return Method(
-        name=f"ether, reflections={reflections}",
-        factors=ether_chain_factors,
-        weights=("u",),
-        start=start,
-        side="input",
-        orthogonal=True,
-        learning_rate=2e-3,
-        random_start=random_start,
-    )
-
-
 register(
     Method(
         name="ether",
@@ -240,7 +161,6 @@ register(
         side="input",
         orthogonal=True,
         learning_rate=1e-2,
-        chain=ether_chain,
     )
 )
 register(

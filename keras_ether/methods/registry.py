@@ -38,8 +38,6 @@ class Method:
             unit vector of one entry is a constant. Defaults to 2.
         random_start: A start away from the identity, for a learned strength, if
             `start` gives the identity. Defaults to `None`.
-        chain: Function from a number `k` to the `Method` with a product of `k`
-            such reflections in each block. Defaults to `None`, for none.
     """
 
     name: str
@@ -51,7 +49,6 @@ class Method:
     learning_rate: float
     min_width: int = 2
     random_start: Callable | None = None
-    chain: Callable[[int], "Method"] | None = None
 
 
 METHODS: dict[str, Method] = {}
@@ -106,12 +103,10 @@ def _check(method: Any) -> None:
         ("orthogonal", isinstance(method.orthogonal, bool), "True or False"),
         ("learning_rate", rate and 0 < rate < math.inf, "a positive number"),
         ("min_width", width and width > 0, "a positive integer"),
-        *(
-            (name, value is None or callable(value), "a function or None")
-            for name, value in (
-                ("random_start", method.random_start),
-                ("chain", method.chain),
-            )
+        (
+            "random_start",
+            method.random_start is None or callable(method.random_start),
+            "a function or None",
         ),
     ):
         if not is_right:

@@ -36,7 +36,6 @@ GROUP_FIELDS = {
 # Since version 2.
 VARIANT_FIELDS = {
     "strength": (int, float, str, type(None)),
-    "reflections": int,
 }
 SIDES = ("input", "output", "both")
 TRAINING_FIELDS = {

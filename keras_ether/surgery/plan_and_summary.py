@@ -31,7 +31,6 @@ def plan(
     dropout: float = 0.0,
     seed: int | None = None,
     strength: float | str | None = None,
-    reflections: int = 1,
     print_fn: Callable[[str], Any] | None = None,
 ) -> Report:
     """Prints and returns the changes that `keras_ether.apply` would make.
@@ -49,7 +48,6 @@ def plan(
         dropout: Probability that a block is the identity in training.
         seed: Seed of the start.
         strength: How far each block acts.
-        reflections: Number of reflections in each block.
         print_fn: Function that takes the table, a string, as wide as the
             terminal at most. Defaults to `print`.
 
@@ -68,9 +66,7 @@ def plan(
     48
     """
     print_fn = check_function(print_fn, "print_fn") or print
-    config = AdapterConfig(
-        method, rank_blocks, side, dropout, strength, reflections
-    )
+    config = AdapterConfig(method, rank_blocks, side, dropout, strength)
     checked_seed(seed)
     tree = tree_of(model)
     resolved = planning.make_plan(tree, config, targets, exclude, trainable)

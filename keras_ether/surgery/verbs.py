@@ -38,7 +38,6 @@ def apply(
     dropout: float = 0.0,
     seed: int | None = None,
     strength: float | str | None = None,
-    reflections: int = 1,
 ) -> Layer:
     """Adapts a built model in place with ETHER or ETHER+.
 
@@ -92,10 +91,6 @@ def apply(
             training then starts at the pretrained model, for every method, and
             the distance of a block from the identity keeps the paper's bound.
             Defaults to `None`, the paper's methods.
-        reflections: Integer `k`. A block of `"ether"` becomes a product of `k`
-            reflections, with `k d` parameters for a `(d, f)` kernel. They start
-            in equal pairs, which are the identity; an odd one out is random.
-            Defaults to 1, the paper's method.
 
     Returns:
         The model passed.
@@ -118,9 +113,7 @@ def apply(
     >>> sum(int(np.prod(w.shape)) for w in model.trainable_weights)
     115
     """
-    config = AdapterConfig(
-        method, rank_blocks, side, dropout, strength, reflections
-    )
+    config = AdapterConfig(method, rank_blocks, side, dropout, strength)
     seed = checked_seed(seed)
     tree = tree_of(model)
     plan = planning.make_plan(tree, config, targets, exclude, trainable)

@@ -166,11 +166,6 @@ def forgeries():
             f"strength {value}",
             setting("adapters", 1, "strength", value=value),
         )
-    for value in (0, 2, 1.0, True, None):
-        yield (
-            f"reflections {value}",
-            setting("adapters", 1, "reflections", value=value),
-        )
     yield "narrow side", setting("adapters", 0, "side", value="narrow")
     yield "more states", setting("training", "random_states", value={"a": 2})
     yield (

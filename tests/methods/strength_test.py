@@ -1,4 +1,4 @@
-"""Strengths and chains against explicit matrices."""
+"""Strengths against explicit matrices."""
 
 import hypothesis
 import hypothesis.extra.numpy as arrays_of
@@ -9,11 +9,15 @@ from hypothesis import strategies
 from keras import ops
 
 from keras_ether import methods
-from keras_ether.methods import variants
+from keras_ether.methods import strength
 from keras_ether.ops.reflections import multiply
 from tests import backends
 from tests import dense_oracle
 
+BLOCKS = {
+    "ether": dense_oracle.ether_block,
+    "ether+": dense_oracle.ether_plus_block,
+}
 ENTRIES = strategies.floats(-2.0, 2.0, width=32)
 
 
@@ -30,58 +34,11 @@ def blocks_of(method, weights):
     return np.eye(deviation.shape[-1]) + deviation
 
 
-def reflection(u):
-    u = u.astype("float64")
-    u = u / np.linalg.norm(u)
-    return np.eye(len(u)) - 2.0 * np.outer(u, u)
-
-
-@pytest.mark.parametrize("k", [2, 7])
-def test_a_chain_is_the_product_of_its_reflections(k, rng):
-    method = methods.variant(methods.get("ether"), None, k)
-    u = rng.standard_normal((3, k, 5)).astype("float32")
-    for block, normals in zip(blocks_of(method, [u]), u, strict=True):
-        expected = np.linalg.multi_dot([np.eye(5), *map(reflection, normals)])
-        np.testing.assert_allclose(block, expected, atol=5e-6)
-
-
-@pytest.mark.parametrize("k", [2, 3])
-def test_a_chain_starts_in_equal_pairs(k, rng):
-    method = methods.variant(methods.get("ether"), None, k)
-    (u,) = method.start(2, 6, rng)
-    assert u.shape == (2, k, 6)
-    expected = [
-        reflection(normals[-1]) if k % 2 else np.eye(6) for normals in u
-    ]
-    found = blocks_of(method, [u])
-    if k % 2:
-        np.testing.assert_allclose(found, expected, atol=1e-6)
-    else:
-        np.testing.assert_array_equal(found, expected)
-    assert methods.starts_at_identity(method) == (k % 2 == 0)
-
-
-@pytest.mark.parametrize("compiled", [False, True])
-def test_equal_pairs_are_the_identity_to_the_bit(compiled, rng):
-    method = methods.variant(methods.get("ether"), None, 4)
-    normals = rng.standard_normal((2, 2, 8)).astype("float32")
-    u = np.repeat(normals, 2, axis=1)
-    x = rng.standard_normal((5, 16)).astype("float32")
-
-    def function(x, u):
-        return multiply(x, *method.factors(u))
-
-    if compiled:
-        function = backends.compile_function(function)
-    found = function(ops.convert_to_tensor(x), ops.convert_to_tensor(u))
-    np.testing.assert_array_equal(ops.convert_to_numpy(found), x)
-
-
 @pytest.mark.parametrize("name", sorted(methods.METHODS))
 @pytest.mark.parametrize("strength", ["learned", 0.25, 1.0])
 def test_a_strength_scales_the_deviation(name, strength, rng):
     plain = methods.get(name)
-    method = methods.variant(plain, strength, 1)
+    method = methods.with_strength(plain, strength)
     weights = list((plain.random_start or plain.start)(3, 4, rng))
     expected = blocks_of(plain, weights) - np.eye(4)
     if strength == "learned":
@@ -97,7 +54,7 @@ def test_a_strength_scales_the_deviation(name, strength, rng):
 
 @pytest.mark.parametrize("name", sorted(methods.METHODS))
 def test_a_learned_strength_starts_at_the_identity_and_moves(name, rng):
-    method = methods.variant(methods.get(name), "learned", 1)
+    method = methods.with_strength(methods.get(name), "learned")
     weights = method.start(2, 4, rng)
     assert method.weights[-1] == "strength"
     assert weights[-1].shape == (2, 1)
@@ -115,22 +72,15 @@ def test_a_learned_strength_starts_at_the_identity_and_moves(name, rng):
     assert np.abs(gradient).min() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("name", "strength", "k"),
-    [
-        ("ether", "learned", 1),
-        ("ether+", "learned", 1),
-        ("ether", None, 3),
-        ("ether", "learned", 2),
-    ],
-)
-def test_gradients_are_those_of_finite_differences(name, strength, k, rng):
-    method = methods.variant(methods.get(name), strength, k)
-    start = method.random_start or method.start
-    weights = [w.astype("float64") for w in start(2, 3, rng)]
-    if strength:
-        weights = weights[: len(method.weights) - 1]
-        weights.append(np.array([[0.4], [-0.7]]))
+@pytest.mark.parametrize("name", ["ether", "ether+"])
+def test_gradients_are_those_of_finite_differences(name, rng):
+    plain = methods.get(name)
+    method = methods.with_strength(plain, "learned")
+    weights = [
+        weight.astype("float64")
+        for weight in (plain.random_start or plain.start)(2, 3, rng)
+    ]
+    weights.append(np.array([[0.4], [-0.7]]))
     x = rng.standard_normal((4, 6))
     direction = rng.standard_normal((4, 6))
 
@@ -143,20 +93,11 @@ def test_gradients_are_those_of_finite_differences(name, strength, k, rng):
         return ops.sum(y * ops.array(direction, "float32"))
 
     def dense(*weights):
-        *vectors, last = weights
-        scale = np.tanh(last) if strength else np.ones((2, 1))
-        vectors = vectors if strength else weights
+        *vectors, t = weights
         y = []
         for i, rows in enumerate(np.split(x, 2, axis=1)):
-            if name == "ether+":
-                block = dense_oracle.ether_plus_block(*(v[i] for v in vectors))
-            else:
-                normals = np.atleast_2d(vectors[0][i])
-                block = np.linalg.multi_dot(
-                    [np.eye(3), np.eye(3), *map(reflection, normals)]
-                )
-            deviation = scale[i, 0] * (block - np.eye(3))
-            y.append(rows + rows @ deviation)
+            block = BLOCKS[name](*(vector[i] for vector in vectors))
+            y.append(rows + np.tanh(t[i]) * rows @ (block - np.eye(3)))
         return np.sum(np.concatenate(y, axis=1) * direction)
 
     found = backends.gradients(loss, [w.astype("float32") for w in weights])
@@ -178,13 +119,13 @@ def test_the_bound_holds_whatever_is_learned(u, v, t):
         ("ether", [u, t], 2.0),
         ("ether+", [u, v, t], np.sqrt(2.0)),
     ):
-        method = methods.variant(methods.get(name), "learned", 1)
+        method = methods.with_strength(methods.get(name), "learned")
         deviation = blocks_of(method, weights) - np.eye(3)
         assert (np.linalg.norm(deviation, axis=(1, 2)) <= bound + 1e-5).all()
 
 
 def test_strengths_are_within_one():
-    found = variants.bounded(ops.array([-50.0, -1e-3, 0.0, 1e-3, 50.0]))
+    found = strength.bounded(ops.array([-50.0, -1e-3, 0.0, 1e-3, 50.0]))
     np.testing.assert_allclose(
         numpy(found), [-1.0, -1e-3, 0.0, 1e-3, 1.0], rtol=1e-5
     )

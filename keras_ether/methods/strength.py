@@ -1,6 +1,6 @@
-"""A method at another strength, or with several reflections in each block.
+"""A method at another strength.
 
-A variant is a `Method` like any other, made of a registered one, so that calls,
+It is a `Method` like any other, made of a registered one, so that calls,
 files, merging and all else treat it alike.
 """
 
@@ -19,23 +19,16 @@ LEARNED = "learned"
 
 
 @functools.cache
-def variant(
-    method: Method, strength: float | str | None, reflections: int
-) -> Method:
-    """A method with the given number of reflections and strength.
+def with_strength(method: Method, strength: float | str | None) -> Method:
+    """A method at the given strength.
 
     Args:
         method: A registered `Method`.
         strength: `None`, `"learned"`, or a number, as `AdapterConfig` checks.
-        reflections: Positive integer. The method must have a `chain` if it is
-            not 1.
 
     Returns:
         A `Method`, `method` itself where nothing differs.
     """
-    if reflections > 1:
-        assert method.chain is not None
-        method = method.chain(reflections)
     if strength is None:
         return method
     if isinstance(strength, str):
