@@ -118,7 +118,13 @@ def compile_and_fit(model, x, epochs=2):
         optimizer=keras.optimizers.Adam(0.01),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
+    build_optimizer(model)
     return fit(model, x, epochs)
+
+
+def build_optimizer(model):
+    """Else TensorFlow traces a first step twice, since it makes variables."""
+    model.optimizer.build(model.trainable_variables)
 
 
 def fit(model, x, epochs=2):

@@ -37,6 +37,7 @@ def losses(kind, rng, method, dropout, scope=None, adapted=True, epochs=2):
             seed=0,
         )
     model.compile(keras.optimizers.SGD(0.05), "mse")
+    models.build_optimizer(model)
     x = kinds.inputs_of(kind, rng)
     y = np.ones((len(x), 2), "float32")
     history = model.fit(
