@@ -173,8 +173,8 @@ def adapt(model, method):
         )
 
 
-def trained_numbers(model):
-    """How many numbers train, but for the head, which all methods have."""
+def trained_parameters(model):
+    """How many parameters train, but for the head, which all methods have."""
     inside = {id(w) for w in model.backbone.weights}
     return sum(
         int(np.prod(w.shape))
@@ -209,8 +209,6 @@ def compile_model(model, rate):
 def train(method, rate):
     """Trains one method at one rate; returns the model and its accuracy."""
     model = load_model()
-    # `apply` looks at the rate; Keras wants to compile when all is settled.
-    compile_model(model, rate)
     adapt(model, method)
     compile_model(model, rate)
     model.fit(
@@ -230,16 +228,16 @@ results, best_accuracy = [], 0.0
 for method in METHODS:
     for rate in LEARNING_RATES:
         model, accuracy = train(method, rate)
-        results.append((method, trained_numbers(model), rate, accuracy))
+        results.append((method, trained_parameters(model), rate, accuracy))
         if method == "ETHER" and accuracy >= best_accuracy:
             best_model, best_accuracy = model, accuracy
 results = pd.DataFrame(
-    results, columns=["method", "numbers", "rate", "accuracy"]
+    results, columns=["method", "parameters", "rate", "accuracy"]
 )
 grid = results.pivot(
-    index=["method", "numbers"], columns="rate", values="accuracy"
+    index=["method", "parameters"], columns="rate", values="accuracy"
 )
-print((100 * grid.sort_index(level="numbers")).round(1).to_string())
+print((100 * grid.sort_index(level="parameters")).round(1).to_string())
 
 # %% [markdown]
 # (LoRA has more parameters here than `r (d + f)`: an attention's kernel has the
@@ -258,33 +256,31 @@ COLORS = {
     "head only": "#808080",
     "ETHER": "#1b7f79",
     "ETHER+": "#a03c5b",
-} | dict.fromkeys(METHODS[3:], "#e08a1e")
+}
+# From light to dark, by rank.
+shades = plt.get_cmap("YlOrBr")(np.linspace(0.45, 0.9, len(LORA_RANKS)))
+COLORS |= dict(zip(METHODS[3:], shades, strict=True))
 peaks = results.loc[results.groupby("method")["accuracy"].idxmax()]
 
-figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
 for row in peaks.itertuples():
     axes.errorbar(
-        row.numbers,
+        row.parameters,
         100 * row.accuracy,
         yerr=100 * error,
         fmt="o",
         capsize=3,
         color=COLORS[row.method],
+        label=f"{row.method}: {row.parameters:,}",
     )
-    axes.annotate(
-        row.method,
-        (row.numbers, 100 * (row.accuracy + error)),
-        xytext=(0, 4),
-        textcoords="offset points",
-        ha="center",
-        fontsize=9,
-    )
-axes.axhline(100 * chance, color="gray", linestyle=":")
+axes.axhline(100 * chance, color="gray", linestyle=":", label="majority class")
 axes.set_xscale("symlog", linthresh=1e3)  # There is a 0.
 axes.set_xticks([0, 1e3, 1e4, 1e5, 1e6])
-axes.set_xlim(-500, 8 * peaks["numbers"].max())
-axes.set_xlabel("numbers that train in the backbone")
-axes.set_ylabel("accuracy, %")
+axes.set_xlim(-500, 3 * peaks["parameters"].max())
+axes.set_xlabel("parameters that train in the backbone")
+axes.set_ylabel("test accuracy, %")
+axes.set_title("Accuracy at the best rate, by trained parameters")
+axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
@@ -294,22 +290,22 @@ plt.show()
 # right end of the curves.
 
 # %%
-figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
 for method, rows in results.groupby("method", sort=False):
     axes.plot(
         rows["rate"],
         100 * rows["accuracy"],
         marker="o",
-        linestyle="--" if method == METHODS[-1] else "-",
         color=COLORS[method],
         label=method,
     )
-axes.axhline(100 * chance, color="gray", linestyle=":")
+axes.axhline(100 * chance, color="gray", linestyle=":", label="majority class")
 axes.set_xscale("log")
 axes.minorticks_off()
 axes.set_xticks(LEARNING_RATES, [f"{rate:g}" for rate in LEARNING_RATES])
 axes.set_xlabel("learning rate of Adam")
-axes.set_ylabel("accuracy, %")
+axes.set_ylabel("test accuracy, %")
+axes.set_title("Accuracy by learning rate")
 axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 

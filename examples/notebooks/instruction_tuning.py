@@ -235,7 +235,7 @@ else:
     model = keras_hub.models.CausalLM.from_preset(PRESET, dtype="bfloat16")
     model.preprocessor.sequence_length = SEQUENCE_LENGTH
     model.compile(sampler="greedy")
-print(f"{model.count_params():,} numbers in the model")
+print(f"{model.count_params():,} parameters in the model")
 
 # %% [markdown]
 # ## Before
@@ -290,7 +290,7 @@ keras_ether.apply(
     model, method="ether+", targets=TARGETS, rank_blocks=4, seed=0
 )
 trained = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-print(f"{trained:,} numbers train: {trained / model.count_params():.2%}")
+print(f"{trained:,} parameters train: {trained / model.count_params():.2%}")
 
 # %% [markdown]
 # ## Train on the responses
@@ -359,6 +359,9 @@ axes.bar(places - 0.2, score(before), 0.4, label="before", color="#b0b0b0")
 axes.bar(places + 0.2, score(after), 0.4, label="after", color="#1b7f79")
 axes.set_xticks(places, ["right form", "right answer"])
 axes.set_ylabel("share of the responses")
+axes.set_title("Before and after instruction tuning")
+fresh = np.mean(["fresh" in record["output"] for record in test_records])
+axes.plot([0.6, 1.4], [max(fresh, 1 - fresh)] * 2, "k:", label="majority class")
 axes.set_ylim(0, 1.05)
 axes.legend(loc="upper right")
 plt.show()

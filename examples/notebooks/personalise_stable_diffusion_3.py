@@ -235,7 +235,7 @@ def load_model():
 
 
 model = load_model()
-print(f"{model.count_params():,} numbers in the model,", end=" ")
+print(f"{model.count_params():,} parameters in the model,", end=" ")
 print(f"{model.backbone.diffuser.count_params():,} of them in the diffuser")
 
 # %% [markdown]
@@ -400,7 +400,7 @@ keras_ether.apply(
     seed=0,
 )
 trained = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-print(f"{trained:,} numbers train: {trained / model.count_params():.2%}")
+print(f"{trained:,} parameters train: {trained / model.count_params():.2%}")
 print(f"Loss on the subject: {loss_of(encoded):.3f}")
 
 # %% [markdown]
@@ -420,6 +420,7 @@ for loss, label, style in (
     (loss_after, "after", "-"),
 ):
     axes.axhline(loss, color="black", linestyle=style, linewidth=1, label=label)
+axes.set_title("Loss while personalising")
 axes.set_xlabel("steps")
 axes.set_ylabel("loss")
 axes.legend()

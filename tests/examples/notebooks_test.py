@@ -270,7 +270,7 @@ def test_how_many_parameters(building, tmp_path):
         },
         [
             "results['method']",
-            "results['numbers']",
+            "results['parameters']",
             "results['accuracy']",
             "tuned",
             "served",
@@ -279,7 +279,7 @@ def test_how_many_parameters(building, tmp_path):
     numbers = dict(
         zip(
             found["results['method']"],
-            found["results['numbers']"],
+            found["results['parameters']"],
             strict=True,
         )
     )
