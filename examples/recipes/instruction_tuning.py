@@ -46,7 +46,7 @@ BATCH_SIZES = {"ether": 8, "ether+": 16}
 LENGTH = 256
 # The paper's rate for ETHER is meant for thousands of steps, not for some 20.
 SMALL_LEARNING_RATES = {"ether": 1e-2, "ether+": 5e-3}
-SMALL_LENGTH = 112
+SMALL_LENGTH = 128
 # The `--preset` of a model without weights.
 RANDOM = "random"
 WARMUP_STEPS = 1000

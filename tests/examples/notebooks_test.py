@@ -312,6 +312,7 @@ def test_how_many_parameters(building, tmp_path):
     # Strengths from -0.5 to 1.5.
     assert {key: len(curve) for key, curve in found["losses"].items()} == {
         "ETHER": 9,
+        "ETHER+ one-sided": 9,
         "ETHER+": 9,
     }
     assert min(found["results['accuracy']"]) > 0.4
