@@ -332,8 +332,8 @@ plt.show()
 
 # %% [markdown]
 # With 640 texts and one seed, ETHER does with 21,120 parameters what LoRA does
-# with 43 times and full fine-tuning with a thousand times as many; a new head on
-# the frozen model does not.
+# with 43 times and full fine-tuning with a thousand times as many; a new head
+# on the frozen model does not.
 #
 # ## How much does the learning rate matter?
 #
