@@ -354,15 +354,12 @@ print(f"Loss of the wanted responses: {loss_before:.2f} before, ", end="")
 print(f"{loss_after:.2f} after")
 
 # %%
-steps = np.arange(len(losses) + 1)
-# Keras logs the mean of all steps so far.
-of_each_step = np.diff(steps * np.array([0.0, *losses]))
-
 figure, (left, right) = plt.subplots(
-    1, 2, figsize=(8.5, 3.6), layout="constrained"
+    1, 2, figsize=(8, 3.4), layout="constrained"
 )
-figure.suptitle("SmolLM2-135M-Instruct" if PRESET is None else PRESET)
-left.plot(steps[1:], of_each_step, color="#8dbfbc", label="training, each step")
+left.plot(
+    range(1, len(losses) + 1), losses, color="#a7cfcc", label="training, mean"
+)
 left.plot(
     [0, len(losses)],
     [loss_before, loss_after],
@@ -371,11 +368,11 @@ left.plot(
     color="#1b7f79",
     label="test, before and after",
 )
-left.set_ylim(bottom=0)
+left.set_yscale("log")
 left.set_xlabel("steps")
-left.set_ylabel("loss, nats a token")
-left.set_title("Loss of the wanted responses")
-left.legend()
+left.set_ylabel("loss of the response")
+left.set_title("Loss")
+left.legend(fontsize=8)
 
 places = np.arange(2)
 for shift, answers, label, color in (
@@ -385,20 +382,17 @@ for shift, answers, label, color in (
     bars = right.bar(
         places + shift, score(answers), 0.4, label=label, color=color
     )
-    right.bar_label(bars, fmt="{:.0%}", padding=2)
+    right.bar_label(bars, fmt="{:.0%}", fontsize=8, padding=2)
 fresh = np.mean(["fresh" in record["output"] for record in test_records])
 right.plot(
-    [0.5, 1.5],
-    [max(fresh, 1 - fresh)] * 2,
-    color="black",
-    linestyle=":",
-    label="majority class",
+    [0.6, 1.4], [max(fresh, 1 - fresh)] * 2, "k:", label="majority class"
 )
 right.set_xticks(places, ["right form", "right answer"])
 right.set_ylabel("share of the responses")
-right.set_ylim(0, 1.1)
-right.set_title("Responses to test instructions")
-right.legend(loc="upper right")
+right.set_ylim(0, 1.45)
+right.set_yticks(np.linspace(0, 1, 6))
+right.set_title("Responses")
+right.legend(fontsize=8, loc="upper right")
 plt.show()
 
 # %% [markdown]
