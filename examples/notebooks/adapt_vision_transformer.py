@@ -131,12 +131,11 @@ print(
 # %%
 
 
-def show(some_images, titles, heading):
+def show(some_images, titles):
     """Draws a row of pictures."""
-    figure, row = plt.subplots(
-        1, len(titles), figsize=(8, 1.7), layout="constrained"
+    _, row = plt.subplots(
+        1, len(titles), figsize=(8, 1.4), layout="constrained"
     )
-    figure.suptitle(heading)
     for axes, image, title in zip(row, some_images, titles, strict=False):
         axes.imshow(image / 255)
         axes.set_title(title, fontsize=9)
@@ -144,11 +143,7 @@ def show(some_images, titles, heading):
     plt.show()
 
 
-show(
-    train_images,
-    [names[label] for label in train_labels[:8]],
-    "New images, and what they are",
-)
+show(train_images, [names[label] for label in train_labels[:8]])
 
 # %% [markdown]
 # ## The pretrained model
@@ -269,7 +264,7 @@ for way, (prepare, rate) in WAYS.items():
     print(f"{curves[way][-1]:.1%} of the new images right")
 
 # %%
-figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
 colors = {"head only": "#b0b0b0", "everything": "#e08a1e", "ETHER": "#1b7f79"}
 for way, curve in curves.items():
     axes.plot(curve, color=colors[way], label=f"{way} ({trained[way]:,})")
@@ -280,9 +275,7 @@ axes.set_xlabel("epochs")
 axes.set_ylabel("accuracy on new images")
 axes.set_ylim(0, 1.02)
 axes.set_title("Three ways to adapt a vision transformer")
-axes.legend(
-    title="parameters that train", loc="upper left", bbox_to_anchor=(1, 1)
-)
+axes.legend(title="parameters that train", loc="lower right")
 plt.show()
 
 # %% [markdown]
@@ -302,7 +295,6 @@ show(
         else f"{names[guess]}, not {names[label]}"
         for guess, label in zip(guesses[:8], test_labels[:8], strict=True)
     ],
-    "Test images, and what the model takes them for",
 )
 
 # %% [markdown]
