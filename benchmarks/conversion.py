@@ -1,13 +1,16 @@
 """LoRA folders of a real language model: rank, differences, sizes, answers.
 
     KERAS_BACKEND=torch python -m benchmarks.conversion table
+    KERAS_BACKEND=torch python -m benchmarks.conversion architectures
     KERAS_BACKEND=torch python -m benchmarks.conversion answers
 
 With what `benchmarks.smollm2` names, and `pip install peft`. `table` gives the
 vectors of every adapter random values, far from any that training gives, and
-compares PEFT's logits over the exported base with Keras's. `answers` trains
-both methods on a few dialogues and asks each of Keras, Keras merged, PEFT, and
-`transformers` with the exported merged model the same questions, greedily.
+compares PEFT's logits over the exported base with Keras's. `architectures` does
+so with the tests' tiny random model of each architecture that KerasHub exports.
+`answers` trains both methods on a few dialogues and asks each of Keras, Keras
+merged, PEFT, and `transformers` with the exported merged model the same
+questions, greedily; 5 minutes a method on one core.
 """
 
 import argparse
@@ -57,8 +60,8 @@ def ids_of(task, text):
     return np.asarray(ops.convert_to_numpy(tokens), "int32")[None]
 
 
-def keras_logits(task, ids):
-    x = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+def keras_logits(task, ids, **others):
+    x = {"token_ids": ids, "padding_mask": np.ones_like(ids)} | others
     return np.array(ops.convert_to_numpy(task(x, training=False)))
 
 
@@ -105,45 +108,89 @@ def table(folder):
     print(f"The base: exported in {seconds:.1f} s, {difference.max():.1e}")
     rows = []
     for method, blocks in CONFIGURATIONS:
-        keras_ether.apply(
-            task,
-            method=method,
-            rank_blocks=blocks,
-            targets="all-linear",
-            seed=0,
-        )
-        random_vectors(task)
-        logits = keras_logits(task, ids)
-        name = os.path.join(folder, "m.ether.safetensors")
-        keras_ether.save_adapter(task, name)
-        adapter = os.path.join(folder, "adapter")
-        start = time.perf_counter()
-        keras_ether.export_to_peft(task, adapter, base)
-        seconds = time.perf_counter() - start
-        factors = keras_ether.lora_factors(task)
-        ranks = {a.shape[1] for a, _ in factors.values()}
-        keras_ether.remove(task)
-        model = with_adapter(from_transformers(base), adapter)
-        found = torch_logits(model, ids)
-        merged = torch_logits(model.merge_and_unload(), ids)
-        weights = os.path.join(adapter, "adapter_model.safetensors")
-        rows.append(
-            {
-                "method": method,
-                "blocks": blocks,
-                "rank": max(ranks),
-                "with zeros": model.peft_config["default"].r,
-                "logits, PEFT": f"{np.abs(found - logits).max():.1e}",
-                "merged by PEFT": f"{np.abs(merged - logits).max():.1e}",
-                "largest logit": f"{np.abs(logits).max():.0f}",
-                "seconds": f"{seconds:.1f}",
-                "`.ether.safetensors`": f"{os.path.getsize(name) / 1e6:.2f} MB",
-                "folder": f"{os.path.getsize(weights) / 1e6:.1f} MB",
-            }
-        )
+        rows.append(row(task, ids, base, folder, method, blocks))
         print(rows[-1], flush=True)
-        del model
-        gc.collect()
+    print(report.markdown(rows))
+
+
+def row(task, ids, base, folder, method, blocks, entry=None):
+    """What is measured of one configuration; the task is then as before.
+
+    Args:
+        task: A KerasHub task, which was exported to the folder `base`.
+        ids: Array of token ids.
+        base: String, path of the exported base.
+        folder: String, path for what is written.
+        method: String, method of the adapters.
+        blocks: Integer, their blocks.
+        entry: What the tests know of a tiny model, or `None` for SmolLM2.
+    """
+    keras_ether.apply(
+        task,
+        method=method,
+        rank_blocks=blocks,
+        targets="all-linear",
+        exclude=list(entry.loose) or None if entry else None,
+        seed=0,
+    )
+    random_vectors(task)
+    others = entry.inputs() if entry else {}
+    others = {k: v[:1] for k, v in others.items() if k != "token_ids"}
+    logits = keras_logits(task, ids, **others)
+    name = os.path.join(folder, "m.ether.safetensors")
+    keras_ether.save_adapter(task, name)
+    adapter = os.path.join(folder, "adapter")
+    start = time.perf_counter()
+    keras_ether.export_to_peft(task, adapter, base)
+    seconds = time.perf_counter() - start
+    factors = keras_ether.lora_factors(task)
+    ranks = {a.shape[1] for a, _ in factors.values()}
+    keras_ether.remove(task)
+    load = entry.load if entry else from_transformers
+    model = with_adapter(load(base), adapter)
+    found = torch_logits(model, ids)
+    merged = torch_logits(model.merge_and_unload(), ids)
+    weights = os.path.join(adapter, "adapter_model.safetensors")
+    measured = {
+        "method": method,
+        "blocks": blocks,
+        "rank": max(ranks),
+        "with zeros": model.peft_config["default"].r,
+        "logits, PEFT": f"{np.abs(found - logits).max():.1e}",
+        "merged by PEFT": f"{np.abs(merged - logits).max():.1e}",
+        "largest logit": f"{np.abs(logits).max():.0f}",
+        "seconds": f"{seconds:.1f}",
+        "`.ether.safetensors`": size(name),
+        "folder": size(weights),
+    }
+    del model
+    gc.collect()
+    return measured
+
+
+def size(path):
+    count = os.path.getsize(path)
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} KB"
+
+
+def architectures(folder):
+    """One row for each architecture and method, tiny random models."""
+    from tests import exported_models
+
+    rows = []
+    for name, entry in exported_models.EXPORTED.items():
+        for method in ("ether", "ether+"):
+            # Qwen 3.5 has kernels with four outputs.
+            blocks = 2 if name == "Qwen3_5" else 4
+            place = os.path.join(folder, f"{name}-{method}")
+            os.makedirs(place)
+            base = os.path.join(place, "base")
+            task = entry.task()
+            task.export_to_transformers(base)
+            ids = entry.inputs()["token_ids"][:1]
+            measured = row(task, ids, base, place, method, blocks, entry)
+            rows.append({"architecture": name} | measured)
+            print(rows[-1], flush=True)
     print(report.markdown(rows))
 
 
@@ -227,15 +274,17 @@ def answers(folder, methods, steps, length):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["table", "answers"])
+    parser.add_argument("what", choices=["table", "architectures", "answers"])
     parser.add_argument("--methods", nargs="*", default=["ether", "ether+"])
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--length", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--length", type=int, default=16)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         if arguments.what == "table":
             table(folder)
+        elif arguments.what == "architectures":
+            architectures(folder)
         else:
             answers(
                 folder, arguments.methods, arguments.steps, arguments.length

