@@ -7,7 +7,14 @@ from benchmarks.experiments.methods import METHODS
 
 NAMES = (
     "ether",
+    "ether-learned",
+    "ether-both-learned",
     "ether+",
+    "ether+-learned",
+    "ether+-input",
+    "ether+-input-learned",
+    "chain-2",
+    "chain-4",
     "lora-1",
     "lora-4",
     "lora-8",
@@ -31,6 +38,7 @@ def main(lab):
         ],
         "rates",
     )
+    methods = [name for name in methods if lab_lib.by_rate(tried, name)]
     rates = {method: lab_lib.best_rate(tried, method) for method in methods}
     results = lab.results(
         [
@@ -49,6 +57,7 @@ def main(lab):
                 "method": METHODS[method].label,
                 "trained parameters": runs[0]["trainable"],
                 "rate": f"{rates[method]:g}",
+                "seeds": len(runs),
                 "accuracy": sum(values) / len(values),
                 "range of seeds": [min(values), max(values)],
             }
