@@ -72,24 +72,33 @@ def main(lab):
     )
 
 
+# By the style of a method's line: a learned strength has a hollow marker.
+MARKERS = {"-": "o", "--": "D", ":": "s"}
+
+
 def plot(rows, methods, majority):
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9.5, 5), layout="constrained")
     axes = figure.subplots()
     for method, row in zip(methods, rows, strict=True):
         low, high = row["range of seeds"]
+        style = METHODS[method]
         axes.errorbar(
             row["trained parameters"],
             row["accuracy"],
             [[row["accuracy"] - low], [high - row["accuracy"]]],
-            fmt="o",
-            color=METHODS[method].color,
+            fmt=MARKERS[style.line],
+            color=style.color,
+            markerfacecolor="white" if style.line == "--" else style.color,
+            elinewidth=1,
             capsize=3,
             label=row["method"],
         )
-    axes.axhline(majority, color="black", linestyle=":", label="majority class")
-    axes.legend()
-    axes.set_title("Accuracy by trained parameters")
+    axes.axhline(majority, color="#888888", linestyle=":", linewidth=1)
+    axes.set_title("Accuracy by trained parameters; dotted, the majority")
     axes.set_xscale("log")
-    axes.set_xlabel("trained parameters")
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("trained parameters, head included")
     axes.set_ylabel("test accuracy, % (mean and range of seeds)")
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
     return figure

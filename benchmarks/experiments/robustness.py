@@ -138,7 +138,7 @@ def plot(results, methods, majority):
     rows = math.ceil(len(panels) / 2)
     columns = min(2, len(panels))
     figure = Figure(
-        figsize=(5.2 * columns, 3.6 * rows + 0.4), layout="constrained"
+        figsize=(5.2 * columns, 3.9 * rows + 0.4), layout="constrained"
     )
     grid = figure.subplots(rows, columns, sharex=True, sharey=True)
     axes = list(np.ravel(grid))
@@ -152,7 +152,14 @@ def plot(results, methods, majority):
         one.set_xscale("log")
         one.grid(color="#e6e6e6", linewidth=0.6)
         one.spines[["top", "right"]].set_visible(False)
-        one.legend(fontsize=8, frameon=False, loc="lower left")
+        one.tick_params(labelbottom=True)
+        one.legend(
+            fontsize=8,
+            frameon=False,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.09),
+            ncols=2,
+        )
     for one in axes[len(panels) :]:
         one.remove()
     figure.supxlabel("learning rate of Adam", fontsize=10)
