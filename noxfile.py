@@ -30,7 +30,10 @@ def tests(session: nox.Session) -> None:
     others = [a for a in session.posargs if a not in BACKENDS]
     for backend in named or BACKENDS:
         session.run(
-            *("python", "-m", "pytest", "-n", str(os.cpu_count() or 1)),
+            # Workers keep to files of their own as long as they can: what a
+            # file's tests share is made once, and what they compile.
+            *("python", "-m", "pytest", "--dist", "worksteal"),
+            *("-n", str(os.cpu_count() or 1)),
             *others,
             env={"KERAS_BACKEND": backend},
         )

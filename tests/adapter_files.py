@@ -10,13 +10,15 @@ def content():
     """A small file with something in each of its sections."""
     header = {
         "format": "keras_ether.adapter",
-        "format_version": 1,
+        "format_version": 2,
         "adapters": [
             {
                 "method": "ether",
                 "rank_blocks": 2,
                 "side": "input",
                 "dropout": 0.0,
+                "strength": "learned",
+                "reflections": 1,
                 "layers": {"body/first": "0" * 16},
             },
             {
@@ -24,6 +26,8 @@ def content():
                 "rank_blocks": 1,
                 "side": "output",
                 "dropout": 0.5,
+                "strength": None,
+                "reflections": 1,
                 "layers": {"body/second": "f" * 16},
             },
         ],
@@ -45,6 +49,7 @@ def content():
     }
     tensors = {
         "adapter/body/first/input_u": np.ones((2, 2), "float32"),
+        "adapter/body/first/input_strength": np.ones((2, 1), "float32"),
         "adapter/body/second/output_u": np.ones((1, 3), "float32"),
         "adapter/body/second/output_v": np.ones((1, 3), "float32"),
         "weights/head/kernel": np.arange(3).astype("bfloat16"),

@@ -1,6 +1,5 @@
 """Derivatives and compilation, by whichever backend runs."""
 
-import contextlib
 import warnings
 
 import keras
@@ -13,7 +12,9 @@ def gradients(function, arrays):
     if backend == "jax":
         import jax
 
-        found = jax.grad(function, argnums=tuple(range(len(arrays))))(*arrays)
+        gradient = jax.grad(function, argnums=tuple(range(len(arrays))))
+        # One program is compiled sooner than one for each operation.
+        found = jax.jit(gradient)(*arrays)
     elif backend == "tensorflow":
         import tensorflow as tf
 
@@ -40,7 +41,7 @@ def squared_gradient_derivative(function, arrays):
         def inner(a):
             return (jax.grad(function)(a) ** 2).sum()
 
-        found = jax.grad(inner)(array)
+        found = jax.jit(jax.grad(inner))(array)
     elif backend == "tensorflow":
         import tensorflow as tf
 
@@ -123,20 +124,3 @@ def finite_differences(function, arrays, step=1e-6):
             gradient[place] = (above - below) / (2 * step)
         found.append(gradient)
     return found
-
-
-@contextlib.contextmanager
-def quick_compilation():
-    """Has XLA compile without optimizing, for programs that run only once."""
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    import jax
-
-    name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
-    jax.config.update(name, True)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)

@@ -1,5 +1,6 @@
 """What every test shares. The backend is the one that KERAS_BACKEND names."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -9,8 +10,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Without oneDNN, which it leaves out on processors without AVX-512, TensorFlow
 # has no convolutions for channels that come first.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-# For tests of distributions. All others use the first of these devices.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault(
+    "XLA_FLAGS",
+    # For tests of distributions. All others use the first of these devices.
+    "--xla_force_host_platform_device_count=8 "
+    # What is compiled runs once or twice: on JAX, optimizing took half of the
+    # time of all tests.
+    "--xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true",
+)
 
 import keras
 import numpy as np
@@ -24,6 +32,17 @@ def pytest_collection_modifyitems(config, items):
     once = [item for item in items if item.get_closest_marker("once")]
     config.hook.pytest_deselected(items=once)
     items[:] = [item for item in items if item not in once]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def freeze_what_stays():
+    """Spares garbage collections what imports and compilers keep.
+
+    To walk through that took a third of the time of quick tests, and more of
+    those that quantize, which has Keras collect garbage layer by layer.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,6 @@ import keras
 import pytest
 
 import keras_ether
-from tests import backends
 from tests import hub_backbones
 from tests import models
 from tests.hub.entry import build
@@ -29,12 +28,6 @@ pytestmark = [
         "(?s).*Explicitly requested dtype int64",
     )
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    with backends.quick_compilation():
-        yield
 
 
 def marked(name, entry):

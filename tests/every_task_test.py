@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import keras_ether
-from tests import backends
 from tests.hub import diffusion
 from tests.hub import tasks
 from tests.hub.entry import randomize
@@ -21,12 +20,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*looks like it has unbuilt state"),
     pytest.mark.filterwarnings("ignore:Explicitly requested dtype int64"),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    with backends.quick_compilation():
-        yield
 
 
 def nightly(function, *marks):

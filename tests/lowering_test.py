@@ -69,6 +69,7 @@ def values(model):
     ("method", "blocks", "policy"),
     [
         *((method, 2, "bfloat16") for method in METHODS),
+        ("ether", 1, "bfloat16"),
         ("ether+", 8, "bfloat16"),
         ("ether", 2, "float32"),
         ("ether+", 2, "float32"),

@@ -4,6 +4,9 @@ import pytest
 
 from tests.hub import real_width
 
+# Shapes alone count.
+pytestmark = pytest.mark.once
+
 
 def marked(name, entry):
     return pytest.param(

@@ -67,6 +67,8 @@ CASES = {
             "side": [None],
             "trainable": [None],
             "seed": [5, None],
+            "strength": [None, 1],
+            "reflections": [5],
         },
     ),
     keras_ether.merge: (lambda: {"model": adapted()}, {"requantize": EITHER}),
@@ -146,6 +148,8 @@ CASES = {
             "orthogonal": EITHER,
             "learning_rate": [5, 1.5],
             "min_width": [5],
+            "random_start": [None],
+            "chain": [None],
         },
     ),
     layers.EtherDense: (
@@ -156,6 +160,8 @@ CASES = {
             "side": [None],
             "dropout": [],
             "seed": [5, None],
+            "strength": [None, 1],
+            "reflections": [5],
         },
     ),
 }

@@ -66,10 +66,7 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
     ) -> Tensor:
         if self._may_fold():
             adapter = self.ether
-            sides = before, after = (
-                adapter.factors("input", kept),
-                adapter.factors("output", kept),
-            )
+            sides = before, after = adapter.factors_of_sides(kept)
             kernel = tensor(self.base_kernel, self.compute_dtype)
             gradient = is_gradient_wanted(training)
             if low_rank.pays(inputs, kernel, adapter.view, sides, gradient):

@@ -10,7 +10,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ether import methods
 from keras_ether.adapters import per_example
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.adapter_config import AdapterConfig
@@ -59,6 +58,7 @@ class Adapter(keras.layers.Layer):
         # steps.
         super().__init__(name=name, dtype="float32")
         self.config = config.resolved
+        self.method = config.variant
         self.seed = random.randrange(2**31 - 1) if seed is None else seed
         self.seed_generator = (
             keras.random.SeedGenerator(self.seed) if config.dropout else None
@@ -78,6 +78,7 @@ class Adapter(keras.layers.Layer):
         self.view = view
         self.kernel_shape = tuple(kernel_shape)
         sizes = view.sizes(kernel_shape)
+        self.config = self.config.for_sizes(sizes)
         self.blocks = sizes[0] * self.config.rank_blocks
         self.widths = self.config.widths(sizes)
         for name, value in self._start().items():
@@ -124,14 +125,13 @@ class Adapter(keras.layers.Layer):
             ) from error
 
     def _start(self) -> dict[str, np.ndarray]:
-        method = self._method
         rng = np.random.default_rng(self.seed)
         return {
             f"{side}_{name}": value
             for side, width in self.widths.items()
             for name, value in zip(
-                method.weights,
-                method.start(self.blocks, width, rng),
+                self.method.weights,
+                self.method.start(self.blocks, width, rng),
                 strict=True,
             )
         }
@@ -147,18 +147,13 @@ class Adapter(keras.layers.Layer):
         return {
             f"{side}_{name}": getattr(self, f"{side}_{name}")
             for side in self.widths
-            for name in self._method.weights
+            for name in self.method.weights
         }
-
-    @property
-    def _method(self) -> methods.Method:
-        """The method, with its formula."""
-        return methods.get(self.config.method)
 
     @property
     def orthogonal(self) -> bool:
         """Whether every block is orthogonal at the current strength."""
-        return self.acts_wholly and self._method.orthogonal
+        return self.acts_wholly and self.method.orthogonal
 
     def set_strength(self, value: float) -> bool:
         """Sets the blocks' strength; within `disabled` it acts after the block.
@@ -218,18 +213,33 @@ class Adapter(keras.layers.Layer):
         """
         if side not in self.widths:
             return None
-        method = self._method
-        return method.factors(
-            *(tensor(getattr(self, f"{side}_{n}")) for n in method.weights)
+        names = [f"{side}_{name}" for name in self.method.weights]
+        return self.method.factors(*(tensor(getattr(self, n)) for n in names))
+
+    def factors_of_sides(
+        self, kept: dict | None = None
+    ) -> tuple[Factors | None, Factors | None]:
+        """`factors` of either side, at one strength."""
+        strength = snapshot(self.strength)
+        return (
+            self.factors("input", kept, strength),
+            self.factors("output", kept, strength),
         )
 
-    def factors(self, side: str, kept: dict | None = None) -> Factors | None:
+    def factors(
+        self,
+        side: str,
+        kept: dict | None = None,
+        strength: Tensor | None = None,
+    ) -> Factors | None:
         """The factors of one side's blocks as they act in a call.
 
         Args:
             side: `"input"` or `"output"`.
             kept: The result of `draw_kept` for this call, or `None` for all
                 blocks. Defaults to `None`.
+            strength: Scalar tensor, or `None` for the current strength.
+                Defaults to `None`.
 
         Returns:
             `(left, right)`, or `None` for a side that is not transformed. Where
@@ -243,7 +253,9 @@ class Adapter(keras.layers.Layer):
         if factors is None:
             return None
         left, right = factors
-        left = left * snapshot(self.strength)
+        left = left * (
+            snapshot(self.strength) if strength is None else strength
+        )
         if kept:
             left = left * ops.cast(kept[side], left.dtype)
         return left, right

@@ -9,6 +9,7 @@ import numpy as np
 
 from keras_ether import methods
 from keras_ether.ops import values
+from keras_ether.types import Sizes
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,15 @@ class AdapterConfig:
         method: String, name of a registered method. Defaults to `"ether"`.
         rank_blocks: Integer, the number of diagonal blocks `n` per side.
             Defaults to 4.
-        side: `"input"`, `"output"`, `"both"`, or `None` for the default of the
-            method or of the layer. Defaults to `None`.
+        side: `"input"`, `"output"`, `"both"`, `"narrow"` for the shorter of the
+            two, or `None` for the default of the method or of the layer.
+            Defaults to `None`.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
+        strength: `None`, `"learned"` or a number in `(0, 1]`: the `s` of blocks
+            `I + s (block − I)`, see `keras_ether.apply`. Defaults to `None`.
+        reflections: Integer, the number of reflections in each block of
+            `"ether"`. Defaults to 1.
 
     Raises:
         ValueError: if an argument is not one of the above.
@@ -37,9 +43,11 @@ class AdapterConfig:
     rank_blocks: int = 4
     side: str | None = None
     dropout: float = 0.0
+    strength: float | str | None = None
+    reflections: int = 1
 
     def __post_init__(self) -> None:
-        methods.get(self.method)
+        method = methods.get(self.method)
         blocks = values.integer(self.rank_blocks)
         if blocks is None or blocks <= 0:
             raise ValueError(
@@ -57,9 +65,30 @@ class AdapterConfig:
                 "`dropout` must be a number of at least 0 and less than 1. "
                 f"Received: dropout={self.dropout!r}"
             )
+        strength = checked_strength(self.strength)
+        reflections = values.integer(self.reflections)
+        if reflections is None or reflections <= 0:
+            raise ValueError(
+                "`reflections` must be a positive integer. Received: "
+                f"reflections={self.reflections!r}"
+            )
+        if reflections > 1 and method.chain is None:
+            raise ValueError(
+                f"Method '{self.method}' has one transformation a block: "
+                "`reflections` must be 1. Received: "
+                f"reflections={self.reflections!r}"
+            )
         # NumPy's scalars become plain Python numbers, which files can hold.
         object.__setattr__(self, "rank_blocks", blocks)
         object.__setattr__(self, "dropout", float(probability))
+        object.__setattr__(self, "strength", strength)
+        object.__setattr__(self, "reflections", reflections)
+
+    @property
+    def variant(self) -> methods.Method:
+        """The method, with this strength and number of reflections."""
+        method = methods.get(self.method)
+        return methods.variant(method, self.strength, self.reflections)
 
     @property
     def resolved(self) -> "AdapterConfig":
@@ -75,30 +104,49 @@ class AdapterConfig:
         """The config with another side."""
         return dataclasses.replace(self, side=side)
 
+    def for_sizes(self, sizes: Sizes) -> "AdapterConfig":
+        """The config with the side that it means for a kernel.
+
+        Args:
+            sizes: `(experts, d, f)` of the kernel.
+        """
+        if self.resolved_side != "narrow":
+            return self.resolved
+        _, inputs, outputs = sizes
+        return self.on_side("input" if inputs <= outputs else "output")
+
     def transforms(self, side: str) -> bool:
         """Whether `"input"` or `"output"` is transformed."""
         return self.resolved_side in (side, "both")
 
-    def widths(self, sizes: tuple[int, int, int]) -> dict[str, int]:
+    def widths(self, sizes: Sizes) -> dict[str, int]:
         """The width of a block on each transformed side.
 
         Args:
             sizes: `(experts, d, f)` of the kernel.
         """
-        _, inputs, outputs = sizes
         return {
             side: size // self.rank_blocks
-            for side, size in (("input", inputs), ("output", outputs))
-            if self.transforms(side)
+            for side, size in self._transformed(sizes).items()
         }
 
-    def parameters(self, sizes: tuple[int, int, int]) -> int:
+    def _transformed(self, sizes: Sizes) -> dict[str, int]:
+        """The length of each transformed side."""
+        _, inputs, outputs = sizes
+        config = self.for_sizes(sizes)
+        return {
+            side: size
+            for side, size in (("input", inputs), ("output", outputs))
+            if config.transforms(side)
+        }
+
+    def parameters(self, sizes: Sizes) -> int:
         """Number of trained parameters for a kernel of these sizes.
 
         Args:
             sizes: `(experts, d, f)` of the kernel.
         """
-        start = methods.get(self.method).start
+        start = self.variant.start
         rng = np.random.default_rng(0)
         return sum(
             sizes[0] * self.rank_blocks * math.prod(weight.shape)
@@ -106,7 +154,7 @@ class AdapterConfig:
             for weight in start(1, width, rng)
         )
 
-    def check_fits(self, layer_path: str, sizes: tuple[int, int, int]) -> None:
+    def check_fits(self, layer_path: str, sizes: Sizes) -> None:
         """Raises a `ValueError` if the blocks do not fit a transformed side.
 
         The number of blocks must divide it, and blocks must be wide enough to
@@ -117,13 +165,8 @@ class AdapterConfig:
             sizes: `(experts, d, f)` of the kernel.
         """
         _, inputs, outputs = sizes
-        side = self.resolved_side
-        transformed = [
-            size
-            for name, size in (("input", inputs), ("output", outputs))
-            if self.transforms(name)
-        ]
-        width = methods.get(self.method).min_width
+        transformed = self._transformed(sizes).values()
+        width = self.variant.min_width
         fitting = [
             n
             for n in range(1, min(transformed) // width + 1)
@@ -141,7 +184,7 @@ class AdapterConfig:
         raise ValueError(
             f"`rank_blocks={blocks}` {problem} layer '{layer_path}', whose "
             f"kernel has d={inputs} inputs and f={outputs} outputs "
-            f"(method='{self.method}' transforms side='{side}'). "
+            f"(method='{self.method}' transforms side='{self.resolved_side}'). "
             f"{counts or 'Either'} leave the layer out with `exclude`, or keep "
             "it trainable with `trainable`."
         )
@@ -151,10 +194,34 @@ class AdapterConfig:
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        return (
+        text = (
             f"method='{self.method}', rank_blocks={self.rank_blocks}, "
             f"side='{self.resolved_side}'"
         )
+        if self.strength is not None:
+            text += f", strength={self.strength!r}"
+        if self.reflections > 1:
+            text += f", reflections={self.reflections}"
+        return text
+
+
+def checked_strength(strength: Any) -> float | str | None:
+    """A strength as `None`, `"learned"` or a plain number.
+
+    Raises:
+        ValueError: if it is none of them.
+    """
+    if strength is None or (
+        isinstance(strength, str) and strength == methods.LEARNED
+    ):
+        return strength
+    number = values.real(strength)
+    if number is None or not 0 < number <= 1:
+        raise ValueError(
+            "`strength` must be None, 'learned', or a number above 0 and at "
+            f"most 1. Received: strength={strength!r}"
+        )
+    return float(number)
 
 
 def checked_seed(seed: Any) -> int | None:

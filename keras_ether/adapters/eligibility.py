@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import keras
 
-from keras_ether import methods
 from keras_ether.adapters import freezing
 from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters.adapter_config import AdapterConfig
@@ -77,7 +76,7 @@ def why_constant(layer: Layer, config: AdapterConfig) -> str | None:
     sizes = view_of(layer).sizes(kernel_shape(layer))
     whole = dataclasses.replace(config_for(layer, config), rank_blocks=1)
     narrowest = min(whole.widths(sizes).values())
-    if narrowest >= methods.get(config.method).min_width:
+    if narrowest >= config.variant.min_width:
         return None
     return f"'{config.method}' can't train on a side of width 1"
 

@@ -144,13 +144,11 @@ def check_mergeable(layers: dict, requantize: bool) -> None:
             )
 
 
-def describe_merge(errors: dict[str, float], most: int = 5) -> str:
+def describe_merge(errors: dict[str, float]) -> str:
     """A sentence with the relative errors by layer path, the largest first."""
     worst = sorted(errors, key=errors.__getitem__, reverse=True)
-    named = ", ".join(
-        f"{errors[path]:.2%} in '{path}'" for path in worst[:most]
-    )
-    more = f" and less in {len(worst) - most} more" if worst[most:] else ""
+    named = ", ".join(f"{errors[path]:.2%} in '{path}'" for path in worst[:5])
+    more = f" and less in {len(worst) - 5} more" if worst[5:] else ""
     mean = sum(errors.values()) / len(errors)
     return (
         "Merged kernels were rounded to integers again, at a relative error of "

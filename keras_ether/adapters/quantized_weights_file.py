@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_ether import methods
 from keras_ether.adapters import freezing
 from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters import weights_file
@@ -110,7 +109,7 @@ class _LoadingIntegers(_Loading):
         """Chooses the base, once the vectors are read."""
         if self.is_over_same_base(saved_fingerprint):
             self.undo()
-        elif methods.get(adapter.config.method).orthogonal:
+        elif adapter.method.orthogonal:
             effective = quantized_kernel.dequantize(self.layer)
             rounded = quantized_kernel.requantize(
                 self.layer, adapter.unfold(effective)

@@ -112,7 +112,7 @@ class Loading:
         """Chooses the base, once the vectors are read."""
         if self.is_over_same_base(saved_fingerprint):
             self.kernel.assign(self.base)
-        elif methods.get(adapter.config.method).orthogonal:
+        elif adapter.method.orthogonal:
             effective = ops.convert_to_tensor(self.kernel)
             self.kernel.assign(adapter.unfold(effective))
         else:
@@ -131,7 +131,7 @@ def save_vectors(adapter: "Adapter", store: Any) -> None:
     """Writes an adapter's vectors and method, and its base's fingerprint."""
     for name, vector in adapter.vectors.items():
         store[name] = to_numpy(vector)
-    store[METHOD] = np.frombuffer(adapter.config.method.encode(), "uint8")
+    store[METHOD] = np.frombuffer(adapter.method.name.encode(), "uint8")
     if adapter.seed_generator is not None:
         state = to_numpy(adapter.seed_generator.state)
         # Backends use different integer dtypes for it.
@@ -149,15 +149,17 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
 
     Raises:
         ValueError: if the file's adapter has another method or vectors of other
-            shapes, or if it was saved over another base at a strength other
-            than 1. The layer's kernel and vectors are then as they were.
+            shapes, or if it was saved over another base, at a strength other
+            than 1 or with a method that can't be taken out of the kernel and
+            does not start at the identity. The layer's kernel and vectors are
+            then as they were.
     """
     loading, adapter.loading = adapter.loading, None
     if METHOD not in store:
         return
     try:
         values = _read(adapter, store)
-        _check_strength(adapter, store, loading)
+        _check_base(adapter, store, loading)
     except ValueError:
         if loading is not None:
             loading.undo()
@@ -170,20 +172,30 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
         loading.settle(adapter, np.asarray(store[FINGERPRINT]))
 
 
-def _check_strength(
+def _check_base(
     adapter: "Adapter", store: Any, loading: Loading | None
 ) -> None:
-    """Raises a `ValueError` if the base can't be computed from the kernel."""
-    if loading is None or STRENGTH not in store or FINGERPRINT not in store:
+    """Raises a `ValueError` if no base gives the kernel's predictions."""
+    if (
+        loading is None
+        or FINGERPRINT not in store
+        or loading.is_over_same_base(np.asarray(store[FINGERPRINT]))
+    ):
         return
-    if not methods.get(adapter.config.method).orthogonal:
-        return
-    if not loading.is_over_same_base(np.asarray(store[FINGERPRINT])):
+    method = adapter.method
+    if method.orthogonal and STRENGTH in store:
         raise ValueError(
             f"The file's weights for adapter '{adapter.path}' were saved over "
             "another base, at strength "
             f"{float(np.asarray(store[STRENGTH])):g}, which can't be taken out "
             "of a kernel. Save it at `keras_ether.strength(model, 1.0)`."
+        )
+    if not method.orthogonal and not methods.starts_at_identity(method):
+        raise ValueError(
+            f"The file's weights for adapter '{adapter.path}' were saved over "
+            f"another base. '{method.name}' can't be taken out of a kernel, "
+            "and does not start at the identity. Load the file over its own "
+            "base, or use `keras_ether.save_adapter`."
         )
 
 
@@ -195,10 +207,10 @@ def _read(adapter: "Adapter", store: Any) -> dict[str, np.ndarray]:
     expected = {
         name: tuple(vector.shape) for name, vector in adapter.vectors.items()
     }
-    if method != adapter.config.method or received != expected:
+    if method != adapter.method.name or received != expected:
         raise ValueError(
             f"The file's vectors for adapter '{adapter.path}' are not those of "
-            f"this model. Expected: method='{adapter.config.method}', "
+            f"this model. Expected: method='{adapter.method.name}', "
             f"{expected}. Received: method='{method}', {received}."
         )
     return values

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_ether import methods
 from keras_ether.bank.structure import Structure
 from keras_ether.saving import adapter_file
 from keras_ether.saving import adapter_header
@@ -83,7 +82,7 @@ def fresh_values(
     values = dict(head)
     for path, layer in structure.adapted.items():
         adapter = layer.ether
-        method = methods.get(adapter.config.method)
+        method = adapter.method
         for side, width in adapter.widths.items():
             start = method.start(adapter.blocks, width, rng)
             for weight, value in zip(method.weights, start, strict=True):

@@ -6,7 +6,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_ether import methods
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.ops.each_example import set_row
 from keras_ether.ops.values import to_numpy
@@ -81,17 +80,17 @@ def factors_of(
         adapter: The layer's `Adapter`, which has the method.
         side: `"input"` or `"output"`.
         gathered: Dictionary from a vector's name, such as `"input_u"`, to a
-            tensor of shape `(batch, blocks, width)`.
+            tensor of shape `(batch, blocks, ...)`.
 
     Returns:
         `(left, right)`, of shape `(batch, blocks, k, width)`.
     """
-    method = methods.get(adapter.config.method)
+    method = adapter.method
     vectors = [gathered[f"{side}_{name}"] for name in method.weights]
-    blocks, width = vectors[0].shape[1:]
+    blocks = vectors[0].shape[1]
     # The formulas treat each block separately, whichever example has it.
     left, right = method.factors(
-        *(ops.reshape(vector, (-1, width)) for vector in vectors)
+        *(ops.reshape(v, (-1, *v.shape[2:])) for v in vectors)
     )
     shape = (-1, blocks, *left.shape[1:])
     return ops.reshape(left, shape), ops.reshape(right, shape)

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-from keras_ether import methods
 from keras_ether.adapters.adapted import AdaptedCall
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.bank import heads
@@ -131,7 +130,7 @@ def _batch_leads(view: MatrixView) -> bool:
 
 
 def _method_refusal(adapter: Adapter) -> str | None:
-    method = methods.get(adapter.config.method)
+    method = adapter.method
     zeros = [
         keras.ops.zeros(vector.shape, "float32")
         for name, vector in adapter.vectors.items()

@@ -174,11 +174,6 @@ def factors_of(layer: Layer) -> Factors:
     return (a[0], b[0]) if experts == 1 else (a, b)
 
 
-def rank_of(factors: Factors) -> int:
-    """The rank of a pair of factors."""
-    return factors[0].shape[-1]
-
-
 def _matrices(layer: Layer) -> np.ndarray:
     """The base kernel, `(experts, d, f)` in float64."""
     kernel = layer.base_kernel

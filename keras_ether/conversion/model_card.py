@@ -87,8 +87,8 @@ def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
 
 def _methods(layers: dict[str, Layer]) -> str:
     found = {
-        f"{layer.ether.config.method}, {layer.ether.config.rank_blocks} blocks"
-        for layer in layers.values()
+        f"{config.variant.name}, {config.rank_blocks} blocks"
+        for config in (layer.ether.config for layer in layers.values())
     }
     return "; ".join(sorted(found))
 

@@ -76,7 +76,7 @@ class Diagnosis:
             "Kernel": [
                 " x ".join(map(str, row.kernel_shape)) for row in self.rows
             ],
-            "Method": [row.method for row in self.rows],
+            "Method": [row.config.variant.name for row in self.rows],
         }
         numbers = {
             "Blocks": [str(row.rank_blocks) for row in self.rows],

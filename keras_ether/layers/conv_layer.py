@@ -33,6 +33,8 @@ class StandaloneConv(StandaloneLayer, AdaptedConv):
         side: str | None = None,
         dropout: float = 0.0,
         seed: int | None = None,
+        strength: float | str | None = None,
+        reflections: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -57,5 +59,7 @@ class StandaloneConv(StandaloneLayer, AdaptedConv):
             side=side,
             dropout=dropout,
             seed=seed,
+            strength=strength,
+            reflections=reflections,
             **kwargs,
         )

@@ -46,11 +46,15 @@ class EtherConv2D(StandaloneConv, keras.layers.Conv2D):
         method: `"ether"` (`d` parameters for `d` channels), `"ether+"`
             (`2 (d + f)` parameters), `"oft"` or `"naive"`. Defaults to
             `"ether"`.
-        side: `"input"`, `"output"` or `"both"`. `None`, the default, uses the
+        side: `"input"`, `"output"`, `"both"` or `"narrow"`. `None` uses the
             method's: both for `"ether+"`, else the input.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the random start and for dropout.
+        strength: `None`, `"learned"` or a number in `(0, 1]`, see
+            `keras_ether.apply`. Defaults to `None`.
+        reflections: Integer, number of reflections in each block of `"ether"`.
+            Defaults to 1.
         **kwargs: Further keyword arguments of `keras.layers.Conv2D`,
             such as `name` and `dtype`.
 

@@ -39,11 +39,15 @@ class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
             every transformed dimension. Defaults to 4.
         method: `"ether"` (`d` parameters), `"ether+"` (`2 (d + f)` parameters),
             `"oft"` or `"naive"`. Defaults to `"ether"`.
-        side: `"input"`, `"output"` or `"both"`. `None`, the default, uses the
+        side: `"input"`, `"output"`, `"both"` or `"narrow"`. `None` uses the
             method's: both for `"ether+"`, else the input.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the random start and for dropout.
+        strength: `None`, `"learned"` or a number in `(0, 1]`, see
+            `keras_ether.apply`. Defaults to `None`.
+        reflections: Integer, number of reflections in each block of `"ether"`.
+            Defaults to 1.
         **kwargs: Further keyword arguments of `keras.layers.Dense`,
             such as `name` and `dtype`.
 
@@ -85,6 +89,8 @@ class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
         side: str | None = None,
         dropout: float = 0.0,
         seed: int | None = None,
+        strength: float | str | None = None,
+        reflections: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -103,5 +109,7 @@ class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
             side=side,
             dropout=dropout,
             seed=seed,
+            strength=strength,
+            reflections=reflections,
             **kwargs,
         )

@@ -36,6 +36,10 @@ class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the random start and for dropout.
+        strength: `None`, `"learned"` or a number in `(0, 1]`, see
+            `keras_ether.apply`. Defaults to `None`.
+        reflections: Integer, number of reflections in each block of `"ether"`.
+            Defaults to 1.
         **kwargs: Further keyword arguments of `keras.layers.Embedding`,
             such as `name` and `dtype`.
 
@@ -68,6 +72,8 @@ class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
         side: str | None = None,
         dropout: float = 0.0,
         seed: int | None = None,
+        strength: float | str | None = None,
+        reflections: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -82,6 +88,8 @@ class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
             side=side,
             dropout=dropout,
             seed=seed,
+            strength=strength,
+            reflections=reflections,
             **kwargs,
         )
         # `Embedding` would build itself from `weights` before it has an

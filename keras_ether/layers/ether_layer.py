@@ -24,16 +24,22 @@ class StandaloneLayer(LayerMixin):
         side: str | None = None,
         dropout: float = 0.0,
         seed: int | None = None,
+        strength: float | str | None = None,
+        reflections: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        config = AdapterConfig(method, rank_blocks, side, dropout)
+        config = AdapterConfig(
+            method, rank_blocks, side, dropout, strength, reflections
+        )
         self.ether = Adapter(kinds.config_for(self, config), seed=seed)
         self.method = method
         self.side = side
         # The config holds plain numbers in place of NumPy's scalars.
         self.rank_blocks = config.rank_blocks
         self.dropout = config.dropout
+        self.strength = config.strength
+        self.reflections = config.reflections
         self.seed = None if seed is None else self.ether.seed
 
     def build(self, input_shape: tuple[int | None, ...] | None = None) -> None:
@@ -55,4 +61,6 @@ class StandaloneLayer(LayerMixin):
             "side": self.side,
             "dropout": self.dropout,
             "seed": self.seed,
+            "strength": self.strength,
+            "reflections": self.reflections,
         }

@@ -11,8 +11,12 @@ from keras_ether.methods.registry import SIDES
 from keras_ether.methods.registry import Method
 from keras_ether.methods.registry import get
 from keras_ether.methods.registry import register
+from keras_ether.methods.registry import starts_at_identity
+from keras_ether.methods.variants import LEARNED
+from keras_ether.methods.variants import variant
 
 __all__ = [
+    "LEARNED",
     "METHODS",
     "SIDES",
     "Method",
@@ -20,4 +24,6 @@ __all__ = [
     "ether",
     "get",
     "register",
+    "starts_at_identity",
+    "variant",
 ]

@@ -57,6 +57,23 @@ def identity_start(
     return (np.tile(np.eye(width, dtype="float32"), (blocks, 1, 1)),)
 
 
+def random_start(
+    blocks: int, width: int, rng: np.random.Generator
+) -> tuple[np.ndarray]:
+    """OFT's start for a learned strength: entries uniform in ±1/√width."""
+    limit = 1.0 / np.sqrt(width)
+    matrix = rng.uniform(-limit, limit, (blocks, width, width))
+    return (matrix.astype("float32"),)
+
+
+def random_start_beside_identity(
+    blocks: int, width: int, rng: np.random.Generator
+) -> tuple[np.ndarray]:
+    """The control's start for a learned strength: the identity and as much."""
+    (identity,) = identity_start(blocks, width, rng)
+    return (identity + random_start(blocks, width, rng)[0],)
+
+
 register(
     Method(
         name="oft",
@@ -66,6 +83,7 @@ register(
         side="input",
         orthogonal=True,
         learning_rate=1e-3,
+        random_start=random_start,
     )
 )
 register(
@@ -78,5 +96,6 @@ register(
         orthogonal=False,
         learning_rate=1e-3,
         min_width=1,
+        random_start=random_start_beside_identity,
     )
 )

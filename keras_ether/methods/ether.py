@@ -1,16 +1,22 @@
-"""ETHER and ETHER+ (Bini et al., ICML 2024, sections 3.2 and 3.3)."""
+"""ETHER and ETHER+ (Bini et al., ICML 2024, sections 3.2 and 3.3).
+
+And chains, products of ETHER's reflections in each block.
+"""
 
 import numpy as np
+from keras import ops
 
 from keras_ether.methods.registry import Method
 from keras_ether.methods.registry import register
 from keras_ether.ops.backend import concatenate
-from keras_ether.ops.backend import flip
 from keras_ether.ops.backend import float32
 from keras_ether.ops.backend import reciprocal_norm
-from keras_ether.ops.reflections import in_few_operations
-from keras_ether.ops.reflections import unit
-from keras_ether.ops.reflections import unit_gradient
+from keras_ether.ops.backend import sum_into
+from keras_ether.ops.backend import swap_first
+from keras_ether.ops.custom_gradient import in_few_operations
+from keras_ether.ops.unit import lengths
+from keras_ether.ops.unit import unit
+from keras_ether.ops.unit import unit_gradient
 from keras_ether.types import Arrays
 from keras_ether.types import Gradients
 from keras_ether.types import Kept
@@ -26,15 +32,14 @@ def ether_factors(u: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `(left, right)`, float32 tensors of shape `(blocks, 1, width)`.
     """
-    left = unit(u)[:, None]
-    return left, -2.0 * left
+    return _reflection(float32(u))
 
 
 def ether_plus_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Factors of the ETHER+ block `I − û ûᵀ + v̂ v̂ᵀ` (section 3.3).
 
-    `v̂ v̂ᵀ − û ûᵀ` is written as `½ (p qᵀ + q pᵀ)` with `p = v̂ − û` and
-    `q = v̂ + û`, which is exactly zero where `u` and `v` are equal.
+    `v̂ v̂ᵀ − û ûᵀ` is written as `p v̂ᵀ + û pᵀ` with `p = v̂ − û`, which is
+    exactly zero where `u` and `v` are equal.
 
     Args:
         u: Tensor of shape `(blocks, width)`.
@@ -43,36 +48,119 @@ def ether_plus_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `(left, right)`, float32 tensors of shape `(blocks, 2, width)`.
     """
-    left = _difference_and_sum(float32(u), float32(v))
-    return left, 0.5 * flip(left)
+    return _difference_of_projections(float32(u), float32(v))
 
 
-def _difference_and_sum_forward(u: Tensor, v: Tensor) -> tuple[Tensor, Kept]:
-    """`v̂ − û` and `v̂ + û`, `(blocks, 2, width)`."""
+def ether_chain_factors(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of `k` reflections in a row, `Π (I − 2 ûᵢ ûᵢᵀ)`.
+
+    With `p = v̂ − û`, a pair of reflections is
+
+        (I − 2 û ûᵀ) (I − 2 v̂ v̂ᵀ) = I + 2 û (p − ‖p‖² v̂)ᵀ − 2 p v̂ᵀ
+
+    which is exactly the identity where `u` and `v` are equal, and so is a
+    product of such pairs.
+
+    Args:
+        u: Tensor of shape `(blocks, k, width)`.
+
+    Returns:
+        `(left, right)`, float32 tensors of shape `(blocks, k, width)`.
+    """
+    _, k, width = u.shape
+    pairs = ops.reshape(u[:, : k - k % 2], (-1, 2, width))
+    (p_and_u, v_and_p) = ether_plus_factors(pairs[:, 0], pairs[:, 1])
+    p, u_hat, v_hat = p_and_u[:, :1], p_and_u[:, 1:], v_and_p[:, :1]
+    squared = ops.sum(p * p, axis=-1, keepdims=True)
+    # Whatever examples the blocks belong to.
+    shape = (-1, k // 2, 2, width)
+    left = ops.reshape(concatenate([2.0 * u_hat, p], axis=1), shape)
+    right = ops.reshape(
+        concatenate([p - squared * v_hat, -2.0 * v_hat], axis=1), shape
+    )
+    factors = [(left[:, i], right[:, i]) for i in range(k // 2)]
+    if k % 2:
+        factors.append(ether_factors(u[:, -1]))
+    left, right = factors[0]
+    for each_left, each_right in factors[1:]:
+        # (I + Lᵀ R) (I + lᵀ r) = I + Lᵀ (R + (R lᵀ) r) + lᵀ r
+        inner = ops.matmul(right, ops.swapaxes(each_left, -1, -2))
+        right = right + ops.matmul(inner, each_right)
+        left = concatenate([left, each_left], axis=1)
+        right = concatenate([right, each_right], axis=1)
+    return left, right
+
+
+def _reflection_plain(u: Tensor) -> tuple[Tensor, Tensor]:
+    left = unit(u)[:, None]
+    return left, -2.0 * left
+
+
+def _reflection_forward(u: Tensor) -> tuple[tuple[Tensor, Tensor], Kept]:
+    length = lengths(u)
+    left = (u / length)[:, None]
+    return (left, -2.0 * left), ((length,),)
+
+
+def _reflection_backward(
+    arguments: Arrays, kept: Kept, d_left: Tensor, d_right: Tensor
+) -> Gradients:
+    (u,), ((length,),) = arguments, kept
+    upstream = d_left.sub(d_right, alpha=2)
+    return (unit_gradient(u, length, upstream),)
+
+
+_reflection = in_few_operations(
+    _reflection_plain, _reflection_forward, _reflection_backward
+)
+
+
+def _difference_of_projections_plain(
+    u: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
     # Stacked, so that the same operations compute both norms.
     pair = concatenate([u[:, None], v[:, None]], axis=1)
     r = reciprocal_norm(pair)
     u, v, r_u, r_v = pair[:, :1], pair[:, 1:], r[:, :1], r[:, 1:]
-    # With `r = 1 / ‖·‖`, `v̂ ∓ û = (v ∓ u r_u / r_v) r_v`. Not
+    # With `r = 1 / ‖·‖`, `v̂ − û = (v − u r_u / r_v) r_v`. Not
     # `v * r_v - u * r_u`: compilers fuse it into an operation that rounds only
     # one product, and is not zero for `u = v`.
-    u = u * (r_u / r_v)
-    return concatenate([v - u, v + u], axis=1) * r_v, ((pair, r),)
+    p = (v - u * (r_u / r_v)) * r_v
+    return (
+        concatenate([p, u * r_u], axis=1),
+        concatenate([v * r_v, p], axis=1),
+    )
 
 
-def _difference_and_sum_backward(
-    arguments: Arrays, kept: Kept, upstream: Tensor
+def _difference_of_projections_forward(
+    u: Tensor, v: Tensor
+) -> tuple[tuple[Tensor, Tensor], Kept]:
+    # One array of `v̂`, `p` and `û`, of which both factors are views.
+    vectors = concatenate([v[None], v[None], u[None]])
+    length = lengths(vectors)
+    rows = vectors / length
+    rows[1].sub_(rows[2])
+    return (swap_first(rows[1:]), swap_first(rows[:2])), (
+        (vectors[1:], length[1:]),
+    )
+
+
+def _difference_of_projections_backward(
+    arguments: Arrays, kept: Kept, d_left: Tensor, d_right: Tensor
 ) -> Gradients:
-    ((pair, r),) = kept
-    # `p = v̂ − û` and `q = v̂ + û`, so `dû = dq − dp` and `dv̂ = dq + dp`.
-    d_p, d_q = upstream[:, :1], upstream[:, 1:]
-    upstream = concatenate([d_q - d_p, d_q + d_p], axis=1)
-    gradient = unit_gradient(pair * r, r, upstream)
-    return gradient[:, 0], gradient[:, 1]
+    ((pair, length),) = kept
+    d_p = d_left[:, 0] + d_right[:, 1]
+    upstream = pair.new_empty(pair.shape)
+    sum_into(upstream[0], d_right[:, 0], d_p)
+    sum_into(upstream[1], d_left[:, 1], d_p, -1.0)
+    d_v, d_u = unit_gradient(pair, length, upstream)
+    return d_u, d_v
 
 
-_difference_and_sum = in_few_operations(
-    _difference_and_sum_forward, _difference_and_sum_backward
+_difference_of_projections = in_few_operations(
+    _difference_of_projections_plain,
+    _difference_of_projections_forward,
+    _difference_of_projections_backward,
 )
 
 
@@ -101,6 +189,48 @@ def _ether_plus_start(
     return u, u.copy()
 
 
+def _ether_plus_random_start(
+    blocks: int, width: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    u = _random_normals(blocks, width, rng)
+    return u, _random_normals(blocks, width, rng)
+
+
+def ether_chain(reflections: int) -> Method:
+    """ETHER with a product of reflections in each block.
+
+    Equal pairs at first, so that an even number starts at the identity.
+
+    Args:
+        reflections: Integer of at least 2.
+    """
+
+    def start(
+        blocks: int, width: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray]:
+        pairs = (reflections + 1) // 2
+        normals = _random_normals(blocks * pairs, width, rng)
+        normals = normals.reshape(blocks, pairs, width)
+        return (np.repeat(normals, 2, axis=1)[:, :reflections],)
+
+    def random_start(
+        blocks: int, width: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray]:
+        normals = _random_normals(blocks * reflections, width, rng)
+        return (normals.reshape(blocks, reflections, width),)
+
+    return Method(
+        name=f"ether, reflections={reflections}",
+        factors=ether_chain_factors,
+        weights=("u",),
+        start=start,
+        side="input",
+        orthogonal=True,
+        learning_rate=2e-3,
+        random_start=random_start,
+    )
+
+
 register(
     Method(
         name="ether",
@@ -110,6 +240,7 @@ register(
         side="input",
         orthogonal=True,
         learning_rate=1e-2,
+        chain=ether_chain,
     )
 )
 register(
@@ -121,5 +252,6 @@ register(
         side="both",
         orthogonal=False,
         learning_rate=2e-3,
+        random_start=_ether_plus_random_start,
     )
 )

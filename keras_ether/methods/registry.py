@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from keras_ether.ops import values
 
-SIDES = ("input", "output", "both")
+SIDES = ("input", "output", "both", "narrow")
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,17 @@ class Method:
         start: Function from `(blocks, width, rng)` to the start of those
             weights, a tuple of float32 arrays whose first axis is `blocks`;
             `rng` is a `numpy.random.Generator`.
-        side: The side that is transformed by default: `"input"`, `"output"` or
-            `"both"`.
+        side: The side that is transformed by default: `"input"`, `"output"`,
+            `"both"`, or `"narrow"` for the shorter of the two.
         orthogonal: Whether every block is orthogonal, so that its transpose
             inverts it.
         learning_rate: A learning rate for Adam that is a good first try.
         min_width: Integer, the width of the smallest block that can train. A
             unit vector of one entry is a constant. Defaults to 2.
+        random_start: A start away from the identity, for a learned strength, if
+            `start` gives the identity. Defaults to `None`.
+        chain: Function from a number `k` to the `Method` with a product of `k`
+            such reflections in each block. Defaults to `None`, for none.
     """
 
     name: str
@@ -44,6 +50,8 @@ class Method:
     orthogonal: bool
     learning_rate: float
     min_width: int = 2
+    random_start: Callable | None = None
+    chain: Callable[[int], "Method"] | None = None
 
 
 METHODS: dict[str, Method] = {}
@@ -88,20 +96,39 @@ def _check(method: Any) -> None:
             "weights",
             isinstance(weights, tuple)
             and weights
-            and all(isinstance(name, str) for name in weights),
-            "a tuple of strings",
+            and all(isinstance(name, str) for name in weights)
+            # The name of a learned strength.
+            and "strength" not in weights,
+            "a tuple of strings other than 'strength'",
         ),
         ("start", callable(method.start), "a function"),
         ("side", method.side in SIDES, f"one of {SIDES}"),
         ("orthogonal", isinstance(method.orthogonal, bool), "True or False"),
         ("learning_rate", rate and 0 < rate < math.inf, "a positive number"),
         ("min_width", width and width > 0, "a positive integer"),
+        *(
+            (name, value is None or callable(value), "a function or None")
+            for name, value in (
+                ("random_start", method.random_start),
+                ("chain", method.chain),
+            )
+        ),
     ):
         if not is_right:
             raise ValueError(
                 f"`{field}` of a method must be {accepted}. Received: "
                 f"{field}={getattr(method, field)!r}"
             )
+
+
+def starts_at_identity(method: Method) -> bool:
+    """Whether the blocks of a method are the identity at their start."""
+    rng = np.random.default_rng(0)
+    left, right = method.factors(*method.start(1, method.min_width, rng))
+    block = values.to_numpy(left)
+    if right is not None:
+        block = np.einsum("nkw,nkv->nwv", block, values.to_numpy(right))
+    return not block.any()
 
 
 def get(name: str) -> Method:

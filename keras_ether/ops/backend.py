@@ -104,6 +104,11 @@ def add_to(x: Tensor, y: Tensor) -> Tensor:
     return x.add_(y)
 
 
+def sum_into(out: Tensor, x: Tensor, y: Tensor, alpha: float = 1.0) -> None:
+    """Writes `x + alpha * y` into `out`. For PyTorch only."""
+    torch.add(x, y, alpha=alpha, out=out)
+
+
 def transposed_product(s: Tensor, x: Tensor) -> Tensor:
     """`sᵀ x` for matrices of many rows, and few columns of `s`."""
     if BACKEND == "torch" and s.shape[1] >= 16:
@@ -117,11 +122,6 @@ def concatenate(arrays: Sequence[Tensor], axis: int = 0) -> Tensor:
     if BACKEND == "torch":
         return torch.cat(arrays, axis)
     return ops.concatenate(arrays, axis=axis)
-
-
-def flip(x: Tensor) -> Tensor:
-    """`keras.ops.flip(x, axis=1)`."""
-    return x.flip(1) if BACKEND == "torch" else ops.flip(x, axis=1)
 
 
 def sum_last(x: Tensor) -> Tensor:

@@ -39,8 +39,9 @@ def arrange(factor: Tensor) -> Tensor:
     group = _group(factor)
     if group > 1:
         factor = block_diagonal(reshape(factor, (-1, group, k, width)))
-        factor = reshape(factor, (-1, group * k, group * width))
-    return factor[0] if group == blocks else factor
+    if group == blocks:
+        return reshape(factor, (blocks * k, blocks * width))
+    return reshape(factor, (-1, group * k, group * width))
 
 
 def _group(factor: Tensor) -> int:

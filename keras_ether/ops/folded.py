@@ -1,5 +1,6 @@
 """The forms that multiply by a folded kernel, `FOLD` and `TURN`."""
 
+from keras_ether.ops.backend import add_product
 from keras_ether.ops.backend import add_to
 from keras_ether.ops.backend import transpose
 from keras_ether.ops.block_diagonal import add_outer
@@ -134,7 +135,7 @@ def _turn_gradients(
     dx = dy @ transpose(folded)
     dp = contract(project(dx, _times_transposed(r, p, r)), rows, p)
     dr = contract(s, dx, r)
-    dr = dr + dr @ transpose(p) @ r
+    dr = add_product(dr, dr @ transpose(p), r)
 
     def d_kernel() -> Tensor:
         gradient = transpose(rows) @ dy
@@ -178,7 +179,7 @@ def _turn_tangent(
 
 def _times_transposed(factor: Tensor, p: Tensor, r: Tensor) -> Tensor:
     """`factor Hᵀ` for `H = I + pᵀ r`."""
-    return factor + factor @ transpose(r) @ p
+    return add_product(factor, factor @ transpose(r), p)
 
 
 FOLD: Form = _fold, _fold_gradients, _fold_tangent

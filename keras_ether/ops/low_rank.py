@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from keras import ops
 
 from keras_ether.ops import reflections
+from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.backend import as_it_is
 from keras_ether.ops.backend import concatenate
 from keras_ether.ops.backend import dtype_name
@@ -59,8 +60,9 @@ def pays(
     Not for blocks without thin factors, nor for kernels that are no matrix,
     such as a bank of experts; and only where the folded kernel takes no more
     memory than the activations beside it. In 16 bits only if the wide side is
-    transformed. Where its gradient by hand can't be used, transformed
-    activations need no weight gradient either.
+    transformed, and not with XLA for one side with one row: its products become
+    sums, and fuse with what is around. Where its gradient by hand can't be
+    used, transformed activations need no weight gradient either.
 
     Args:
         x: Inputs of the layer.
@@ -81,8 +83,10 @@ def pays(
     if training and not gradients_by_hand_serve(x):
         return False
     _, d, f = view.sizes(kernel.shape)
-    if not is_float32(x) and sides[_wide_side(d, f, *sides)] is None:
-        return False
+    if not is_float32(x):
+        wide = sides[_wide_side(d, f, *sides)]
+        if wide is None or (None in sides and _fuses(wide[0])):
+            return False
     if not all(isinstance(size, int) for size in x.shape):
         # `None`, or a symbol while JAX or PyTorch exports a model. A batch has
         # many rows; the calls that have few are made to generate.
@@ -192,6 +196,10 @@ def _wide_side(
     (Transformed inputs can be had without writing them.)
     """
     return int(f > d or (f == d and outputs is not None))
+
+
+def _fuses(factor: Tensor) -> bool:
+    return BACKEND == "jax" and _count_rows(factor) == 1
 
 
 def _multiply_by(

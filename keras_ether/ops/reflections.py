@@ -13,16 +13,10 @@ Nothing here knows of layers. Norms are computed in float32 whatever the dtype
 of the activations, products in the dtype of the activations.
 """
 
-from collections.abc import Callable
-
 from keras import ops
 
 from keras_ether.ops.backend import as_it_is
-from keras_ether.ops.backend import float32
-from keras_ether.ops.backend import is_eager_torch
 from keras_ether.ops.backend import is_float32
-from keras_ether.ops.backend import reciprocal_norm
-from keras_ether.ops.backend import sum_last
 from keras_ether.ops.block_diagonal import add_spread
 from keras_ether.ops.block_diagonal import arrange
 from keras_ether.ops.block_diagonal import contract
@@ -30,73 +24,16 @@ from keras_ether.ops.block_diagonal import flatten
 from keras_ether.ops.block_diagonal import join
 from keras_ether.ops.block_diagonal import project
 from keras_ether.ops.block_diagonal import split
-from keras_ether.ops.custom_gradient import Backward
-from keras_ether.ops.custom_gradient import Forward
 from keras_ether.ops.custom_gradient import with_gradient
 from keras_ether.ops.each_example import multiply_each
+from keras_ether.ops.unit import unit
 from keras_ether.types import Arrays
 from keras_ether.types import Factors
 from keras_ether.types import Gradients
 from keras_ether.types import Kept
 from keras_ether.types import Tensor
 
-
-def unit(u: Tensor) -> Tensor:
-    """Returns `u / ‖u‖` along the last axis; zero vectors stay zero.
-
-    The gradient is finite everywhere, and zero at a zero vector.
-
-    Args:
-        u: Tensor of shape `(..., width)`.
-
-    Returns:
-        Float32 tensor of the same shape.
-
-    Example:
-
-    >>> ops.convert_to_numpy(unit(np.array([[3.0, 4.0], [0.0, 0.0]]))).tolist()
-    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
-    """
-    return _unit(float32(u))
-
-
-def _unit_forward(u: Tensor) -> tuple[Tensor, Kept]:
-    r = reciprocal_norm(u)
-    u = u * r
-    return u, ((u, r),)
-
-
-def _unit_backward(
-    arguments: Arrays, kept: Kept, upstream: Tensor
-) -> Gradients:
-    ((unit, r),) = kept
-    return (unit_gradient(unit, r, upstream),)
-
-
-def unit_gradient(unit: Tensor, r: Tensor, upstream: Tensor) -> Tensor:
-    """The gradient of `u` from that of `û = u r`, `r = 1 / ‖u‖`."""
-    return (upstream - unit * sum_last(unit * upstream)) * r
-
-
-def in_few_operations(
-    forward: Forward, backward: Backward
-) -> Callable[..., Tensor]:
-    """The function, with its gradient by hand on eager PyTorch.
-
-    Automatic differentiation takes many more operations there, each of which
-    is started at every step. Compilers fuse them.
-    """
-    by_hand = with_gradient(forward, backward)
-
-    def function(*arguments: Tensor) -> Tensor:
-        if is_eager_torch():
-            return by_hand(*arguments)
-        return forward(*arguments)[0]
-
-    return function
-
-
-_unit = in_few_operations(_unit_forward, _unit_backward)
+__all__ = ["distance", "multiply", "transpose", "unit"]
 
 
 def transpose(left: Tensor, right: Tensor | None = None) -> Factors:
@@ -160,7 +97,8 @@ def multiply(
         deviation = ops.einsum("...nw,nwv->...nv", split(x, left), left)
         return x + join(deviation)
     left, right = arrange(left), arrange(ops.cast(right, x.dtype))
-    if not is_float32(x):
+    if not is_float32(x) and left.shape[0] > 1:
+        # (A product with one row is no product to XLA, but a sum.)
         left, right = as_it_is(left), as_it_is(right)
     if training:
         return _update(x, left, right)

@@ -1,5 +1,6 @@
 """The card of an adapter file on a hub, in the form that hubs read."""
 
+from keras_ether.saving import adapter_header
 from keras_ether.saving.adapter_file import AdapterFile
 
 LINES = """\
@@ -42,9 +43,12 @@ def of_adapter_file(content: AdapterFile, place: str) -> str:
     """
     header = content.header
     rows = [
-        f"| {group['method']} | {group['rank_blocks']} | {group['side']} | "
-        f"{len(group['layers'])} |"
-        for group in header["adapters"]
+        f"| {config.variant.name} | {config.rank_blocks} | {config.side} | "
+        f"{len(layers)} |"
+        for config, layers in (
+            (group.config, group.layers)
+            for group in adapter_header.groups_of(header)
+        )
     ]
     vectors = [
         value

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 from typing import NoReturn
 
-from keras_ether import methods
 from keras_ether.adapters.adapter_config import AdapterConfig
 
 # JSON: see `FIELDS`.
 Header = dict[str, Any]
 
 FORMAT = "keras_ether.adapter"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 
 FIELDS = {
     "format": str,
@@ -33,6 +33,12 @@ GROUP_FIELDS = {
     "dropout": (int, float),
     "layers": dict,
 }
+# Since version 2.
+VARIANT_FIELDS = {
+    "strength": (int, float, str, type(None)),
+    "reflections": int,
+}
+SIDES = ("input", "output", "both")
 TRAINING_FIELDS = {
     "epoch": int,
     "batch": int,
@@ -82,16 +88,17 @@ def check(header: Any) -> None:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError("its header is not that of an adapter file")
     version = header.get("format_version")
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in READABLE_VERSIONS:
         raise ValueError(
             f"its format_version is {version!r}, and this version of "
-            f"keras_ether reads {FORMAT_VERSION}"
+            f"keras_ether reads {READABLE_VERSIONS}"
         )
+    group_fields = GROUP_FIELDS | (VARIANT_FIELDS if version > 1 else {})
     training = {"training": dict} if "training" in header else {}
     _check_fields(header, FIELDS | training, "header")
     seen: set[str] = set()
     for group in header["adapters"]:
-        _check_group(group, seen)
+        _check_group(group, group_fields, seen)
     if not seen:
         raise ValueError("its header names no adapter")
     for path, names in header["weights"].items():
@@ -145,7 +152,7 @@ def tensor_names(header: dict) -> set[str]:
         for path, group in layers_of(header).items()
         for side in ("input", "output")
         if group.config.transforms(side)
-        for weight in methods.get(group.config.method).weights
+        for weight in group.config.variant.weights
     }
     names |= {
         tensor_name("weights", path, name)
@@ -198,9 +205,11 @@ def _check_fields(value: Any, fields: dict[str, Any], where: str) -> None:
             raise ValueError(f"its {where} has {name}={_shown(value[name])}")
 
 
-def _check_group(group: Any, seen: set[str]) -> None:
-    _check_fields(group, GROUP_FIELDS, "group of adapters")
+def _check_group(group: Any, fields: dict, seen: set[str]) -> None:
+    _check_fields(group, fields, "group of adapters")
     AdapterConfig(**{n: v for n, v in group.items() if n != "layers"})
+    if group["side"] not in SIDES:
+        raise ValueError(f"its side is {_shown(group['side'])}, not {SIDES}")
     for path, fingerprint in group["layers"].items():
         check_path(path)
         if path in seen:

@@ -107,14 +107,10 @@ def _freeze_all_but(plan: Plan) -> None:
             freezing.freeze(layer, trainable=trains(layer))
 
 
-def warn_of_outer_model(model: Layer, stacklevel: int = 3) -> None:
+def warn_of_outer_model(model: Layer) -> None:
     """Warns of a compiled outer model, which can't be found from here.
 
     Call it before any change, since a warning may be made an error.
-
-    Args:
-        model: A Keras model or layer.
-        stacklevel: Integer, see `warnings.warn`. Defaults to 3.
     """
     if isinstance(model, keras.Model) and internals.is_called_in_another_model(
         model
@@ -124,5 +120,6 @@ def warn_of_outer_model(model: Layer, stacklevel: int = 3) -> None:
             "compiled, call `compile(...)` on it again before it is used: its "
             "compiled functions and its optimizer know nothing of the change. "
             "Or pass it, the outermost model, instead.",
-            stacklevel=stacklevel,
+            # The line that calls the verb.
+            stacklevel=3,
         )

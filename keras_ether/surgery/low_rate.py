@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from keras_ether import methods
 from keras_ether.adapters import shadowing
 from keras_ether.surgery import compiled_state
 from keras_ether.surgery.layer_tree import LayerTree
@@ -70,14 +69,14 @@ def _start(
 
 def _warn(model: Model) -> None:
     rate = compiled_state.constant_learning_rate(model)
-    names = {
-        layer.ether.config.method
+    found = {
+        layer.ether.method
         for layer in LayerTree(model).adapted.values()
         if layer.ether.trainable_weights
     }
-    if rate is None or not names:
+    if rate is None or not found:
         return
-    method = max((methods.get(n) for n in names), key=lambda m: m.learning_rate)
+    method = max(found, key=lambda m: m.learning_rate)
     # The optimizer's rate is a float32.
     if rate >= np.float32(method.learning_rate / FACTOR):
         return

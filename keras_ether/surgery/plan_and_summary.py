@@ -30,6 +30,8 @@ def plan(
     trainable: Targets = None,
     dropout: float = 0.0,
     seed: int | None = None,
+    strength: float | str | None = None,
+    reflections: int = 1,
     print_fn: Callable[[str], Any] | None = None,
 ) -> Report:
     """Prints and returns the changes that `keras_ether.apply` would make.
@@ -46,6 +48,8 @@ def plan(
         trainable: Layers that stay trainable, with all layers inside them.
         dropout: Probability that a block is the identity in training.
         seed: Seed of the start.
+        strength: How far each block acts.
+        reflections: Number of reflections in each block.
         print_fn: Function that takes the table, a string, as wide as the
             terminal at most. Defaults to `print`.
 
@@ -64,7 +68,9 @@ def plan(
     48
     """
     print_fn = check_function(print_fn, "print_fn") or print
-    config = AdapterConfig(method, rank_blocks, side, dropout)
+    config = AdapterConfig(
+        method, rank_blocks, side, dropout, strength, reflections
+    )
     checked_seed(seed)
     tree = tree_of(model)
     resolved = planning.make_plan(tree, config, targets, exclude, trainable)

@@ -28,8 +28,9 @@ class Target:
     @classmethod
     def of(cls, path: str, layer: Layer, config: AdapterConfig) -> "Target":
         """The target for a layer of a known kind."""
-        view = kinds.view_of(layer)
-        return cls(path, layer, view, kinds.kernel_shape(layer), config)
+        view, kernel_shape = kinds.view_of(layer), kinds.kernel_shape(layer)
+        config = config.for_sizes(view.sizes(kernel_shape))
+        return cls(path, layer, view, kernel_shape, config)
 
     @property
     def sizes(self) -> tuple[int, int, int]:

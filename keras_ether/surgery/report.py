@@ -106,7 +106,7 @@ class Report:
             "Kernel": [
                 " x ".join(map(str, rows[0].kernel_shape)) for rows in groups
             ],
-            "Method": [rows[0].method for rows in groups],
+            "Method": [rows[0].config.variant.name for rows in groups],
             "Side": [rows[0].side for rows in groups],
         }
         numbers = {

@@ -37,6 +37,8 @@ def apply(
     trainable: Targets = None,
     dropout: float = 0.0,
     seed: int | None = None,
+    strength: float | str | None = None,
+    reflections: int = 1,
 ) -> Layer:
     """Adapts a built model in place with ETHER or ETHER+.
 
@@ -75,9 +77,9 @@ def apply(
             callable: `(layer_path, layer) -> bool`.
         exclude: The layers to leave out, in the same forms, with all layers
             inside them. Defaults to `None`.
-        side: `"input"`, `"output"`, `"both"`, or `None` for the method's
-            default: both for `"ether+"`, else the input; the output of an
-            embedding.
+        side: `"input"`, `"output"`, `"both"`, `"narrow"` for the shorter of the
+            two, or `None` for the method's default: both for `"ether+"`, else
+            the input; the output of an embedding.
         trainable: List of layer names, paths or regular expressions for whole
             paths: layers that stay trainable, with all layers inside them, and
             get no adapter, for example a new head in a model without a
@@ -85,6 +87,15 @@ def apply(
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the vectors' start and for dropout.
+        strength: `None`, `"learned"` or a number in `(0, 1]`, the `s` of blocks
+            `I + s (block − I)`. `"learned"` trains one for each block, from 0:
+            training then starts at the pretrained model, for every method, and
+            the distance of a block from the identity keeps the paper's bound.
+            Defaults to `None`, the paper's methods.
+        reflections: Integer `k`. A block of `"ether"` becomes a product of `k`
+            reflections, with `k d` parameters for a `(d, f)` kernel. They start
+            in equal pairs, which are the identity; an odd one out is random.
+            Defaults to 1, the paper's method.
 
     Returns:
         The model passed.
@@ -107,7 +118,9 @@ def apply(
     >>> sum(int(np.prod(w.shape)) for w in model.trainable_weights)
     115
     """
-    config = AdapterConfig(method, rank_blocks, side, dropout)
+    config = AdapterConfig(
+        method, rank_blocks, side, dropout, strength, reflections
+    )
     seed = checked_seed(seed)
     tree = tree_of(model)
     plan = planning.make_plan(tree, config, targets, exclude, trainable)

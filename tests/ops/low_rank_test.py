@@ -423,9 +423,21 @@ def test_folds_where_activations_have_more_rows(
 ):
     x = keras.KerasTensor((tokens, d), dtype)
     kernel = keras.KerasTensor((d, f), dtype)
-    side = thin_factors(1, d)
+    side = thin_factors(2, d // 2)
     assert low_rank.pays(x, kernel, DENSE, [side, side], training) is expected
     assert low_rank.pays(x, kernel, DENSE, [side, None], training) is expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_xla_makes_sums_of_one_row_in_16_bits(dtype):
+    x, kernel = (
+        keras.KerasTensor((9, 8), dtype),
+        keras.KerasTensor((8, 8), dtype),
+    )
+    side = thin_factors(1, 8)
+    sums = keras.backend.backend() == "jax" and dtype == "bfloat16"
+    assert low_rank.pays(x, kernel, DENSE, [side, side], True)
+    assert low_rank.pays(x, kernel, DENSE, [side, None], True) is not sums
 
 
 def thin_factors(blocks, width):

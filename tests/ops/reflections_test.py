@@ -237,10 +237,3 @@ def test_activations_keep_their_dtype(dtype, rng):
     np.testing.assert_allclose(
         numpy(ops.cast(y, "float32")), expected, atol=5e-2
     )
-
-
-def test_unit_has_unit_length_and_keeps_zeros(rng):
-    u = rng.standard_normal((3, 5)).astype("float32")
-    u[1] = 0
-    expected = np.stack([dense_oracle.unit(row) for row in u])
-    np.testing.assert_allclose(numpy(reflections.unit(u)), expected, rtol=1e-5)

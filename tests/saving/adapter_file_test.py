@@ -17,6 +17,9 @@ from keras_ether.saving import adapter_header
 from tests.adapter_files import content
 from tests.adapter_files import refused
 
+# Bytes and NumPy.
+pytestmark = pytest.mark.once
+
 U = "adapter/body/first/input_u"
 
 

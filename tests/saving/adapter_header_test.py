@@ -159,7 +159,19 @@ def forgeries():
     yield "kept twice", setting("trainable", value=["head", "head"])
     yield "kept adapted", setting("trainable", value=["body/first"])
     yield "format", setting("format", value="other")
-    yield "version 2", setting("format_version", value=2)
+    yield "version 1 with its fields", setting("format_version", value=1)
+    yield "version 3", setting("format_version", value=3)
+    for value in ("much", 0.0, 2.0, True, [0.5]):
+        yield (
+            f"strength {value}",
+            setting("adapters", 1, "strength", value=value),
+        )
+    for value in (0, 2, 1.0, True, None):
+        yield (
+            f"reflections {value}",
+            setting("adapters", 1, "reflections", value=value),
+        )
+    yield "narrow side", setting("adapters", 0, "side", value="narrow")
     yield "more states", setting("training", "random_states", value={"a": 2})
     yield (
         "very many states",

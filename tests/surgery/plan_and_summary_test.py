@@ -146,6 +146,7 @@ def deberta_v3_base():
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("method", "numbers"), [("ether", 82_944), ("ether+", 331_776)]
 )
@@ -171,6 +172,7 @@ def llama_2_7b_layer():
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("method", "numbers"), [("ether", 262_144), ("ether+", 1_048_576)]
 )

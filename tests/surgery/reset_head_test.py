@@ -10,16 +10,9 @@ import pytest
 import keras_ether
 from keras_ether.adapters import head_start
 from keras_ether.surgery.layer_tree import LayerTree
-from tests import backends
 from tests import models
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is frozen now")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilation():
-    with backends.quick_compilation():
-        yield
 
 
 def train(model, x, seed=0, **kwargs):
