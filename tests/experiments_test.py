@@ -61,14 +61,17 @@ def test_what_is_no_number_is_refused(tmp_path):
         ([89, 70, 89, 90, 70, 88.1], 1.0),
         ([90, 90, 90, 90, 90, 90], 5.0),
         ([10, 10, 10, 10, 10, 10], -1.0),
-        # Nothing is known of the fourth.
-        ([10, 90, 90, -1, 90, 90], 1.0),
     ],
 )
 def test_width_of_the_band(accuracies, width):
     rates = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
     curve = dict(zip(rates, accuracies, strict=True))
     assert robustness.decades(curve, 88) == width
+
+
+def test_a_band_spans_no_rates_that_were_not_tried():
+    curve = {1e-5: 90, 1e-4: 90, 3e-4: 90, 1e-2: 90, 1e-1: 90}
+    assert robustness.decades(curve, 88) == 1.48
 
 
 def test_the_claim_names_who_is_widest():

@@ -26,6 +26,8 @@ NAMES = (
 )
 # What is near enough to a best accuracy, and what has at least learned.
 POINTS = (2, 10)
+# Decades; the rates tried are 0.6 apart.
+STEP = 1.1
 
 
 def main(lab):
@@ -54,8 +56,7 @@ def main(lab):
             {"method": label, "best": best, "worst": min(curve.values())}
             | {
                 f"decades within {points} of {whose}": decades(
-                    {rate: curve.get(rate, -1.0) for rate in rates},
-                    highest - points,
+                    curve, highest - points
                 )
                 for points in POINTS
                 for whose, highest in (
@@ -84,16 +85,20 @@ def decades(curve, least):
     """Width of the widest run of neighbouring rates with enough accuracy.
 
     Args:
-        curve: Dictionary from rates in order to accuracies; -1 where none is
-            known, so that no run spans it.
+        curve: Dictionary from rates in order to accuracies. Rates further apart
+            than `STEP` decades are no neighbours: nothing is known of those
+            between them.
         least: Number, the accuracy that is enough.
 
     Returns:
         Decades from the first of those rates to the last: 0 for a single one,
         -1 for none.
     """
-    widest, first = -1.0, None
+    widest, first, before = -1.0, None, None
     for rate, value in curve.items():
+        if before and math.log10(rate / before) > STEP:
+            first = None
+        before = rate
         if value < least:
             first = None
             continue
