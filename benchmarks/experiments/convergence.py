@@ -69,15 +69,14 @@ def _reached(curve, least):
 
 
 def plot(curves):
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9.5, 5), layout="constrained")
     axes = figure.subplots()
     for method, (rate, curve) in curves.items():
         style = METHODS[method]
         axes.plot(
             range(1, len(curve) + 1),
             curve,
-            marker="o",
-            color=style.color,
+            **style.marker,
             linestyle=style.line,
             label=f"{style.label}, {rate:g}",
         )
@@ -88,5 +87,5 @@ def plot(curves):
     axes.set_title("Accuracy by epoch, at each method's best rate")
     axes.grid(color="#e6e6e6", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
     return figure

@@ -72,10 +72,6 @@ def main(lab):
     )
 
 
-# By the style of a method's line: a learned strength has a hollow marker.
-MARKERS = {"-": "o", "--": "D", ":": "s"}
-
-
 def plot(rows, methods, majority):
     figure = Figure(figsize=(9.5, 5), layout="constrained")
     axes = figure.subplots()
@@ -86,9 +82,8 @@ def plot(rows, methods, majority):
             row["trained parameters"],
             row["accuracy"],
             [[row["accuracy"] - low], [high - row["accuracy"]]],
-            fmt=MARKERS[style.line],
-            color=style.color,
-            markerfacecolor="white" if style.line == "--" else style.color,
+            linestyle="",
+            **style.marker,
             elinewidth=1,
             capsize=3,
             label=row["method"],

@@ -33,6 +33,16 @@ class Method:
     line: str = "-"
     has_blocks: bool = False
 
+    @property
+    def marker(self):
+        """Its marker in plots: hollow diamonds for a learned strength."""
+        hollow = self.line == "--"
+        return {
+            "color": self.color,
+            "marker": {"-": "o", "--": "D", ":": "s"}[self.line],
+            "markerfacecolor": "white" if hollow else self.color,
+        }
+
 
 def _ether(label, color, name, line="-", **options):
     """A method of `keras_ether`, with further arguments of `apply`."""

@@ -128,7 +128,7 @@ PANELS = {
         "ether+-input",
         "ether+-input-learned",
     ),
-    "Chains, OFT, Naive": ("chain-2", "chain-4", "oft", "naive"),
+    "Further methods": ("chain-2", "chain-4", "oft", "naive"),
     "LoRA and full fine-tuning": ("lora-1", "lora-4", "lora-8", "full"),
 }
 
@@ -193,9 +193,8 @@ def _draw(axes, results, method):
     axes.plot(
         list(runs),
         _means(results, method),
-        marker="o",
-        markersize=4,
-        color=style.color,
+        **style.marker,
+        markersize=4.5,
         linestyle=style.line,
         label=style.label,
     )
