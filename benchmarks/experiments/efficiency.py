@@ -7,7 +7,14 @@ from benchmarks.experiments.methods import METHODS
 
 NAMES = (
     "ether",
+    "ether-learned",
+    "ether-both-learned",
     "ether+",
+    "ether+-learned",
+    "ether+-input",
+    "ether+-input-learned",
+    "chain-2",
+    "chain-4",
     "lora-1",
     "lora-4",
     "lora-8",
@@ -31,6 +38,7 @@ def main(lab):
         ],
         "rates",
     )
+    methods = [name for name in methods if lab_lib.by_rate(tried, name)]
     rates = {method: lab_lib.best_rate(tried, method) for method in methods}
     results = lab.results(
         [
@@ -49,6 +57,7 @@ def main(lab):
                 "method": METHODS[method].label,
                 "trained parameters": runs[0]["trainable"],
                 "rate": f"{rates[method]:g}",
+                "seeds": len(runs),
                 "accuracy": sum(values) / len(values),
                 "range of seeds": [min(values), max(values)],
             }
@@ -64,23 +73,27 @@ def main(lab):
 
 
 def plot(rows, methods, majority):
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9.5, 5), layout="constrained")
     axes = figure.subplots()
     for method, row in zip(methods, rows, strict=True):
         low, high = row["range of seeds"]
+        style = METHODS[method]
         axes.errorbar(
             row["trained parameters"],
             row["accuracy"],
             [[row["accuracy"] - low], [high - row["accuracy"]]],
-            fmt="o",
-            color=METHODS[method].color,
+            linestyle="",
+            **style.marker,
+            elinewidth=1,
             capsize=3,
             label=row["method"],
         )
-    axes.axhline(majority, color="black", linestyle=":", label="majority class")
-    axes.legend()
-    axes.set_title("Accuracy by trained parameters")
+    axes.axhline(majority, color="#888888", linestyle=":", linewidth=1)
+    axes.set_title("Accuracy by trained parameters; dotted, the majority")
     axes.set_xscale("log")
-    axes.set_xlabel("trained parameters")
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_xlabel("trained parameters, head included")
     axes.set_ylabel("test accuracy, % (mean and range of seeds)")
+    figure.legend(loc="outside right center", fontsize=8, frameon=False)
     return figure

@@ -15,6 +15,8 @@ from rich.progress import TimeRemainingColumn
 
 from benchmarks import report
 from benchmarks.experiments import data as data_lib
+from benchmarks.experiments import datasets
+from benchmarks.experiments.__main__ import part_name
 from benchmarks.experiments.methods import METHODS
 from benchmarks.experiments.models import Base
 from benchmarks.experiments.store import Store
@@ -39,15 +41,14 @@ class Lab:
     def settings(self, method, learning_rate=0.0, seed=0, rank_blocks=None):
         """What decides the outcome of a run, and is its key on disk."""
         options = self.options
-        has_blocks = method in ("ether", "ether+", "oft", "naive")
         return {
             "method": method,
             "learning_rate": learning_rate,
             "seed": seed,
             "rank_blocks": (rank_blocks or options.rank_blocks)
-            if has_blocks
+            if METHODS[method].has_blocks
             else 1,
-            "data": data_lib.name(options),
+            "data": datasets.name(options),
             "preset": options.preset,
             "samples": options.samples,
             "dev_samples": options.dev_samples,
@@ -74,7 +75,9 @@ class Lab:
         if self._trainer is None:
             base = Base(self.options.preset, self.options.length)
             self._trainer = Trainer(
-                base, data_lib.load(self.options, base.preprocessor)
+                base,
+                data_lib.load(self.options, base.preprocessor),
+                self.options.only_accuracy,
             )
         return self._trainer
 
@@ -92,6 +95,9 @@ class Lab:
             title: String, what stands before the progress bar.
         """
         missing = [s for s in wanted if self.store.find(s) is None]
+        if self.options.only_finished:
+            wanted = [s for s in wanted if s not in missing]
+            missing = []
         done = len(wanted) - len(missing)
         with _progress() as progress:
             task = progress.add_task(
@@ -129,6 +135,7 @@ class Lab:
             print(f"\n{title}\n\n{report.markdown(rows)}")
         for note in notes:
             print(f"\n{note}")
+        name = part_name(name, self.options.dataset)
         folder = self.options.results
         folder.mkdir(parents=True, exist_ok=True)
         written = {

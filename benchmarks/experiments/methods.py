@@ -23,21 +23,41 @@ class Method:
         color: Its colour.
         adapt: Function `(model, rank_blocks, seed)` that leaves trainable what
             the method trains.
+        line: The style of its line in plots.
+        has_blocks: Whether `rank_blocks` matters.
     """
 
     label: str
     color: str
     adapt: Callable
+    line: str = "-"
+    has_blocks: bool = False
+
+    @property
+    def marker(self):
+        """Its marker in plots: hollow diamonds for a learned strength."""
+        hollow = self.line == "--"
+        return {
+            "color": self.color,
+            "marker": {"-": "o", "--": "D", ":": "s"}[self.line],
+            "markerfacecolor": "white" if hollow else self.color,
+        }
 
 
-def _ether(model, rank_blocks, seed, name):
-    keras_ether.apply(
-        model,
-        method=name,
-        rank_blocks=rank_blocks,
-        targets=TARGETS,
-        seed=seed,
-    )
+def _ether(label, color, name, line="-", **options):
+    """A method of `keras_ether`, with further arguments of `apply`."""
+
+    def adapt(model, rank_blocks, seed):
+        keras_ether.apply(
+            model,
+            method=name,
+            rank_blocks=rank_blocks,
+            targets=TARGETS,
+            seed=seed,
+            **options,
+        )
+
+    return Method(label, color, adapt, line, has_blocks=True)
 
 
 def _lora(model, rank_blocks, seed, rank):
@@ -61,17 +81,44 @@ def _full(model, rank_blocks, seed):
     pass
 
 
+LEARNED = {"strength": "learned"}
+# Solid lines for methods as published, dashed ones for a learned strength.
 METHODS = {
-    "ether": Method(
-        "ETHER", "#1b7f79", functools.partial(_ether, name="ether")
+    "ether": _ether("ETHER", "#1b7f79", "ether"),
+    "ether-learned": _ether(
+        "ETHER, learned strength", "#1b7f79", "ether", "--", **LEARNED
     ),
-    "ether+": Method(
-        "ETHER+", "#2f6fbf", functools.partial(_ether, name="ether+")
+    "ether-both-learned": _ether(
+        "ETHER on both sides, learned strength",
+        "#5fb85c",
+        "ether",
+        "--",
+        side="both",
+        **LEARNED,
     ),
-    "oft": Method("OFT", "#e08a1e", functools.partial(_ether, name="oft")),
-    "naive": Method(
-        "Naive", "#7b4fa3", functools.partial(_ether, name="naive")
+    "ether+": _ether("ETHER+", "#2f6fbf", "ether+"),
+    "ether+-learned": _ether(
+        "ETHER+, learned strength", "#2f6fbf", "ether+", "--", **LEARNED
     ),
+    "ether+-input": _ether(
+        "ETHER+ on the input side", "#58b4e5", "ether+", side="input"
+    ),
+    "ether+-input-learned": _ether(
+        "ETHER+ on the input side, learned strength",
+        "#58b4e5",
+        "ether+",
+        "--",
+        side="input",
+        **LEARNED,
+    ),
+    "chain-2": _ether(
+        "ETHER, 2 reflections", "#c98f2b", "ether", ":", reflections=2
+    ),
+    "chain-4": _ether(
+        "ETHER, 4 reflections", "#8a5a00", "ether", ":", reflections=4
+    ),
+    "oft": _ether("OFT", "#e08a1e", "oft"),
+    "naive": _ether("Naive", "#7b4fa3", "naive"),
     "lora-1": Method("LoRA r=1", "#f2a6b8", functools.partial(_lora, rank=1)),
     "lora-4": Method("LoRA r=4", "#d4476e", functools.partial(_lora, rank=4)),
     "lora-8": Method("LoRA r=8", "#8a1538", functools.partial(_lora, rank=8)),
@@ -81,3 +128,5 @@ METHODS = {
     # Nothing trains: the model as it comes, with a random head.
     "base": Method("base", "#000000", _head),
 }
+# What the paper compares.
+PUBLISHED = ("ether", "ether+", "oft", "naive", "lora-8", "full")

@@ -5,12 +5,18 @@ import pathlib
 
 from benchmarks import report
 from benchmarks.experiments.__main__ import EXPERIMENTS
+from benchmarks.experiments.__main__ import part_name
 
 PAGE = pathlib.Path(__file__).parents[1] / "RESULTS.md"
 
 
 def main(results, page=PAGE):
-    paths = {name: results / f"{name}.json" for name in EXPERIMENTS}
+    names = [
+        part_name(experiment, dataset)
+        for experiment in EXPERIMENTS
+        for dataset in ("sst2", "intents")
+    ]
+    paths = {name: results / f"{name}.json" for name in names}
     finished = {name: path for name, path in paths.items() if path.exists()}
     if not finished:
         raise SystemExit(f"'{results}' has no file of a finished experiment.")

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.experiments import lab as lab_lib
 from benchmarks.experiments.methods import METHODS
-from benchmarks.experiments.robustness import NAMES
+from benchmarks.experiments.methods import PUBLISHED
 
 COLUMNS = {
     "block_distance": "‖H − I‖ of the furthest block",
@@ -17,7 +17,7 @@ COLUMNS = {
 
 
 def main(lab):
-    methods = lab.options.methods or NAMES
+    methods = lab.options.methods or PUBLISHED
     results = lab.results(lab.grid(methods), "perturbation")
     tables = {
         title: [

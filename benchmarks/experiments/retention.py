@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 
 from benchmarks.experiments import lab as lab_lib
 from benchmarks.experiments.methods import METHODS
-from benchmarks.experiments.robustness import NAMES
+from benchmarks.experiments.methods import PUBLISHED
 
 
 def main(lab):
-    methods = lab.options.methods or NAMES
+    methods = lab.options.methods or PUBLISHED
     results = lab.results(lab.grid(methods), "retention")
     (base,) = lab.results([lab.settings("base")], "base")
     rows = [_row("base", "-", [base])]
