@@ -7,15 +7,19 @@ import shutil
 
 import numpy as np
 import pytest
+from keras import ops
 
+import keras_ether
 from benchmarks import report
 from benchmarks.experiments import __main__ as command
+from benchmarks.experiments import chains
 from benchmarks.experiments import data
 from benchmarks.experiments import datasets
 from benchmarks.experiments import methods
 from benchmarks.experiments import page
 from benchmarks.experiments import robustness
 from benchmarks.experiments import store as store_lib
+from tests import dense_oracle
 
 SETTINGS = {"method": "ether", "learning_rate": 0.01, "seed": 0}
 
@@ -324,3 +328,21 @@ def test_every_method_leaves_trainable_what_it_trains():
     assert names["lora-4"] == {"lora_kernel_a", "lora_kernel_b"}
     assert names["ether"] == {"input_u"}
     assert names["full"] >= {"kernel", "bias", "embeddings", "gamma"}
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_chains_are_products_of_reflections(k, rng):
+    method = methods.METHODS[f"chain-{k}"]
+    assert method.has_blocks
+    u = rng.standard_normal((3, k, 5)).astype("float32")
+    left, right = map(ops.convert_to_numpy, chains.factors(ops.array(u)))
+    for i, normals in enumerate(u):
+        block = np.eye(5)
+        for normal in normals:
+            block = block @ dense_oracle.ether_block(normal)
+        np.testing.assert_allclose(
+            np.eye(5) + left[i].T @ right[i], block, atol=5e-6
+        )
+    (start,) = keras_ether.methods.get(f"chain-{k}").start(2, 6, rng)
+    left, right = map(ops.convert_to_numpy, chains.factors(ops.array(start)))
+    assert not np.einsum("nkw,nkv->nwv", left, right).any()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import keras_ether
 from benchmarks import variants
+from benchmarks.experiments import chains
 
 TARGETS = "all-linear"
 
@@ -112,10 +113,10 @@ METHODS = {
         **LEARNED,
     ),
     "chain-2": _ether(
-        "ETHER, 2 reflections", "#c98f2b", "ether", ":", reflections=2
+        "ETHER, 2 reflections", "#c98f2b", chains.register(2), ":"
     ),
     "chain-4": _ether(
-        "ETHER, 4 reflections", "#8a5a00", "ether", ":", reflections=4
+        "ETHER, 4 reflections", "#8a5a00", chains.register(4), ":"
     ),
     "oft": _ether("OFT", "#e08a1e", "oft"),
     "naive": _ether("Naive", "#7b4fa3", "naive"),
