@@ -200,8 +200,11 @@ def test_autocast(kind, method, rng):
         plain_dtype = plain(x, training=True).dtype
     found_dtype, found = gradients(enabled=True)
     assert found_dtype == plain_dtype
-    for a, b in zip(found, gradients(enabled=False)[1], strict=True):
-        scale = b.abs().max() + 1e-3
+    exact = gradients(enabled=False)[1]
+    # One that nearly cancels has the error of what it is the sum of.
+    largest = max(b.abs().max() for b in exact)
+    for a, b in zip(found, exact, strict=True):
+        scale = b.abs().max() + 0.02 * largest
         assert (a - b).abs().max() < 0.3 * scale
 
 
