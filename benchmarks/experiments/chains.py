@@ -47,7 +47,7 @@ def factors(u):
 
 
 def register(k):
-    """Registers chains of `k` reflections, which start in equal pairs.
+    """Registers chains of `k` reflections, if they are not yet.
 
     Args:
         k: Even integer.
@@ -55,22 +55,26 @@ def register(k):
     Returns:
         The name that `keras_ether.apply` takes.
     """
-    name = f"chain-{k}"
+    method = method_of(k)
+    if method.name not in methods.METHODS:
+        methods.register(method)
+    return method.name
+
+
+def method_of(k):
+    """The method of chains of `k` reflections, which start in equal pairs."""
 
     def start(blocks, width, rng):
         limit = 1.0 / np.sqrt(width)
         normals = rng.uniform(-limit, limit, (blocks, k // 2, width))
         return (np.repeat(normals, 2, axis=1).astype("float32"),)
 
-    methods.register(
-        methods.Method(
-            name=name,
-            factors=factors,
-            weights=("u",),
-            start=start,
-            side="input",
-            orthogonal=True,
-            learning_rate=2e-3,
-        )
+    return methods.Method(
+        name=f"chain-{k}",
+        factors=factors,
+        weights=("u",),
+        start=start,
+        side="input",
+        orthogonal=True,
+        learning_rate=2e-3,
     )
-    return name

@@ -61,6 +61,14 @@ def _ether(label, color, name, line="-", **options):
     return Method(label, color, adapt, line, has_blocks=True)
 
 
+def _chain(label, color, k):
+    def adapt(model, rank_blocks, seed):
+        chain = _ether(label, color, chains.register(k))
+        chain.adapt(model, rank_blocks, seed)
+
+    return Method(label, color, adapt, ":", has_blocks=True)
+
+
 def _lora(model, rank_blocks, seed, rank):
     """KerasHub's LoRA, its factors alone: it would train biases as well."""
     variants.lora(model, TARGETS, rank)
@@ -112,12 +120,8 @@ METHODS = {
         side="input",
         **LEARNED,
     ),
-    "chain-2": _ether(
-        "ETHER, 2 reflections", "#c98f2b", chains.register(2), ":"
-    ),
-    "chain-4": _ether(
-        "ETHER, 4 reflections", "#8a5a00", chains.register(4), ":"
-    ),
+    "chain-2": _chain("ETHER, 2 reflections", "#c98f2b", 2),
+    "chain-4": _chain("ETHER, 4 reflections", "#8a5a00", 4),
     "oft": _ether("OFT", "#e08a1e", "oft"),
     "naive": _ether("Naive", "#7b4fa3", "naive"),
     "lora-1": Method("LoRA r=1", "#f2a6b8", functools.partial(_lora, rank=1)),
