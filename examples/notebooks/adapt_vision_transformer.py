@@ -131,11 +131,12 @@ print(
 # %%
 
 
-def show(some_images, titles):
+def show(some_images, titles, heading):
     """Draws a row of pictures."""
-    _, row = plt.subplots(
-        1, len(titles), figsize=(8, 1.4), layout="constrained"
+    figure, row = plt.subplots(
+        1, len(titles), figsize=(8, 1.7), layout="constrained"
     )
+    figure.suptitle(heading)
     for axes, image, title in zip(row, some_images, titles, strict=False):
         axes.imshow(image / 255)
         axes.set_title(title, fontsize=9)
@@ -143,7 +144,11 @@ def show(some_images, titles):
     plt.show()
 
 
-show(train_images, [names[label] for label in train_labels[:8]])
+show(
+    train_images,
+    [names[label] for label in train_labels[:8]],
+    "New images, and what they are",
+)
 
 # %% [markdown]
 # ## The pretrained model
@@ -264,7 +269,7 @@ for way, (prepare, rate) in WAYS.items():
     print(f"{curves[way][-1]:.1%} of the new images right")
 
 # %%
-figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
+figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
 colors = {"head only": "#b0b0b0", "everything": "#e08a1e", "ETHER": "#1b7f79"}
 for way, curve in curves.items():
     axes.plot(curve, color=colors[way], label=f"{way} ({trained[way]:,})")
@@ -275,7 +280,9 @@ axes.set_xlabel("epochs")
 axes.set_ylabel("accuracy on new images")
 axes.set_ylim(0, 1.02)
 axes.set_title("Three ways to adapt a vision transformer")
-axes.legend(title="parameters that train", loc="lower right")
+axes.legend(
+    title="parameters that train", loc="upper left", bbox_to_anchor=(1, 1)
+)
 plt.show()
 
 # %% [markdown]
@@ -295,6 +302,7 @@ show(
         else f"{names[guess]}, not {names[label]}"
         for guess, label in zip(guesses[:8], test_labels[:8], strict=True)
     ],
+    "Test images, and what the model takes them for",
 )
 
 # %% [markdown]

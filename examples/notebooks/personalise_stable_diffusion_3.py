@@ -130,11 +130,13 @@ def pictures_of(folder):
     return np.stack(loaded).astype("float32") / 127.5 - 1
 
 
-def show(pictures, titles):
+def show(pictures, titles, heading):
     """Draws pictures with numbers from -1 to 1 side by side."""
-    _, row = plt.subplots(
-        1, len(pictures), figsize=(8, 2), layout="constrained"
+    size = (0.5 + 1.6 * len(pictures), 2.4)
+    figure, row = plt.subplots(
+        1, len(pictures), figsize=size, layout="constrained"
     )
+    figure.suptitle(heading)
     for axes, picture, title in zip(row, pictures, titles, strict=True):
         axes.imshow((picture + 1) / 2)
         axes.set_title(title, fontsize=9)
@@ -147,7 +149,11 @@ if PICTURES is None:
     subject = squares(load_sample_image("flower.jpg"), corners, 340)
 else:
     subject = pictures_of(PICTURES)
-show(subject, [f"picture {number + 1}" for number in range(len(subject))])
+show(
+    subject,
+    [f"picture {number + 1}" for number in range(len(subject))],
+    "The subject",
+)
 
 # %% [markdown]
 # ## The model
@@ -235,7 +241,7 @@ def load_model():
 
 
 model = load_model()
-print(f"{model.count_params():,} numbers in the model,", end=" ")
+print(f"{model.count_params():,} parameters in the model,", end=" ")
 print(f"{model.backbone.diffuser.count_params():,} of them in the diffuser")
 
 # %% [markdown]
@@ -386,12 +392,8 @@ print(f"Loss on the subject: {loss_before:.3f}")
 # As in the paper, into the projections of every attention: query, key and
 # value, which are one kernel here, and the output's. `targets` takes a regular
 # expression for the layers' paths, as `keras_ether.plan(model)` prints them.
-#
-# (The first line only tells `apply` the rate that we are going to train with:
-# by default the task is compiled with one for training all weights.)
 
 # %%
-model.compile(keras.optimizers.Adam(LEARNING_RATE))
 keras_ether.apply(
     model,
     method="ether+",
@@ -400,7 +402,7 @@ keras_ether.apply(
     seed=0,
 )
 trained = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-print(f"{trained:,} numbers train: {trained / model.count_params():.2%}")
+print(f"{trained:,} parameters train: {trained / model.count_params():.2%}")
 print(f"Loss on the subject: {loss_of(encoded):.3f}")
 
 # %% [markdown]
@@ -412,17 +414,18 @@ loss_after = loss_of(encoded)
 print(f"Loss on the subject: {loss_before:.3f} before, {loss_after:.3f} after")
 
 # %%
-figure, axes = plt.subplots(figsize=(5, 3), layout="constrained")
+figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
 steps = len(subject) * np.arange(1, len(losses) + 1)
-axes.plot(steps, losses, color="#1b7f79", alpha=0.4, label="of the last steps")
+axes.plot(steps, losses, color="#8dbfbc", label="of the last steps")
 for loss, label, style in (
-    (loss_before, "before", ":"),
-    (loss_after, "after", "-"),
+    (loss_before, "of the subject, before", ":"),
+    (loss_after, "of the subject, after", "-"),
 ):
     axes.axhline(loss, color="black", linestyle=style, linewidth=1, label=label)
+axes.set_title("Loss while personalising")
 axes.set_xlabel("steps")
 axes.set_ylabel("loss")
-axes.legend()
+axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
@@ -430,7 +433,7 @@ plt.show()
 
 # %%
 picture_after = generate()
-show([picture_before, picture_after], ["before", "after"])
+show([picture_before, picture_after], ["before", "after"], f"“{PROMPT}”")
 
 # %% [markdown]
 # Made by the tiny random model, these are noise, as was said: an autoencoder
