@@ -386,9 +386,18 @@ def test_forward_mode_along_one_argument(place, rng):
 
 # Custom gradients, read by PyTorch's compiler.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated")
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("blocks", [4, 20])
-@pytest.mark.parametrize("view", [DENSE, HEADS])
+@pytest.mark.parametrize(
+    ("view", "blocks", "compiled"),
+    [
+        (DENSE, 4, False),
+        (DENSE, 4, True),
+        (DENSE, 20, False),
+        (HEADS, 20, False),
+        # PyTorch's compiler takes half a minute for one of these.
+        pytest.param(DENSE, 20, True, marks=pytest.mark.nightly),
+        pytest.param(HEADS, 4, True, marks=pytest.mark.nightly),
+    ],
+)
 def test_ether_plus_with_equal_vectors_is_the_base_to_the_bit(
     view, blocks, compiled, rng
 ):
