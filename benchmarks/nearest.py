@@ -5,7 +5,7 @@
 trains LoRA r=8 on 512 sentences as `benchmarks.experiments` does, at its best
 rate, and replaces each kernel `W + Δ` by the nearest `H W G`, with four blocks
 and by the Frobenius norm. The head is that of the LoRA. If the accuracy
-survived, a function `from_lora` would be worth having. Two minutes a seed.
+survived, a function `from_lora` would be worth having.
 """
 
 import argparse

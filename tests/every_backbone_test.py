@@ -1,6 +1,8 @@
 """The life of an adapter in every backbone of KerasHub.
 
-One backbone of each family is tested by default, and all with `-m nightly`.
+One backbone of each family is tested by default on PyTorch, where that is
+quickest, a third of these on JAX and another on TensorFlow, and all on each
+backend with `-m nightly`.
 """
 
 import keras
@@ -51,6 +53,7 @@ def test_every_exported_backbone_has_an_entry():
     assert hub_backbones.exported() == set(hub_backbones.ENTRIES)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", NAMES)
 def test_default_targets_match_something(name, entry):
     model = build(name, entry)
@@ -69,9 +72,13 @@ def test_default_targets_match_something(name, entry):
 def lives():
     """Every backbone with both methods; of the quick ones each with one."""
     quick = [param for param in NAMES if not param.marks]
+    third = {"jax": 0, "tensorflow": 1}.get(keras.backend.backend())
     for param in NAMES:
         for i, method in enumerate(("ether", "ether+")):
-            chosen = param in quick and quick.index(param) % 2 == i
+            place = quick.index(param) if param in quick else None
+            chosen = place is not None and place % 2 == i
+            if third is not None:
+                chosen = chosen and place % 3 == third
             marks = [] if chosen else [pytest.mark.nightly]
             yield pytest.param(*param.values, method, marks=marks)
 

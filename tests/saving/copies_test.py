@@ -258,6 +258,7 @@ def test_quantized_kernels(kind, config, rng):
     check_values(found.variables, model.variables)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("mode", ["gptq", "awq"])
 def test_calibrated_kernels_are_an_error_as_in_keras(mode, rng):
     model, x = qm.calibrated(mode), qm.ids_of(rng)
