@@ -62,10 +62,7 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
     ) -> Tensor:
         """The outputs where each example has factors of its own."""
         adapter = self.ether
-        sides = before, after = (
-            adapter.factors("input", kept),
-            adapter.factors("output", kept),
-        )
+        sides = before, after = adapter.factors_of_sides(kept)
         if self.quantization_mode is not None:
             return super()._adapted(inputs, training, kept, activation, sides)
         view = adapter.view

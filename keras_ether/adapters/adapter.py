@@ -1,6 +1,5 @@
 """The layer that owns one kernel's vectors."""
 
-import contextlib
 import functools
 import random
 from collections.abc import Callable
@@ -12,25 +11,23 @@ from keras import ops
 
 from keras_ether.adapters import per_example
 from keras_ether.adapters import weights_file
+from keras_ether.adapters.acting_strength import ActingStrength
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.adapters.quantized_kernel import quantizing_error
-from keras_ether.adapters.switch import Switch
 from keras_ether.ops import reflections
-from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.backend import precise_products
 from keras_ether.ops.backend import snapshot
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.conv_view import ConvView
 from keras_ether.ops.custom_gradient import is_gradient_wanted
 from keras_ether.ops.matrix_view import MatrixView
-from keras_ether.ops.values import to_numpy
 from keras_ether.types import Factors
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 
-class Adapter(keras.layers.Layer):
+class Adapter(ActingStrength, keras.layers.Layer):
     """The trained transformation of one kernel, `H W G`.
 
     It is a sub-layer of the layer whose kernel it transforms, so Keras tracks,
@@ -63,10 +60,6 @@ class Adapter(keras.layers.Layer):
         self.seed_generator = (
             keras.random.SeedGenerator(self.seed) if config.dropout else None
         )
-        self.switch = Switch()
-        # Whether the blocks are those of the method, or the identity while
-        # switched off. A Python value: traced code depends on it.
-        self.acts_wholly = True
         # Set by the outer layer while a file is written or read, see
         # `keras_ether.adapters.weights_file`.
         self.base_fingerprint = None
@@ -83,27 +76,7 @@ class Adapter(keras.layers.Layer):
         self.widths = self.config.widths(sizes)
         for name, value in self._start().items():
             setattr(self, name, self._add_vector(name, value))
-        self.strength = self._new_strength()
-
-    def _new_strength(self) -> Variable:
-        """The strength of the blocks, `I + strength (block − I)`.
-
-        `keras_ether.strength` sets it, 1 at first, and it is 0 within
-        `keras_ether.disabled`. It is a variable, so that compiled functions
-        read it. Its path is beside the adapter's: a rule of a layout map for
-        vectors could not place a scalar.
-        """
-        vector = next(iter(self.vectors.values()))
-        owner, _, name = vector.path.rsplit("/", 2)[0].rpartition("/")
-        with keras.name_scope(name or self.name, override_parent=owner):
-            return keras.Variable(
-                1.0,
-                dtype="float32",
-                trainable=False,
-                autocast=False,
-                aggregation="only_first_replica",
-                name="ether_strength",
-            )
+        self.build_strength(next(iter(self.vectors.values())))
 
     def _add_vector(self, name: str, value: np.ndarray) -> Variable:
         try:
@@ -149,32 +122,6 @@ class Adapter(keras.layers.Layer):
             for side in self.widths
             for name in self.method.weights
         }
-
-    @property
-    def orthogonal(self) -> bool:
-        """Whether every block is orthogonal at the current strength."""
-        return self.acts_wholly and self.method.orthogonal
-
-    def set_strength(self, value: float) -> bool:
-        """Sets the blocks' strength; within `disabled` it acts after the block.
-
-        Returns:
-            Whether functions traced before may rely on an orthogonality lost
-            now.
-        """
-        was_orthogonal = self.orthogonal
-        self.acts_wholly = self.acts_wholly and value in (0.0, 1.0)
-        self.switch.assign(self.strength, value)
-        return was_orthogonal and not self.orthogonal
-
-    @property
-    def is_switched_off(self) -> bool:
-        """Whether the adapter is off. Compiled functions can't read this."""
-        return not to_numpy(self.strength)
-
-    def switched_off(self) -> contextlib.AbstractContextManager:
-        """A context in which every call computes with the base kernel."""
-        return self.switch.held_at_zero(self.strength)
 
     def draw_kept(self, training: bool | Tensor | None = False) -> dict:
         """Draws which blocks dropout keeps in one call, by side.
@@ -259,19 +206,6 @@ class Adapter(keras.layers.Layer):
         if kept:
             left = left * ops.cast(kept[side], left.dtype)
         return left, right
-
-    def checked(self, factors: Factors | None) -> Factors | None:
-        """The factors, or NaN if orthogonal blocks are not orthogonal when run.
-
-        A user's function that was traced before another strength was set would
-        give wrong gradients without a warning.
-        """
-        if factors is None or BACKEND == "torch" or not self.orthogonal:
-            return factors
-        left, right = factors
-        strength = tensor(self.strength)
-        holds = ops.logical_or(strength == 0.0, strength == 1.0)
-        return ops.where(holds, left, float("nan")), right
 
     def transform_inputs(
         self,

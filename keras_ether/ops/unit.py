@@ -24,7 +24,7 @@ SHORTEST = 1e-12
 def unit(u: Tensor) -> Tensor:
     """Returns `u / ‖u‖` along the last axis; zero vectors stay zero.
 
-    The gradient is finite everywhere, and zero at a zero vector.
+    The gradient is finite everywhere, at zero vectors too.
 
     Args:
         u: Tensor of shape `(..., width)`.
