@@ -27,10 +27,6 @@ from keras_ether.types import Factors
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
-# Up to this many rows per block, sums are quicker on JAX than products.
-MAX_SUMS = 4
-# Numbers that a processor adds at once.
-LANES = 16
 # With fewer rows per example and factor than this, the additional rows cost
 # more than the passes saved: while generating, say.
 MIN_ROWS_BESIDE = 8
@@ -59,17 +55,18 @@ def multiply_each(
     batch = ops.shape(left)[0]
     left, right = ops.cast(left, x.dtype), ops.cast(right, x.dtype)
     blocks, k, width = left.shape[1:]
-    if BACKEND == "jax" and k <= MAX_SUMS:
-        rows = reshape(x, (batch, -1, blocks, width))
-        return reshape(_add_sums(rows, left, right), shape)
-    if blocks * k <= MAX_ROWS:
-        left, right = _arrange(left), _arrange(right)
-        rows = reshape(x, (batch, -1, blocks * width))
-        s = _project(rows, left)
-        return reshape(_add_product(rows, s, right, owned), shape)
-    rows = reshape(x, (batch, -1, blocks, width))
-    s = ops.einsum("btnw,bnkw->btnk", rows, left)
-    return reshape(rows + ops.einsum("btnk,bnkw->btnw", s, right), shape)
+    rows = reshape(x, (batch, -1, blocks * width))
+    if blocks * k > MAX_ROWS:
+        y = _add_blocks(rows, _project_blocks(rows, left), right)
+    else:
+        s = _project(rows, _arrange(left))
+        if BACKEND == "jax" and is_float32(x):
+            # Less to compute on CPUs; to accelerators, which train in 16 bits,
+            # blocks as an axis are another layout in memory.
+            y = _add_blocks(rows, reshape(s, (batch, -1, blocks, k)), right)
+        else:
+            y = _add_product(rows, s, _arrange(right), owned)
+    return reshape(y, shape)
 
 
 def add_beside_each(
@@ -129,8 +126,10 @@ def beside_pays(
         return False
     _, d, f = view.sizes(kernel.shape)
     blocks, k, _ = inputs[0].shape[1:]
-    # PyTorch's additions in place make up for it on square kernels too.
-    if d < f or (d == f and BACKEND != "torch") or blocks * k > MAX_ROWS:
+    # On square kernels, PyTorch's additions in place make up for it, and where
+    # factors have more rows than one, XLA's sums in one pass.
+    on_square = BACKEND == "torch" or (BACKEND == "jax" and k > 1)
+    if d < f or (d == f and not on_square) or blocks * k > MAX_ROWS:
         return False
     if dtype_name(x) != dtype_name(kernel):
         return False
@@ -139,28 +138,6 @@ def beside_pays(
         # Symbols too, while a model is exported.
         return False
     return math.prod(rows) >= MIN_ROWS_BESIDE * k * d
-
-
-def _add_sums(rows: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """`rows + rows leftᵀ right`, without a product of matrices.
-
-    XLA fuses these sums into passes over the rows, and has no quick product of
-    many thin matrices on CPUs.
-    """
-    y = rows
-    for i in range(left.shape[2]):
-        s = _sum_last(rows * left[:, None, :, i])
-        y = y + s * right[:, None, :, i]
-    return y
-
-
-def _sum_last(x: Tensor) -> Tensor:
-    """The sum along the last axis, which is kept."""
-    if x.shape[-1] % LANES == 0 and is_float32(x):
-        # On CPUs, XLA adds numbers one after the other, and these in vectors.
-        # In 16 bits, which are for accelerators, the shape would cost more.
-        x = ops.sum(reshape(x, (*x.shape[:-1], -1, LANES)), axis=-2)
-    return ops.sum(x, axis=-1, keepdims=True)
 
 
 def _arrange(factor: Tensor) -> Tensor:
@@ -178,9 +155,40 @@ def _project(rows: Tensor, left: Tensor) -> Tensor:
     return transpose(batch_matmul(left, transpose(rows)))
 
 
+def _project_blocks(rows: Tensor, left: Tensor) -> Tensor:
+    """`rows leftᵀ` by blocks, `(batch, t, blocks, k)`."""
+    batch, (blocks, k, width) = ops.shape(left)[0], left.shape[1:]
+    rows = reshape(rows, (batch, -1, blocks, width))
+    if BACKEND != "jax":
+        return ops.einsum("btnw,bnkw->btnk", rows, left)
+    # XLA has no quick product of many thin matrices on CPUs.
+    sums = [ops.sum(rows * left[:, None, :, i], axis=-1) for i in range(k)]
+    return ops.stack(sums, axis=-1)
+
+
+def _add_blocks(rows: Tensor, s: Tensor, right: Tensor) -> Tensor:
+    """`rows + s right` by blocks.
+
+    From `(batch, t, d)`, `(batch, t, blocks, k)` and the factors `right`.
+    """
+    batch, (blocks, k, width) = ops.shape(right)[0], right.shape[1:]
+    if BACKEND != "jax":
+        y = ops.einsum("btnk,bnkw->btnw", s, right)
+        return rows + reshape(y, ops.shape(rows))
+    # XLA fuses sums into the pass that writes their total, and writes the
+    # result of a product to memory.
+    return rows + sum(
+        ops.repeat(s[..., i], width, axis=-1)
+        * reshape(right[:, :, i], (batch, 1, blocks * width))
+        for i in range(k)
+    )
+
+
 def _add_product(rows: Tensor, s: Tensor, right: Tensor, owned: bool) -> Tensor:
-    """`rows + s right`."""
-    if BACKEND != "torch":
+    """`rows + s right`, from `(batch, t, d)` and `(batch, k, d)`."""
+    if BACKEND == "jax":
+        return _add_blocks(rows, s[:, :, None], right[:, None])
+    if BACKEND == "tensorflow":
         return rows + ops.matmul(s, right)
     if owned and may_overwrite():
         return rows.baddbmm_(s, right)

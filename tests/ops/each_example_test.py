@@ -22,17 +22,20 @@ def blocks_of(left, right):
 @pytest.mark.parametrize(
     ("blocks", "k", "middle"), [(1, 1, ()), (2, 2, (5,)), (12, 2, (2, 3))]
 )
-def test_multiply_each(rng, blocks, k, middle, times):
+@pytest.mark.parametrize(
+    ("dtype", "error"), [("float32", 1e-4), ("bfloat16", 0.2)]
+)
+def test_multiply_each(rng, blocks, k, middle, times, dtype, error):
     left, right = rng.standard_normal((2, 4, blocks, k, 3)).astype("float32")
     x = rng.standard_normal((4 * times, *middle, blocks * 3)).astype("float32")
-    found = ops.convert_to_numpy(
-        each_example.multiply_each(
-            *map(ops.convert_to_tensor, (x, left, right))
-        )
+    found = each_example.multiply_each(
+        ops.convert_to_tensor(x, dtype),
+        *map(ops.convert_to_tensor, (left, right)),
     )
+    found = ops.convert_to_numpy(ops.cast(found, "float32"))
     for i, row in enumerate(x):
         matrix = blocks_of(left[i // times], right[i // times])
-        np.testing.assert_allclose(found[i], row @ matrix, atol=1e-4)
+        np.testing.assert_allclose(found[i], row @ matrix, atol=error)
 
 
 def test_zero_factors_are_the_identity_to_the_bit(rng):
