@@ -56,7 +56,8 @@ def plot(values, *, shaded, line, label, title, limits=None):
             _draw(one, METHODS[name], values[name])
         one.set_title(heading, fontsize=11)
         one.set_xscale("log")
-        one.set_ylim(limits)
+        if limits:
+            one.set_ylim(limits)
         one.grid(color="#e6e6e6", linewidth=0.6)
         one.spines[["top", "right"]].set_visible(False)
         one.tick_params(labelbottom=True)
