@@ -226,6 +226,10 @@ def test_a_loss_that_ran_away_is_said(options, tmp_path):
         lab.store.add(settings, losses | {"trainable": 9}, {})
     with pytest.raises(SystemExit, match="base was not tested"):
         language.main(lab)
+    options.methods = ["ether", "bitfit"]
+    with pytest.raises(SystemExit, match="bitfit would train nothing"):
+        language.main(lab)
+    options.methods = ["ether-learned", "lora-1"]
     tested = {"dev_loss": 3.5, "test_loss": 3.4}
     lab.store.add(lab.settings("base"), tested, {})
     language.main(lab)
@@ -233,3 +237,6 @@ def test_a_loss_that_ran_away_is_said(options, tmp_path):
     by_rate, at_best, _ = written["tables"].values()
     assert by_rate[1]["0.1"] == "ran away"
     assert at_best[1]["rate"] == "0.001"
+    options.learning_rates = [0.1]
+    with pytest.raises(SystemExit, match="Every loss ran away"):
+        language.main(lab)

@@ -36,13 +36,17 @@ MARGIN = 0.02
 
 def main(lab):
     methods = lab.options.methods or NAMES
+    others = [method for method in methods if method not in NAMES]
+    if others:
+        raise SystemExit(f"{', '.join(others)} would train nothing here.")
     wanted = [lab.settings("base"), *lab.grid(methods)]
-    base, *results = lab.results(wanted, "language")
-    if base["method"] != "base":
+    results = lab.results(wanted, "language")
+    if len(results) < 2 or results[0]["method"] != "base":
         raise SystemExit(
-            "The base was not tested with these options, which the losses are "
-            "compared with: leave out `--only-finished`."
+            "With these options the base was not tested, which losses are "
+            "compared with, or nothing else was: leave out `--only-finished`."
         )
+    base, *results = results
     runs = {method: lab_lib.by_rate(results, method) for method in methods}
     runs = {method: by_rate for method, by_rate in runs.items() if by_rate}
     # The others are in the first table alone.
@@ -51,6 +55,8 @@ def main(lab):
         for method, by_rate in runs.items()
         if mean(by_rate[best_rate(by_rate)], "test_loss") < math.inf
     }
+    if not learned:
+        raise SystemExit("Every loss ran away: try lower rates.")
     lab.conclude(
         "language",
         {
@@ -61,7 +67,7 @@ def main(lab):
                 base, learned
             ),
         },
-        plot(base, runs),
+        plot(base, learned),
     )
 
 
@@ -158,17 +164,18 @@ def epochs(base, runs):
 def plot(base, runs):
     values = {
         method: {
-            rate: [_drawn(run["test_loss"]) for run in seeds]
+            rate: [run["test_loss"] for run in seeds]
             for rate, seeds in by_rate.items()
+            if mean(seeds, "test_loss") < math.inf
         }
         for method, by_rate in runs.items()
     }
+    before = base["test_loss"]
     best = min(
-        mean(seeds, "test_loss")
-        for by_rate in runs.values()
+        sum(seeds) / len(seeds)
+        for by_rate in values.values()
         for seeds in by_rate.values()
     )
-    before = base["test_loss"]
     # Losses that are far above the base's leave the frame.
     gain = max(before - best, MARGIN)
     return rate_panels.plot(
@@ -180,7 +187,3 @@ def plot(base, runs):
         f"{MARGIN:g} of the best shaded; dotted, before training",
         limits=(best - 0.1 * gain, before + 0.4 * gain),
     )
-
-
-def _drawn(loss):
-    return math.nan if loss is None else loss
