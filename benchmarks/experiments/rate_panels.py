@@ -1,6 +1,7 @@
 """Plots by learning rate, in panels of few methods each."""
 
 import math
+import textwrap
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -72,7 +73,7 @@ def plot(values, *, shaded, line, label, title, limits=None):
         one.remove()
     figure.supxlabel("learning rate of Adam", fontsize=10)
     figure.supylabel(label, fontsize=10)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(textwrap.fill(title, 62 * columns), fontsize=10)
     return figure
 
 
