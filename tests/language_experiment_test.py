@@ -93,6 +93,7 @@ def options(texts, tmp_path):
     )
 
 
+@pytest.mark.once
 def test_an_experiment_of_its_own_defaults():
     options = command.read_options(["language"])
     assert (options.samples, options.length) == (192, 40)
@@ -125,6 +126,7 @@ def test_rows_hold_the_next_token_and_only_real_ends(options, model):
     assert cut == 1
 
 
+@pytest.mark.once
 def test_the_loss_is_that_of_each_text_alone(options, model):
     trainer = model.trainer(options)
     task = trainer.base.build("base", 1, 0)
@@ -175,6 +177,7 @@ def test_all_linear_maps_adapt_and_nothing_else_trains(method, model):
     )
 
 
+@pytest.mark.once
 def test_an_experiment_from_end_to_end(options, tmp_path, monkeypatch):
     lab_lib = importlib.import_module("benchmarks.experiments.lab")
     language = importlib.import_module("benchmarks.experiments.language")
@@ -214,6 +217,7 @@ def test_an_experiment_from_end_to_end(options, tmp_path, monkeypatch):
     language.main(lab_lib.Lab(options))
 
 
+@pytest.mark.once
 def test_a_loss_that_ran_away_is_said(options, tmp_path):
     lab_lib = importlib.import_module("benchmarks.experiments.lab")
     language = importlib.import_module("benchmarks.experiments.language")
