@@ -1,5 +1,6 @@
 """Accuracy and time of a step by the number of blocks."""
 
+import keras
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -65,7 +66,8 @@ def step_times(lab, methods):
             model = lab.trainer.base.classifier(
                 method, n, 0, lab.trainer.data.classes
             )
-            training.compile_model(model, 1e-3)
+            optimizer = keras.optimizers.Adam(1e-3)
+            model.compile(optimizer=optimizer, loss=training.loss())
             steps[method, n] = lambda model=model: model.train_on_batch(
                 batch, labels[:size]
             )

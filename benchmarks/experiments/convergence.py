@@ -23,7 +23,9 @@ def main(lab):
         if not lab_lib.by_rate(results, method):
             continue
         rate = lab_lib.best_rate(results, method)
-        curves[method] = rate, by_epoch(results, method, rate)
+        runs = lab_lib.by_rate(results, method)[rate]
+        curve = by_epoch(runs, "dev_accuracy")
+        curves[method] = rate, [100 * accuracy for accuracy in curve]
     top = max(max(curve) for _, curve in curves.values())
     for method, (rate, curve) in curves.items():
         rows.append(
@@ -48,14 +50,13 @@ def main(lab):
     )
 
 
-def by_epoch(results, method, rate):
-    """Mean accuracy over seeds after each epoch, in %."""
-    runs = lab_lib.by_rate(results, method)[rate]
-    curves = [[*run["dev_by_epoch"], run["dev_accuracy"]] for run in runs]
+def by_epoch(runs, key):
+    """Means over runs after each epoch; `key` is the last epoch's."""
+    curves = [[*run["dev_by_epoch"], run[key]] for run in runs]
     # A run whose loss ran away has no epochs after that.
     length = min(map(len, curves))
     return [
-        100 * sum(curve[epoch] for curve in curves) / len(curves)
+        sum(curve[epoch] for curve in curves) / len(curves)
         for epoch in range(length)
     ]
 

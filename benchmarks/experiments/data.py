@@ -44,29 +44,47 @@ def load(options, preprocessor) -> Data:
         "test": options.test_samples,
         "pairs": options.pairs,
     }
+    arrays = kept(
+        options.results, settings, lambda: _tokenize(options, preprocessor)
+    )
+
+    parts = {
+        part: (columns(arrays, part), arrays[f"labels_{part}"])
+        for part in PARTS
+    }
+    excerpts = (columns(arrays, "first"), columns(arrays, "last"))
+    classes = int(max(labels.max() for _, labels in parts.values())) + 1
+    return Data(**parts, excerpts=excerpts, classes=classes)
+
+
+def kept(folder, settings, make):
+    """Arrays by name, from disk if they were made before.
+
+    Args:
+        folder: Path, where they are kept.
+        settings: Dictionary, what decides them.
+        make: Function without arguments that makes them.
+    """
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-    path = options.results / f"tokens-{digest}.npz"
+    path = folder / f"tokens-{digest}.npz"
     if not path.exists():
-        arrays = _tokenize(options, preprocessor)
+        arrays = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         # More than one process may be at it.
         partial = path.with_suffix(f".{os.getpid()}.npz")
         np.savez_compressed(partial, **arrays)
         partial.rename(path)
     with np.load(path) as file:
-        arrays = dict(file)
+        return dict(file)
 
-    def inputs(part):
-        return {
-            name.partition("/")[2]: array
-            for name, array in arrays.items()
-            if name.startswith(f"{part}/")
-        }
 
-    parts = {part: (inputs(part), arrays[f"labels_{part}"]) for part in PARTS}
-    excerpts = (inputs("first"), inputs("last"))
-    classes = int(max(labels.max() for _, labels in parts.values())) + 1
-    return Data(**parts, excerpts=excerpts, classes=classes)
+def columns(arrays, part):
+    """The arrays of a part, which are named `part/column`."""
+    return {
+        name.partition("/")[2]: array
+        for name, array in arrays.items()
+        if name.startswith(f"{part}/")
+    }
 
 
 def _tokenize(options, preprocessor):

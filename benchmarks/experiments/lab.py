@@ -14,13 +14,14 @@ from rich.progress import TimeElapsedColumn
 from rich.progress import TimeRemainingColumn
 
 from benchmarks import report
-from benchmarks.experiments import data as data_lib
-from benchmarks.experiments import datasets
+from benchmarks.experiments import language_model
+from benchmarks.experiments import training
 from benchmarks.experiments.__main__ import part_name
 from benchmarks.experiments.methods import METHODS
-from benchmarks.experiments.models import Base
 from benchmarks.experiments.store import Store
-from benchmarks.experiments.training import Trainer
+
+# What a run trains, by experiment; the others train classifiers.
+TASKS = {"language": language_model}
 
 
 class Lab:
@@ -32,6 +33,7 @@ class Lab:
 
     def __init__(self, options):
         self.options = options
+        self.task = TASKS.get(options.experiment, training)
         self.store = Store(options.results / "runs.jsonl")
         self.environment = report.environment(
             keras.backend.backend(), options.threads
@@ -48,16 +50,14 @@ class Lab:
             "rank_blocks": (rank_blocks or options.rank_blocks)
             if METHODS[method].has_blocks
             else 1,
-            "data": datasets.name(options),
-            "preset": options.preset,
             "samples": options.samples,
             "dev_samples": options.dev_samples,
             "test_samples": options.test_samples,
-            "pairs": options.pairs,
             "length": options.length,
             "epochs": options.epochs,
             "batch_size": options.batch_size,
             "backend": keras.backend.backend(),
+            **self.task.settings(options),
         }
 
     def grid(self, methods):
@@ -73,12 +73,7 @@ class Lab:
     def trainer(self):
         """The model and the data, loaded when the first run needs them."""
         if self._trainer is None:
-            base = Base(self.options.preset, self.options.length)
-            self._trainer = Trainer(
-                base,
-                data_lib.load(self.options, base.preprocessor),
-                self.options.only_accuracy,
-            )
+            self._trainer = self.task.trainer(self.options)
         return self._trainer
 
     @property

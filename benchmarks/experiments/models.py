@@ -8,7 +8,42 @@ import keras_hub
 from benchmarks.experiments import methods
 
 
-class Base:
+class Pretrained:
+    """A pretrained backbone that models of a task are built from.
+
+    Args:
+        model: KerasHub task with its preprocessor.
+        length: Integer, tokens of a sentence.
+    """
+
+    def __init__(self, model, length):
+        self.preprocessor = model.preprocessor
+        self.preprocessor.sequence_length = length
+        self.task, self.backbone = type(model), type(model.backbone)
+        self.config = model.backbone.get_config()
+        # Llama's leaves it out, as of KerasHub 0.32.
+        if hasattr(model.backbone, "tie_word_embeddings"):
+            tied = model.backbone.tie_word_embeddings
+            self.config["tie_word_embeddings"] = tied
+        self.weights = model.backbone.get_weights()
+
+    def build(self, method, rank_blocks, seed, **arguments):
+        """A new model in which a method's parameters and the head train.
+
+        Args:
+            method: String, one of `METHODS`.
+            rank_blocks: Integer.
+            seed: Integer.
+            **arguments: Further arguments of the task's class.
+        """
+        backbone = self.backbone.from_config(self.config)
+        backbone.set_weights(self.weights)
+        model = self.task(backbone=backbone, preprocessor=None, **arguments)
+        methods.METHODS[method].adapt(model, rank_blocks, seed)
+        return model
+
+
+class Base(Pretrained):
     """A pretrained backbone that classifiers are built from.
 
     Args:
@@ -21,19 +56,11 @@ class Base:
         model = keras_hub.models.TextClassifier.from_preset(
             preset or str(folder), num_classes=2
         )
-        self.preprocessor = model.preprocessor
-        self.preprocessor.sequence_length = length
-        self.task, self.backbone = type(model), type(model.backbone)
-        self.config = model.backbone.get_config()
-        self.weights = model.backbone.get_weights()
+        super().__init__(model, length)
 
     def classifier(self, method, rank_blocks, seed, classes):
         """A new classifier in which a method's numbers and the head train."""
-        backbone = self.backbone.from_config(self.config)
-        backbone.set_weights(self.weights)
-        model = self.task(backbone, num_classes=classes, preprocessor=None)
-        methods.METHODS[method].adapt(model, rank_blocks, seed)
-        return model
+        return self.build(method, rank_blocks, seed, num_classes=classes)
 
 
 def find_in_package(package, path):

@@ -3,9 +3,9 @@
 import math
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from benchmarks.experiments import lab as lab_lib
+from benchmarks.experiments import rate_panels
 from benchmarks.experiments.methods import METHODS
 
 NAMES = (
@@ -49,7 +49,7 @@ def main(lab):
         seeds = [len(s) for s in lab_lib.by_rate(results, method).values()]
         best = max(curve.values())
         by_rate.append(
-            {"method": label, "seeds": _span(seeds)}
+            {"method": label, "seeds": span(seeds)}
             | {f"{rate:g}": curve.get(rate, "-") for rate in rates}
         )
         bands.append(
@@ -76,7 +76,7 @@ def main(lab):
     )
 
 
-def _span(counts):
+def span(counts):
     low, high = min(counts), max(counts)
     return str(low) if low == high else f"{low} to {high}"
 
@@ -119,90 +119,22 @@ def claim(bands):
     return " ".join(sentences)
 
 
-# A panel each, so that lines can be told apart.
-PANELS = {
-    "ETHER": ("ether", "ether-learned", "ether-both-learned"),
-    "ETHER+": (
-        "ether+",
-        "ether+-learned",
-        "ether+-input",
-        "ether+-input-learned",
-    ),
-    "Further methods": ("chain-2", "chain-4", "oft", "naive"),
-    "LoRA and full fine-tuning": ("lora-1", "lora-4", "lora-8", "full"),
-}
-
-
 def plot(results, methods, majority):
-    others = [name for name in methods if name not in sum(PANELS.values(), ())]
-    panels = {
-        title: [name for name in names if name in methods]
-        for title, names in {**PANELS, "Others": others}.items()
+    values = {
+        method: {
+            rate: [100 * run["test_accuracy"] for run in runs]
+            for rate, runs in lab_lib.by_rate(results, method).items()
+        }
+        for method in methods
     }
-    panels = {title: names for title, names in panels.items() if names}
-    rows = math.ceil(len(panels) / 2)
-    columns = min(2, len(panels))
-    figure = Figure(
-        figsize=(5.2 * columns, 3.9 * rows + 0.4), layout="constrained"
+    top = max(
+        np.mean(seeds) for rates in values.values() for seeds in rates.values()
     )
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True)
-    axes = list(np.ravel(grid))
-    top = max(_means(results, name).max() for name in methods)
-    for one, (title, names) in zip(axes, panels.items(), strict=False):
-        one.axhspan(top - POINTS[0], top, color="#f3e9c6", zorder=0)
-        one.axhline(majority, color="#888888", linestyle=":", linewidth=1)
-        for name in names:
-            _draw(one, results, name)
-        one.set_title(title, fontsize=11)
-        one.set_xscale("log")
-        one.grid(color="#e6e6e6", linewidth=0.6)
-        one.spines[["top", "right"]].set_visible(False)
-        one.tick_params(labelbottom=True)
-        one.legend(
-            fontsize=8,
-            frameon=False,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.09),
-            ncols=2,
-        )
-    for one in axes[len(panels) :]:
-        one.remove()
-    figure.supxlabel("learning rate of Adam", fontsize=10)
-    figure.supylabel("test accuracy, %", fontsize=10)
-    figure.suptitle(
-        "Accuracy by learning rate: means and ranges of seeds; within "
+    return rate_panels.plot(
+        values,
+        shaded=(top - POINTS[0], top),
+        line=majority,
+        label="test accuracy, %",
+        title="Accuracy by learning rate: means and ranges of seeds; within "
         f"{POINTS[0]} points of the best shaded; dotted, the majority",
-        fontsize=10,
-    )
-    return figure
-
-
-def _means(results, method):
-    runs = lab_lib.by_rate(results, method)
-    return np.array(
-        [100 * lab_lib.mean(seeds, "test_accuracy") for seeds in runs.values()]
-    )
-
-
-def _draw(axes, results, method):
-    runs = lab_lib.by_rate(results, method)
-    style = METHODS[method]
-    values = [
-        [100 * run["test_accuracy"] for run in seeds] for seeds in runs.values()
-    ]
-    axes.plot(
-        list(runs),
-        _means(results, method),
-        **style.marker,
-        markersize=4.5,
-        linestyle=style.line,
-        label=style.label,
-    )
-    axes.fill_between(
-        list(runs),
-        [min(v) for v in values],
-        [max(v) for v in values],
-        color=style.color,
-        alpha=0.12,
-        linewidth=0,
     )

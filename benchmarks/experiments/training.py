@@ -1,14 +1,15 @@
-"""One run: fine-tune, test, and measure what has become of the kernels."""
+"""One run of a classifier: fine-tune, test, measure how the kernels moved."""
 
-import math
 import time
 
 import keras
 import numpy as np
 from keras import ops
 
-import keras_ether
 from benchmarks.experiments import data as data_lib
+from benchmarks.experiments import datasets
+from benchmarks.experiments import fitting
+from benchmarks.experiments.models import Base
 from keras_ether.adapters import kinds
 from keras_ether.diagnostics import diagnosis
 from keras_ether.diagnostics import hyperspherical_energy
@@ -18,6 +19,22 @@ from keras_ether.surgery.layer_tree import LayerTree
 EVALUATION_BATCH = 64
 PERTURBATION = ("kernel_distance", "energy_change", "block_distance")
 RETENTION = ("match_accuracy", "rank_correlation")
+
+
+def settings(options):
+    """What decides the outcome of a run, besides what all tasks have."""
+    return {
+        "data": datasets.name(options),
+        "preset": options.preset,
+        "pairs": options.pairs,
+    }
+
+
+def trainer(options):
+    """A `Trainer`, as the command line asks for it."""
+    base = Base(options.preset, options.length)
+    data = data_lib.load(options, base.preprocessor)
+    return Trainer(base, data, options.only_accuracy)
 
 
 class Trainer:
@@ -56,13 +73,9 @@ class Trainer:
         if settings["method"] != "base":
             epochs = self.fit(model, settings)
         fitted = time.perf_counter()
-        trainable = sum(
-            math.prod(weight.shape) for weight in model.trainable_weights
-        )
+        trainable = fitting.trainable(model)
         perturbation = self.perturbation(model)
-        # From here on a batch costs no reflection, nor a solution of OFT's.
-        if any(map(kinds.is_adapted, linear_maps(model).values())):
-            keras_ether.merge(model)
+        fitting.merge(model)
         measured = {
             "trainable": trainable,
             "loss": None,
@@ -74,45 +87,23 @@ class Trainer:
             "fit_seconds": fitted - start,
             "seconds": time.perf_counter() - start,
         }
-        return {key: _finite(value) for key, value in measured.items()}
+        return fitting.finite(measured)
 
     def fit(self, model, settings):
-        """Trains, with a rate that falls linearly to zero.
-
-        Returns:
-            The mean loss of the last epoch, `None` where it ran away, which
-            ends the training; and the accuracy on the sentences to choose by
-            after each epoch but the last.
-        """
-        inputs, labels = self.data.train
-        rng = np.random.default_rng(settings["seed"])
-        chosen = rng.permutation(len(labels))[: settings["samples"] or None]
+        """Trains, and returns the loss and the accuracies by epoch."""
+        inputs, labels = fitting.choose(
+            self.data.train, settings["samples"], settings["seed"]
+        )
         batches = data_lib.Batches(
-            {key: value[chosen] for key, value in inputs.items()},
-            labels[chosen],
-            settings["batch_size"],
-            settings["seed"],
+            inputs, labels, settings["batch_size"], settings["seed"]
         )
-        steps = len(batches) * settings["epochs"]
-        compile_model(
+        return fitting.fit(
             model,
-            keras.optimizers.schedules.PolynomialDecay(
-                settings["learning_rate"], steps, end_learning_rate=0.0
-            ),
+            batches,
+            settings,
+            loss(),
+            lambda m: accuracy(m, *self.data.dev),
         )
-        # Not `fit`: KerasHub's wants a `tf.data.Dataset`.
-        accuracies = []
-        for epoch in range(settings["epochs"]):
-            if epoch:
-                accuracies.append(accuracy(model, *self.data.dev))
-            losses = []
-            for index in range(len(batches)):
-                logs = model.train_on_batch(*batches[index], return_dict=True)
-                losses.append(float(logs["loss"]))
-                if not math.isfinite(losses[-1]):
-                    return {"loss": None, "dev_by_epoch": accuracies}
-            batches.shuffle()
-        return {"loss": float(np.mean(losses)), "dev_by_epoch": accuracies}
 
     def perturbation(self, model):
         """How far the kernels have moved; means over the linear maps."""
@@ -156,11 +147,8 @@ class Trainer:
         return first @ last.T
 
 
-def compile_model(model, learning_rate):
-    model.compile(
-        optimizer=keras.optimizers.Adam(learning_rate),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-    )
+def loss():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 def linear_maps(model):
@@ -223,9 +211,3 @@ def _rank_correlation(one, other):
 def _numpy(tensor):
     tensor = ops.cast(tensor, "float32")
     return np.array(ops.convert_to_numpy(tensor))
-
-
-def _finite(value):
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
