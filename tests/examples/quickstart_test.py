@@ -19,7 +19,7 @@ PACKAGES = (
     "scattertext",
     "tensorflow",
 )
-ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+ON_TORCH = keras.backend.backend() == "torch"
 FOLDER = Path(__file__).parents[2] / "examples"
 
 # Not `pytest.importorskip`: importing two of them takes long.
@@ -100,18 +100,17 @@ def test_has_the_length_of_a_story():
 @pytest.mark.parametrize(
     ("preset", "trained"),
     [
-        # 37 kernels, and a head of 384 x 2 + 2: on the backend that a reader
-        # of the README has.
+        # 37 kernels, and a head of 384 x 2 + 2: where nothing is compiled.
         pytest.param(
             "all-MiniLM-L6-v2",
             21_120 + 770,
-            marks=[] if ON_TENSORFLOW else pytest.mark.nightly,
+            marks=[] if ON_TORCH else pytest.mark.nightly,
         ),
         # Four kernels of 8 inputs in attention, two behind it, the pooler's.
         pytest.param(
             "tiny",
             4 * 8 + 8 + 16 + 8 + 18,
-            marks=pytest.mark.nightly if ON_TENSORFLOW else [],
+            marks=pytest.mark.nightly if ON_TORCH else [],
         ),
     ],
 )

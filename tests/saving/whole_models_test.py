@@ -136,7 +136,9 @@ def test_training_goes_on_as_if_never_stopped(tmp_path):
     models.compile_and_fit(model, x, epochs=1)
     path = files.save(model, "weights", tmp_path)
     again = tuned.adapted("functional", "ether+", seed=7)
-    again.compile(keras.optimizers.Adam(0.01), model.loss)
+    again.compile(
+        keras.optimizers.Adam(0.01), model.loss, run_eagerly=models.EAGERLY
+    )
     again.optimizer.build(again.trainable_variables)
     files.load_into(again, "weights", path)
     assert_equal(
