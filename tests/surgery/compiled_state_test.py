@@ -210,7 +210,7 @@ def swept():
         yield pytest.param(name, marks=marks)
 
 
-@pytest.mark.parametrize("name", swept())
+@pytest.mark.parametrize("name", list(swept()))
 def test_optimizer_stays_and_trains_as_a_fresh_one_would(name, path):
     model, twin = make_model(), make_model()
     optimizer = OPTIMIZERS[name]()
