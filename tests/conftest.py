@@ -23,19 +23,13 @@ os.environ.setdefault(
     "--xla_llvm_disable_expensive_passes=true",
 )
 
-# Tests build the same models again and again. JAX then finds the machine code
-# in a folder, which goes with the run; one that is named here stays for the
-# next run.
+# Tests build the same models again and again, and workers the same ones. JAX
+# then finds the machine code in a folder, which goes with the run; one that is
+# named here stays for the next run.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax_")
-    atexit.register(
-        shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], True
-    )
-# JAX writes its files in place, so that another worker could read half of one.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(
-    os.environ["JAX_COMPILATION_CACHE_DIR"],
-    os.environ.get("PYTEST_XDIST_WORKER", ""),
-)
+    folder = tempfile.mkdtemp(prefix="jax_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 

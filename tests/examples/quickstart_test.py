@@ -88,6 +88,7 @@ def small(tmp_path, *more):
     ]
 
 
+@pytest.mark.once
 def test_has_the_length_of_a_story():
     lines = (FOLDER / "quickstart.py").read_text("utf-8").splitlines()
     assert 80 <= len(lines) <= 150
@@ -165,6 +166,7 @@ def columns(mails):
     return ["--data", str(mails), *names]
 
 
+@pytest.mark.once
 def test_reads_a_file_of_ones_own(helpers, mails):
     data = helpers.read_data(helpers.read_options(columns(mails)), 0)
 
@@ -174,6 +176,7 @@ def test_reads_a_file_of_ones_own(helpers, mails):
         assert text.endswith(data.classes[label])
 
 
+@pytest.mark.once
 def test_tells_of_rows_and_classes_that_are_of_no_use(helpers, mails, capsys):
     with mails.open("a") as file:
         file.write("\n \tbills\t0\nNo folder\t\t0\nNo folder either\t  \t0")
@@ -187,12 +190,14 @@ def test_tells_of_rows_and_classes_that_are_of_no_use(helpers, mails, capsys):
     assert len(data.train_texts) + len(data.test_texts) == 31
 
 
+@pytest.mark.once
 def test_tells_of_classes_that_are_not_trained(helpers, mails, capsys):
     arguments = [*columns(mails), "--samples", "1"]
     helpers.read_data(helpers.read_options(arguments), 0)
     assert "Classes without a text to train on: '" in capsys.readouterr().out
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("separator", "encoding"), [(";", "latin-1"), ("|", "utf-16"), ("\t", None)]
 )
@@ -208,6 +213,7 @@ def test_reads_other_separators_and_encodings(
     assert all(text.startswith("Grüße ") for text in data.train_texts)
 
 
+@pytest.mark.once
 def test_no_text_is_trained_on_and_tested(helpers):
     data = helpers.read_data(helpers.read_options([]), 0)
 
@@ -215,6 +221,7 @@ def test_no_text_is_trained_on_and_tested(helpers):
     assert not set(data.train_texts) & set(data.test_texts)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
