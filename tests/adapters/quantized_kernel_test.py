@@ -177,7 +177,8 @@ def test_merged_float8_computes_the_same(method, rng):
     keras_ether.apply(
         model, method=method, rank_blocks=2, targets=["shared", "split"]
     )
-    models.compile_and_fit(model, x)
+    # Keras's float8 has no gradient in TensorFlow's eager steps.
+    models.compile_and_fit(model, x, run_eagerly=False)
     scale = numpy_of(model.get_layer("shared").kernel_scale)
     assert scale != 1
     active = models.call(model, x)
