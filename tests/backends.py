@@ -70,7 +70,11 @@ def directional_derivative(function, arrays, directions):
     if backend == "jax":
         import jax
 
-        _, found = jax.jvp(function, tuple(arrays), tuple(directions))
+        def tangent(points, along):
+            return jax.jvp(function, points, along)[1]
+
+        # As above.
+        found = jax.jit(tangent)(tuple(arrays), tuple(directions))
     elif backend == "tensorflow":
         import tensorflow as tf
 

@@ -1,7 +1,10 @@
 """What every test shares. The backend is the one that KERAS_BACKEND names."""
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Tensors are tiny here, and the threads of several workers stand in each
@@ -20,13 +23,25 @@ os.environ.setdefault(
     "--xla_llvm_disable_expensive_passes=true",
 )
 
-import keras
+# Tests build the same models again and again, and workers the same ones. JAX
+# then finds the machine code in a folder, which goes with the run; one that is
+# named here stays for the next run.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = tempfile.mkdtemp(prefix="jax_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# Not Keras, which the process that hands tests out to others does without.
 import numpy as np
 import pytest
 
 
 def pytest_collection_modifyitems(config, items):
     """Runs what does not depend on the backend once, on PyTorch."""
+    import keras
+
     if keras.backend.backend() == "torch":
         return
     once = [item for item in items if item.get_closest_marker("once")]
@@ -47,6 +62,8 @@ def freeze_what_stays():
 
 @pytest.fixture(autouse=True)
 def seed():
+    import keras
+
     keras.utils.set_random_seed(0)
 
 

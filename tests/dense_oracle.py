@@ -5,6 +5,8 @@ are given as `{"input_u": array, ...}`, as an adapter names them; their first
 axis is the blocks.
 """
 
+import functools
+
 import numpy as np
 
 
@@ -51,11 +53,22 @@ def block_diagonal(blocks):
 
 def side_matrix(method, vectors, side):
     """The whole block-diagonal matrix of one side, or None."""
-    block, names = BLOCKS[method]
+    _, names = BLOCKS[method]
     if f"{side}_{names[0]}" not in vectors:
         return None
     arrays = [np.asarray(vectors[f"{side}_{n}"], "float64") for n in names]
-    return block_diagonal([block(*rows) for rows in zip(*arrays, strict=True)])
+    return matrix_of(method, *((a.tobytes(), a.shape) for a in arrays))
+
+
+# Finite differences of a kernel ask for the same matrices thousands of times.
+@functools.lru_cache(maxsize=8)
+def matrix_of(method, *contents):
+    block, _ = BLOCKS[method]
+    arrays = [np.frombuffer(data).reshape(shape) for data, shape in contents]
+    blocks = [block(*rows) for rows in zip(*arrays, strict=True)]
+    matrix = block_diagonal(blocks)
+    matrix.flags.writeable = False
+    return matrix
 
 
 def effective_kernel(method, vectors, kernel):

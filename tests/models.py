@@ -112,11 +112,20 @@ def inputs_of(name, rng, samples=8):
     return normal(16) if name == "mlp" else normal(6, 16)
 
 
-def compile_and_fit(model, x, epochs=2):
-    """Trains a few steps on made-up labels."""
+# Tracing a step takes TensorFlow several times as long as running a few. (JAX
+# finds most of its steps compiled, and PyTorch compiles none.)
+EAGERLY = keras.backend.backend() == "tensorflow"
+
+
+def compile_and_fit(model, x, epochs=2, run_eagerly=EAGERLY):
+    """Trains a few steps on made-up labels.
+
+    Tests of what comes after a compiled step say `run_eagerly=False`.
+    """
     model.compile(
         optimizer=keras.optimizers.Adam(0.01),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        run_eagerly=run_eagerly,
     )
     build_optimizer(model)
     return fit(model, x, epochs)

@@ -45,7 +45,8 @@ def test_fit(policy, method, rng):
     if method == "ether+":
         np.testing.assert_array_equal(models.call(model, x), base)
     before = models.values(vectors_of(model))
-    history = models.compile_and_fit(model, x)
+    eagerly = models.EAGERLY and method == "ether"
+    history = models.compile_and_fit(model, x, run_eagerly=eagerly)
     assert np.all(np.isfinite(history.history["loss"]))
     for vector, value in zip(vectors_of(model), before, strict=True):
         assert vector.dtype == "float32"
@@ -95,7 +96,7 @@ def test_step_whose_gradients_overflow_is_skipped(policy, method, rng):
 def test_loss_scaling_of_a_compiled_model_starts_anew(policy, rng):
     model, x = models.mlp(), models.inputs_of("mlp", rng)
     # Keras scales the loss by itself under this policy.
-    models.compile_and_fit(model, x, epochs=1)
+    models.compile_and_fit(model, x, epochs=1, run_eagerly=False)
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     keras_ether.apply(model, rank_blocks=2, trainable=["head"])
     before = models.values(vectors_of(model))

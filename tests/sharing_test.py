@@ -403,12 +403,12 @@ def test_model_around_is_fitted_after_compiling_again(rng):
         part = inner("inner")
         outer = levels_around(part)[1]
         if before:
-            models.compile_and_fit(outer, x)
+            models.compile_and_fit(outer, x, run_eagerly=False)
         draw = np.random.default_rng(1)
         for variable in outer.weights:
             variable.assign(draw.standard_normal(variable.shape))
         keras_ether.apply(part, seed=0)
-        models.compile_and_fit(outer, x, epochs=4)
+        models.compile_and_fit(outer, x, epochs=4, run_eagerly=False)
         return models.values(y.ether.input_u for y in part.layers[1:])
 
     for one, other in zip(fitted(True), fitted(False), strict=True):

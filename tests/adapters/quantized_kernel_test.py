@@ -108,7 +108,7 @@ def test_base_trains_and_stays(mode, method, rng):
     if method == "ether+":
         np.testing.assert_array_equal(models.call(model, x), base)
     assert np.abs(numpy_of(first.kernel)).max() > 0
-    history = models.compile_and_fit(model, x)
+    history = models.compile_and_fit(model, x, run_eagerly=False)
     assert np.all(np.isfinite(history.history["loss"]))
     for vector in models.values(first.ether.vectors.values()):
         assert np.all(np.isfinite(vector))
@@ -177,7 +177,8 @@ def test_merged_float8_computes_the_same(method, rng):
     keras_ether.apply(
         model, method=method, rank_blocks=2, targets=["shared", "split"]
     )
-    models.compile_and_fit(model, x)
+    # Keras's float8 has no gradient in TensorFlow's eager steps.
+    models.compile_and_fit(model, x, run_eagerly=False)
     scale = numpy_of(model.get_layer("shared").kernel_scale)
     assert scale != 1
     active = models.call(model, x)

@@ -13,7 +13,9 @@ DATA = models.inputs_of("mlp", np.random.default_rng(0)), np.ones((8, 4))
 
 def fit(model, *callbacks):
     """Two steps in each epoch."""
-    model.compile(keras.optimizers.Adam(0.01), "mse")
+    model.compile(
+        keras.optimizers.Adam(0.01), "mse", run_eagerly=models.EAGERLY
+    )
     # In one order, so that two runs can be compared.
     return model.fit(
         *DATA,

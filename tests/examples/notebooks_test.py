@@ -44,11 +44,13 @@ def cells_with(notebook, kind):
     return [cell for cell in notebook["cells"] if cell["cell_type"] == kind]
 
 
+@pytest.mark.once
 def test_every_notebook_has_a_script():
     assert sorted(path.stem for path in EXAMPLES.glob("*.ipynb")) == NAMES
     assert len(NAMES) == 6
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", NAMES)
 def test_text_and_code_are_those_of_the_script(building, name):
     script = building.read_script(EXAMPLES / "notebooks" / f"{name}.py")
@@ -68,6 +70,7 @@ def test_text_and_code_are_those_of_the_script(building, name):
     assert written == paired
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", NAMES)
 def test_structure(name):
     notebook = read(name)
@@ -90,6 +93,7 @@ def test_structure(name):
     assert len(cells_with(notebook, "markdown")) >= len(code) / 2
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", NAMES)
 def test_was_run_and_shows_little(name):
     code = cells_with(read(name), "code")

@@ -19,7 +19,7 @@ PACKAGES = (
     "scattertext",
     "tensorflow",
 )
-ON_TENSORFLOW = keras.backend.backend() == "tensorflow"
+ON_TORCH = keras.backend.backend() == "torch"
 FOLDER = Path(__file__).parents[2] / "examples"
 
 # Not `pytest.importorskip`: importing two of them takes long.
@@ -88,6 +88,7 @@ def small(tmp_path, *more):
     ]
 
 
+@pytest.mark.once
 def test_has_the_length_of_a_story():
     lines = (FOLDER / "quickstart.py").read_text("utf-8").splitlines()
     assert 80 <= len(lines) <= 150
@@ -100,18 +101,17 @@ def test_has_the_length_of_a_story():
 @pytest.mark.parametrize(
     ("preset", "trained"),
     [
-        # 37 kernels, and a head of 384 x 2 + 2: on the backend that a reader
-        # of the README has.
+        # 37 kernels, and a head of 384 x 2 + 2: where nothing is compiled.
         pytest.param(
             "all-MiniLM-L6-v2",
             21_120 + 770,
-            marks=[] if ON_TENSORFLOW else pytest.mark.nightly,
+            marks=[] if ON_TORCH else pytest.mark.nightly,
         ),
         # Four kernels of 8 inputs in attention, two behind it, the pooler's.
         pytest.param(
             "tiny",
             4 * 8 + 8 + 16 + 8 + 18,
-            marks=pytest.mark.nightly if ON_TENSORFLOW else [],
+            marks=pytest.mark.nightly if ON_TORCH else [],
         ),
     ],
 )
@@ -166,6 +166,7 @@ def columns(mails):
     return ["--data", str(mails), *names]
 
 
+@pytest.mark.once
 def test_reads_a_file_of_ones_own(helpers, mails):
     data = helpers.read_data(helpers.read_options(columns(mails)), 0)
 
@@ -175,6 +176,7 @@ def test_reads_a_file_of_ones_own(helpers, mails):
         assert text.endswith(data.classes[label])
 
 
+@pytest.mark.once
 def test_tells_of_rows_and_classes_that_are_of_no_use(helpers, mails, capsys):
     with mails.open("a") as file:
         file.write("\n \tbills\t0\nNo folder\t\t0\nNo folder either\t  \t0")
@@ -188,12 +190,14 @@ def test_tells_of_rows_and_classes_that_are_of_no_use(helpers, mails, capsys):
     assert len(data.train_texts) + len(data.test_texts) == 31
 
 
+@pytest.mark.once
 def test_tells_of_classes_that_are_not_trained(helpers, mails, capsys):
     arguments = [*columns(mails), "--samples", "1"]
     helpers.read_data(helpers.read_options(arguments), 0)
     assert "Classes without a text to train on: '" in capsys.readouterr().out
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("separator", "encoding"), [(";", "latin-1"), ("|", "utf-16"), ("\t", None)]
 )
@@ -209,6 +213,7 @@ def test_reads_other_separators_and_encodings(
     assert all(text.startswith("Grüße ") for text in data.train_texts)
 
 
+@pytest.mark.once
 def test_no_text_is_trained_on_and_tested(helpers):
     data = helpers.read_data(helpers.read_options([]), 0)
 
@@ -216,6 +221,7 @@ def test_no_text_is_trained_on_and_tested(helpers):
     assert not set(data.train_texts) & set(data.test_texts)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

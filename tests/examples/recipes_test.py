@@ -57,6 +57,7 @@ def assert_base_unchanged(adapted, make):
 # GLUE
 
 
+@pytest.mark.once
 def test_glue_has_the_rates_and_lengths_of_the_paper(recipe):
     tasks = recipe("glue").TASKS
     assert {name: (*t.rates, t.length) for name, t in tasks.items()} == {
@@ -71,6 +72,7 @@ def test_glue_has_the_rates_and_lengths_of_the_paper(recipe):
     }
 
 
+@pytest.mark.once
 def test_glue_metrics_are_those_of_scikit_learn(recipe, rng):
     from scipy import stats
     from sklearn import metrics
@@ -142,6 +144,7 @@ FILES = {
 }
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("task", FILES)
 def test_glue_reads_the_files_of_every_task(recipe, tmp_path, task):
     glue = recipe("glue")
@@ -221,6 +224,7 @@ def records(tmp_path):
     return path
 
 
+@pytest.mark.once
 def test_instruction_tuning_weighs_responses_alone(recipe, records):
     tuning = recipe("instruction_tuning")
     options = tuning.read_options(["--data", str(records)])
@@ -241,6 +245,7 @@ def test_instruction_tuning_weighs_responses_alone(recipe, records):
         assert ("### Input:\nnow" in text) == bool(record["input"])
 
 
+@pytest.mark.once
 def test_instruction_tuning_says_which_packages_smollm2_needs(
     recipe, monkeypatch, tmp_path
 ):
@@ -423,6 +428,7 @@ def test_sampler_draws_as_keras_hub_does(recipe):
     assert np.abs(pictures(lambda maps: maps) - expected).max() > 1.0
 
 
+@pytest.mark.once
 def test_pictures_are_read_from_folders(recipe, tmp_path):
     diffusion, semantic_map = recipe("diffusion"), recipe("semantic_map")
     for folder, ending in (("images", "jpg"), ("maps", "png")):
@@ -479,6 +485,7 @@ def test_vtab(recipe, method, trained):
     assert_base_unchanged(result.model, lambda: vtab.load_model(options, 10))
 
 
+@pytest.mark.once
 def test_vtab_reads_folders(recipe, tmp_path):
     vtab = recipe("vtab")
     for part in ("train", "test"):
@@ -503,6 +510,7 @@ def test_vtab_reads_folders(recipe, tmp_path):
 # Wrong input
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "arguments", "words"),
     [
@@ -538,6 +546,7 @@ def test_wrong_input_ends_in_one_line(
     assert "\n" not in complaint
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -82,13 +82,14 @@ def test_file_makes_a_base_the_fine_tuned_model(name, method, rng, path):
 def test_loaded_adapters_train(rng, path):
     keras_ether.save_adapter(adapted(), path)
     model = make("mlp")
-    models.compile_and_fit(model, models.inputs_of("mlp", rng))
+    x = models.inputs_of("mlp", rng)
+    models.compile_and_fit(model, x, run_eagerly=False)
     model.set_weights(make("mlp").get_weights())
     keras_ether.load_adapter(model, path)
     before = models.values(model.weights)
     trainable = {id(v) for v in model.trainable_weights}
     # Without a new `compile`.
-    models.fit(model, models.inputs_of("mlp", rng))
+    models.fit(model, x)
     for variable, value in zip(model.weights, before, strict=True):
         moved = not np.array_equal(*models.values([variable]), value)
         assert moved == (id(variable) in trainable), variable.path
@@ -396,8 +397,8 @@ def test_quantized_base(mode, rng, path):
     x = models.inputs_of("mlp", rng)
     model = keras_ether.apply(base(), trainable=["head"])
     if mode == "float8":
-        # Its scales move in training.
-        models.compile_and_fit(model, x)
+        # Its scales move in training, which TensorFlow has to compile.
+        models.compile_and_fit(model, x, run_eagerly=False)
     randomize(model)
     keras_ether.save_adapter(model, path)
     fresh = keras_ether.load_adapter(base(), path)

@@ -64,10 +64,21 @@ CELLS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def path_of(tmp_path_factory):
+    """Files by model, way and state, each saved once."""
+
+    @functools.cache
+    def save(name, how, state):
+        folder = tmp_path_factory.mktemp("saved")
+        return files.save(fine_tuned(name, state).model, how, folder)
+
+    return save
+
+
 @pytest.mark.parametrize(("name", "how", "state", "loaded"), CELLS)
-def test_cell(name, how, state, loaded, tmp_path):
-    saved = fine_tuned(name, state)
-    path = files.save(saved.model, how, tmp_path)
+def test_cell(name, how, state, loaded, path_of):
+    saved, path = fine_tuned(name, state), path_of(name, how, state)
     if loaded == "plain":
         make = functools.partial(tuned.base, name, seed=1)
         model = files.load_plain(how, path, make)
@@ -136,7 +147,9 @@ def test_training_goes_on_as_if_never_stopped(tmp_path):
     models.compile_and_fit(model, x, epochs=1)
     path = files.save(model, "weights", tmp_path)
     again = tuned.adapted("functional", "ether+", seed=7)
-    again.compile(keras.optimizers.Adam(0.01), model.loss)
+    again.compile(
+        keras.optimizers.Adam(0.01), model.loss, run_eagerly=models.EAGERLY
+    )
     again.optimizer.build(again.trainable_variables)
     files.load_into(again, "weights", path)
     assert_equal(

@@ -68,7 +68,9 @@ def check_life(model, x, method):
         assert np.abs(started - base).max() > 1e-3
     else:
         np.testing.assert_array_equal(started, base)
-    models.compile_and_fit(model, x)
+    # Once compiled, once not, on TensorFlow too.
+    eagerly = models.EAGERLY and method == "ether"
+    models.compile_and_fit(model, x, run_eagerly=eagerly)
     active = models.call(model, x)
     assert np.abs(active - started).max() > 1e-4
     np.testing.assert_allclose(model.predict(x, verbose=0), active, atol=1e-5)
@@ -149,8 +151,19 @@ def test_kernel_is_what_explicit_matrices_give(method, side):
         )
 
 
+@pytest.mark.parametrize(
+    "model_name",
+    [
+        # To compile it takes longer than all others together.
+        pytest.param(name, marks=pytest.mark.nightly)
+        if name == "bert" and keras.backend.backend() != "torch"
+        else name
+        for name in models.ALL
+    ],
+    indirect=True,
+)
 def test_fit_goes_on_without_a_new_compile(model, x):
-    models.compile_and_fit(model, x)
+    models.compile_and_fit(model, x, run_eagerly=False)
     model.predict(x, verbose=0)
     optimizer = model.optimizer
     apply(model, method="ether+")
@@ -432,13 +445,20 @@ def bad_arguments():
     }
 
 
-@pytest.mark.parametrize("case", bad_arguments())
-def test_bad_argument_is_one_clear_error(case, rng):
-    arguments, message = bad_arguments()[case]
+@pytest.fixture(scope="module")
+def trained():
+    """One model for all errors, since they leave it as it was."""
     model = models.mlp()
-    x = models.inputs_of("mlp", rng)
-    models.compile_and_fit(model, x)
-    before = snapshot(model)
+    models.compile_and_fit(
+        model, models.inputs_of("mlp", np.random.default_rng(0))
+    )
+    return model
+
+
+@pytest.mark.parametrize("case", bad_arguments())
+def test_bad_argument_is_one_clear_error(case, trained):
+    arguments, message = bad_arguments()[case]
+    model, before = trained, snapshot(trained)
     for verb in (keras_ether.apply, keras_ether.plan):
         with pytest.raises(ValueError, match=f"(?s){message}"):
             verb(model, **arguments)
