@@ -12,7 +12,6 @@ from keras_ether.adapters.adapter import Adapter
 from keras_ether.bank.stacks import BASE
 from keras_ether.bank.stacks import Stack
 from keras_ether.bank.stacks import factors_of
-from keras_ether.ops.backend import tensor
 from keras_ether.ops.each_example import take_rows
 from keras_ether.ops.each_example import where_each
 from keras_ether.ops.row_gradients import scale_gradient
@@ -64,6 +63,7 @@ class BankExamples:
         # For an id without a row NaN, and never another adapter's outputs.
         self.is_base = ops.equal(ids, BASE)
         self.mark = ops.where(is_row, take_rows(marks, self.ids), np.nan)
+        self.training = trained is not None
         self.scale = None
         if trained == "mean":
             self.scale = share_of_own(self.ids)
@@ -117,8 +117,12 @@ class BankExamples:
             base: Function from the base's weights, by name, to outputs.
         """
         rows = self.stacks[id(layer)].rows
+        row = ops.full((1,), BASE, "int32")
         of_base = base(
-            {n: ops.stop_gradient(tensor(v)[BASE]) for n, v in rows.items()}
+            {
+                n: ops.stop_gradient(take_rows(v, row)[0])
+                for n, v in rows.items()
+            }
         )
         return tree.map_structure(
             lambda x, y: where_each(self.is_base, x, y), of_base, each
@@ -140,7 +144,7 @@ class BankExamples:
         )
 
     def _take(self, variable: Variable) -> Tensor:
-        values = take_rows(variable, self.ids)
+        values = take_rows(variable, self.ids, self.training)
         if self.scale is None:
             return values
         return scale_gradient(values, self.scale)

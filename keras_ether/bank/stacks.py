@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.ops.each_example import set_row
+from keras_ether.ops.each_example import take_rows
 from keras_ether.ops.values import to_numpy
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
@@ -66,7 +67,7 @@ class Stack(keras.layers.Layer):
     def row(self, row: int) -> dict[str, np.ndarray]:
         """The values of a row, NumPy arrays."""
         return {
-            name: to_numpy(variable[row])
+            name: to_numpy(take_rows(variable, ops.full((1,), row, "int32"))[0])
             for name, variable in self.rows.items()
         }
 

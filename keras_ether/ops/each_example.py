@@ -126,10 +126,8 @@ def beside_pays(
         return False
     _, d, f = view.sizes(kernel.shape)
     blocks, k, _ = inputs[0].shape[1:]
-    # On square kernels, PyTorch's additions in place make up for it, and where
-    # factors have more rows than one, XLA's sums in one pass.
-    on_square = BACKEND == "torch" or (BACKEND == "jax" and k > 1)
-    if d < f or (d == f and not on_square) or blocks * k > MAX_ROWS:
+    # PyTorch's additions in place make up for it on square kernels too.
+    if d < f or (d == f and BACKEND != "torch") or blocks * k > MAX_ROWS:
         return False
     if dtype_name(x) != dtype_name(kernel):
         return False
@@ -177,11 +175,19 @@ def _add_blocks(rows: Tensor, s: Tensor, right: Tensor) -> Tensor:
         return rows + reshape(y, ops.shape(rows))
     # XLA fuses sums into the pass that writes their total, and writes the
     # result of a product to memory.
-    return rows + sum(
-        ops.repeat(s[..., i], width, axis=-1)
-        * reshape(right[:, :, i], (batch, 1, blocks * width))
-        for i in range(k)
-    )
+    if blocks * k > MAX_ROWS:
+        return rows + sum(
+            ops.repeat(s[..., i], width, axis=-1)
+            * reshape(right[:, :, i], (batch, 1, blocks * width))
+            for i in range(k)
+        )
+    # Block by block, where each element needs no look which block it is in.
+    parts = [
+        rows[..., n * width : (n + 1) * width]
+        + sum(s[..., n, i : i + 1] * right[:, None, n, i] for i in range(k))
+        for n in range(blocks)
+    ]
+    return ops.concatenate(parts, axis=-1) if blocks > 1 else parts[0]
 
 
 def _add_product(rows: Tensor, s: Tensor, right: Tensor, owned: bool) -> Tensor:
@@ -235,15 +241,23 @@ def where_each(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return reshape(chosen, shape)
 
 
-def take_rows(variable: Variable, ids: Tensor) -> Tensor:
+def take_rows(
+    variable: Variable, ids: Tensor, training: bool = False
+) -> Tensor:
     """The rows of a variable that `ids` name, all of which must exist.
 
     Args:
-        variable: Variable of shape `(rows, ...)`.
+        variable: Variable of shape `(rows, ...)`, without autocasting.
         ids: Int32 tensor of shape `(batch,)`.
+        training: Whether the gradient of the variable will be asked for.
+            Defaults to `False`.
     """
     if BACKEND == "torch":
         return tensor(variable).index_select(0, ids)
+    if BACKEND == "tensorflow" and not training:
+        # After `set_row`, TensorFlow copies a variable whenever it is read as a
+        # whole. The gradient would be sparse, and only its dense one is scaled.
+        return variable.value.sparse_read(ids)
     return ops.take(tensor(variable), ids, axis=0)
 
 
