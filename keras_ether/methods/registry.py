@@ -33,7 +33,8 @@ class Method:
             `"both"`, or `"narrow"` for the shorter of the two.
         orthogonal: Whether every block is orthogonal, so that its transpose
             inverts it.
-        learning_rate: A learning rate for Adam that is a good first try.
+        learning_rate: A learning rate for Adam that is a good first try with
+            four blocks.
         min_width: Integer, the width of the smallest block that can train. A
             unit vector of one entry is a constant. Defaults to 2.
         random_start: A start away from the identity, for a learned strength, if
