@@ -17,6 +17,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*passed to the model"),
 ]
 METHODS = ["ether", "ether+"]
+COMPILED = keras.backend.backend() != "torch"
 SLOW = ["join", "reversible", "untied"]
 PAIRS = [
     ("int8", "ether"),
@@ -202,7 +203,14 @@ def test_float8_draws_dropout(rng):
 
 
 @pytest.mark.parametrize(
-    ("mode", "method"), [("gptq", "ether+"), ("awq", "ether")]
+    ("mode", "method"),
+    [
+        # Keras's calibration takes long to compile.
+        pytest.param(
+            "gptq", "ether+", marks=pytest.mark.nightly if COMPILED else ()
+        ),
+        ("awq", "ether"),
+    ],
 )
 def test_calibrated_base_trains_and_stays(mode, method, rng):
     model, x = qm.calibrated(mode), qm.ids_of(rng)

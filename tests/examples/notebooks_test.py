@@ -147,10 +147,10 @@ def only_on_jax():
         pytest.skip("one backend will do")
 
 
-def nightly_but_on_jax(test):
-    """By default on the backend that notebooks are built on."""
-    on_jax = keras.backend.backend() == "jax"
-    return test if on_jax else pytest.mark.nightly(test)
+def nightly_but_on_torch(test):
+    """By default where nothing is compiled."""
+    on_torch = keras.backend.backend() == "torch"
+    return test if on_torch else pytest.mark.nightly(test)
 
 
 def test_classify_text_shows_what_was_learned():
@@ -171,7 +171,7 @@ def test_classify_text_shows_what_was_learned():
     )
 
 
-@nightly_but_on_jax
+@nightly_but_on_torch
 def test_classify_text(building, tmp_path):
     found = run(
         building,
