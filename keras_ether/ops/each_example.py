@@ -255,9 +255,12 @@ def take_rows(
     if BACKEND == "torch":
         return tensor(variable).index_select(0, ids)
     if BACKEND == "tensorflow" and not training:
+        value = variable.value
         # After `set_row`, TensorFlow copies a variable whenever it is read as a
-        # whole. The gradient would be sparse, and only its dense one is scaled.
-        return variable.value.sparse_read(ids)
+        # whole. Rows read alone have a sparse gradient. (In a
+        # `keras.StatelessScope` the value may be a tensor.)
+        if hasattr(value, "sparse_read"):
+            return value.sparse_read(ids)
     return ops.take(tensor(variable), ids, axis=0)
 
 

@@ -275,6 +275,26 @@ def test_nothing_is_traced_again(rng):
     assert not traces
 
 
+def test_stateless_call_uses_the_values_it_is_given(rng):
+    bank, _ = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    first, second = bank.ids(["a0", "a1"])
+    swap = np.arange(bank.capacity + 1)
+    swap[[first, second]] = second, first
+    swapped = [
+        keras.ops.convert_to_tensor(models.values([v])[0][swap])
+        for v in bank.model.trainable_variables
+    ]
+    others = [keras.ops.copy(v) for v in bank.model.non_trainable_variables]
+    inputs = banks.with_ids(x, np.full(len(x), first, "int32"))
+    found, _ = bank.model.stateless_call(swapped, others, inputs)
+    np.testing.assert_allclose(
+        models.values([found])[0],
+        banks.call(bank, x, ["a1"] * len(x)),
+        atol=1e-6,
+    )
+
+
 def test_several_threads(rng):
     bank, alone = banks.bank_of("mlp", "ether+")
     x = models.inputs_of("mlp", rng)
