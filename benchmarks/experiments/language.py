@@ -12,24 +12,8 @@ from benchmarks.experiments import rate_panels
 from benchmarks.experiments import robustness
 from benchmarks.experiments.methods import METHODS
 
-# Without BitFit and the head, since Llama has no bias, and no head of its own.
-NAMES = (
-    "ether",
-    "ether-learned",
-    "ether-both-learned",
-    "ether+",
-    "ether+-learned",
-    "ether+-input",
-    "ether+-input-learned",
-    "chain-2",
-    "chain-4",
-    "oft",
-    "naive",
-    "lora-1",
-    "lora-4",
-    "lora-8",
-    "full",
-)
+# Llama has no bias, and no head of its own.
+NAMES = [name for name in METHODS if name not in ("bitfit", "head", "base")]
 # Nats that are near enough to a best loss: 2 % of the perplexity.
 MARGIN = 0.02
 

@@ -8,22 +8,9 @@ from benchmarks.experiments import lab as lab_lib
 from benchmarks.experiments import rate_panels
 from benchmarks.experiments.methods import METHODS
 
-NAMES = (
-    "ether",
-    "ether-learned",
-    "ether-both-learned",
-    "ether+",
-    "ether+-learned",
-    "ether+-input",
-    "ether+-input-learned",
-    "chain-2",
-    "chain-4",
-    "oft",
-    "naive",
-    "lora-1",
-    "lora-8",
-    "full",
-)
+NAMES = [
+    name for name in METHODS if name not in ("lora-4", "bitfit", "head", "base")
+]
 # What is near enough to a best accuracy, and what has at least learned.
 POINTS = (2, 10)
 # Decades; the rates tried are 0.6 apart.
