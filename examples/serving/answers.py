@@ -70,8 +70,9 @@ class Answers:
         model: The adapted model.
         folder: String or `PathLike`, where the adapters' files are.
         capacity: Integer, how many of them are in memory at most.
-        batch: Integer, the size of the batches that the model is given.
-            Smaller ones are filled up, so that nothing is compiled again.
+        batch: Integer, the size of the largest batch that the model is given.
+            Others are filled up to the next power of two, so that nothing is
+            compiled again.
     """
 
     def __init__(self, model, folder, capacity=256, batch=32):
@@ -81,11 +82,13 @@ class Answers:
                 f"many adapters. Received: capacity={capacity}, batch={batch}"
             )
         self.folder = pathlib.Path(folder)
-        self.batch = batch
         self.bank = keras_ether.AdapterBank(model, capacity)
         # One batch at a time: no adapter comes or goes while one is computed.
         self._lock = threading.Lock()
-        self([None], [[1]])
+        powers = [2**i for i in range(batch.bit_length())]
+        self.sizes = [size for size in powers if size < batch] + [batch]
+        for size in self.sizes:
+            self([None] * size, [[1]] * size)
 
     def check(self, name):
         """Raises an `UnknownAdapterError` if there is no such adapter."""
@@ -103,7 +106,8 @@ class Answers:
         with self._lock:
             ready, errors = self._load(names)
             filled = [name if name in ready else None for name in names]
-            missing = self.batch - len(names)
+            size = next(size for size in self.sizes if size >= len(names))
+            missing = size - len(names)
             x = inputs_of([*token_ids, *[[1]] * missing])
             x["adapter_id"] = self.bank.ids(filled + [None] * missing)
             logits = self.bank.model.predict_on_batch(x)

@@ -54,6 +54,22 @@ def test_more_adapters_than_fit_are_loaded_when_asked_for(answers, folder):
     assert len(service.bank.names) == 2
 
 
+def test_batches_are_filled_up_to_few_sizes(answers, folder, monkeypatch):
+    service = answers.Answers(
+        answers.adapted_model(**SIZE), folder, capacity=5, batch=5
+    )
+    predict, seen = service.bank.model.predict_on_batch, []
+
+    def watched(x):
+        seen.append(len(x["adapter_id"]))
+        return predict(x)
+
+    monkeypatch.setattr(service.bank.model, "predict_on_batch", watched)
+    for size in range(1, 6):
+        assert len(service([None] * size, [[1]] * size)) == size
+    assert seen == [1, 2, 4, 4, 5]
+
+
 def test_names_near_an_unknown_one(answers, folder):
     service = answers.Answers(
         answers.adapted_model(**SIZE), folder, capacity=2, batch=2
