@@ -1,5 +1,6 @@
 """Derivatives and compilation, by whichever backend runs."""
 
+import functools
 import warnings
 
 import keras
@@ -110,6 +111,22 @@ def compile_function(function):
     import torch
 
     return torch.compile(function, backend="aot_eager")
+
+
+def compile_models_as_users_do(monkeypatch):
+    """For tests of equal bits in two programs: JAX's own emitters.
+
+    The quick ones of the other tests (`conftest.py`) round the same operations
+    differently beside different neighbours.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+        from keras.src.backend.jax import trainer
+
+        jit = functools.partial(
+            jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True}
+        )
+        monkeypatch.setattr(trainer, "jit", jit)
 
 
 def finite_differences(function, arrays, step=1e-6):

@@ -106,6 +106,7 @@ def fit(model, data, epochs, initial_epoch=0, callbacks=(), **kwargs):
     return losses.values
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_resumed_run_is_one_that_never_stopped(optimizer, data, tmp_path):
     path = tmp_path / "latest.safetensors"

@@ -41,6 +41,7 @@ def moved(name, seed=1, **changed):
     return model
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("name", EACH)
 def test_life(name, rng, tmp_path):
     _, exact_start = VARIANTS[name]
@@ -109,6 +110,7 @@ def test_what_can_not_be_taken_out_is_an_error(tmp_path):
         np.testing.assert_array_equal(now, then)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("name", ["learned", "learned ether+"])
 def test_banks(name, rng):
     x = models.inputs_of("mlp", rng, samples=3)

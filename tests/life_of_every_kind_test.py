@@ -24,6 +24,7 @@ def train(model, x):
     model.train_on_batch(x, np.ones((len(x), 2), "float32"))
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("kind", kinds.LAYERS)
 def test_life(kind, rng, tmp_path):
     model, x = kinds.model_of(kind), kinds.inputs_of(kind, rng)

@@ -34,6 +34,7 @@ def vectors_of(model):
     ]
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("policy", POLICIES, indirect=True)
 def test_fit(policy, method, rng):

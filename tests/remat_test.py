@@ -43,6 +43,7 @@ def losses(kind, rng, method, dropout, scope=None, run_eagerly=False):
     return history.history["loss"]
 
 
+@pytest.mark.by_turns
 @pytest.mark.filterwarnings("ignore:.*must be floating")
 @pytest.mark.parametrize(
     ("kind", "scope"),

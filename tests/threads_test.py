@@ -55,6 +55,7 @@ def check_threads(model, layer, x, times=48):
     assert layer.ether.__dict__ == adapter
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("kind", "method"), kinds.sweep(*METHODS))
 def test_every_kind_answers_right(kind, method, rng):
     model, x = kinds.model_of(kind), kinds.inputs_of(kind, rng)
@@ -71,6 +72,7 @@ def test_every_kind_answers_right(kind, method, rng):
     check_threads(model, layer, x)
 
 
+@pytest.mark.by_turns
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
 @pytest.mark.parametrize("method", ["ether", "ether+"])
 @pytest.mark.parametrize("mode", ["int8", "int4", "float8"])

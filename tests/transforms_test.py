@@ -333,6 +333,7 @@ def sparse(array):
 DTYPES = ["uint8", "bool", "int32", "bfloat16", "int8", "float16", "float64"]
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     ("kind", "dtype"),
     kinds.sweep(

@@ -9,7 +9,12 @@ import os
 
 os.environ["KERAS_BACKEND"] = "jax"
 # Heeded by the processor alone, and read when JAX starts.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        *os.environ.get("XLA_FLAGS", "").split(),
+        "--xla_force_host_platform_device_count=8",
+    ]
+)
 
 import keras
 from common import make_data

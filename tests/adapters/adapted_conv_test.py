@@ -47,6 +47,7 @@ def effective_kernel(layer, method, vectors):
     return np.swapaxes(kernel, -1, -2) if transposed else kernel
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("side", ["input", "output", "both"])
 @pytest.mark.parametrize("kind", kinds.CONVOLUTIONS)
 def test_call_and_kernel_are_those_of_explicit_matrices(kind, side, rng):

@@ -88,6 +88,7 @@ SUBCLASSES = {
 }
 
 
+@pytest.mark.by_turns
 @pytest.mark.filterwarnings("ignore:.*is frozen now")
 @pytest.mark.parametrize("layer_class", SUBCLASSES)
 def test_subclass_is_adapted(layer_class, rng):

@@ -95,6 +95,7 @@ def test_error_is_the_distance_relative_to_the_norm(rng):
     assert 0.02 < rounded.error < 0.15
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     ("mode", "method"), [*PAIRS, ("float8", "ether"), ("float8", "ether+")]
 )

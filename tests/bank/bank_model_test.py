@@ -52,7 +52,8 @@ def test_answers_are_those_of_each_adapter_alone(name, method, rng):
     np.testing.assert_array_equal(models.call(bank.model.base, x), before)
 
 
-def test_predict_and_evaluate(rng):
+def test_predict_and_evaluate(rng, monkeypatch):
+    backends.compile_models_as_users_do(monkeypatch)
     bank, alone = banks.bank_of()
     x = models.inputs_of("mlp", rng)
     base = banks.plain("mlp")
@@ -90,6 +91,7 @@ def kind_bank(kind, method="ether", dtype=None, blocks=2):
     return bank, alone, keras_ether.remove(make(2))
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("kind", "method"), kinds.sweep("ether", "ether+"))
 def test_every_kind_of_layer(kind, method, rng):
     bank, alone, base = kind_bank(kind, method)
@@ -131,6 +133,7 @@ def test_more_blocks_than_fit_one_matrix(rng):
         )
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("method", ["ether", "ether+"])
 def test_wide_inputs_of_many_rows(method, rng):
     """Their factors act beside the product, and `None` is still the base."""

@@ -24,6 +24,7 @@ def numpy(x):
     return np.array(ops.convert_to_numpy(x))
 
 
+@pytest.mark.by_turns
 @pytest.mark.filterwarnings("ignore:.*is frozen now")
 @pytest.mark.parametrize(
     ("kind", "method"),

@@ -18,6 +18,7 @@ def blocks_of(left, right):
     return matrix
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize(
     ("blocks", "k", "middle"), [(1, 1, ()), (2, 2, (5,)), (12, 2, (2, 3))]

@@ -117,6 +117,7 @@ def test_equals_explicit_matrices_of_any_shape(method, view, side, rng):
     np.testing.assert_allclose(numpy(y), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     ("method", "side", "blocks", "view"),
     [
@@ -503,6 +504,7 @@ def beside(method, view, names, x, kernel, *vectors, training=True):
     )
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("method", "side", "blocks", "view"), BESIDE)
 def test_pairs_beside_the_product(method, side, blocks, view, rng):
     """Values, gradients and forward mode, where activations are narrower."""

@@ -102,6 +102,7 @@ def check_values(found, expected):
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("name", "way"), k.sweep(*WAYS, kinds=models.ALL))
 def test_copy_is_the_same_adapted_model(way, name, rng):
     model, x = build(name), models.inputs_of(name, rng)
@@ -112,6 +113,7 @@ def test_copy_is_the_same_adapted_model(way, name, rng):
     np.testing.assert_array_equal(models.call(found, x), models.call(model, x))
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     ("name", "method"), k.sweep("ether", "ether+", kinds=models.ALL)
 )
@@ -156,6 +158,7 @@ def test_verbs_work_on_copies(name, rng, tmp_path):
     assert adapters(model)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("kind", "method"), k.sweep("ether", "ether+"))
 def test_every_kind_of_layer(method, kind, rng):
     model, x = k.model_of(kind), k.inputs_of(kind, rng)
@@ -203,6 +206,7 @@ def outer_of(inner):
     )
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("way", WAYS)
 def test_model_built_around_an_adapted_one(way, rng):
     inner = adapt(models.mlp())
@@ -291,6 +295,7 @@ def standalone():
     )
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("way", WAYS)
 def test_layers_of_their_own(way, rng):
     model = standalone()
@@ -338,6 +343,7 @@ def test_flags_set_by_hand_are_copied(rng):
     ]
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     "optimizer",
     [

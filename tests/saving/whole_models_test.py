@@ -76,6 +76,7 @@ def path_of(tmp_path_factory):
     return save
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(("name", "how", "state", "loaded"), CELLS)
 def test_cell(name, how, state, loaded, path_of):
     saved, path = fine_tuned(name, state), path_of(name, how, state)

@@ -201,16 +201,8 @@ def shapes(optimizer):
     return [(v.shape, v.dtype) for v in optimizer.variables]
 
 
-def swept():
-    """All optimizers on PyTorch, where they are quickest; of Keras's some."""
-    some = keras.backend.backend() != "torch"
-    for i, name in enumerate(OPTIMIZERS):
-        later = some and name in plain_classes() and i % 4
-        marks = [pytest.mark.nightly] if later else []
-        yield pytest.param(name, marks=marks)
-
-
-@pytest.mark.parametrize("name", list(swept()))
+@pytest.mark.by_turns
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizer_stays_and_trains_as_a_fresh_one_would(name, path):
     model, twin = make_model(), make_model()
     optimizer = OPTIMIZERS[name]()

@@ -157,6 +157,7 @@ def prepared(verb, path, optimizer=None):
     return model
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("verb", VERBS)
 def test_stopped_at_any_call_it_changes_nothing(verb, path):
     model, other = prepared(verb, path), prepared(verb, path)
@@ -179,6 +180,7 @@ def test_stopped_at_any_call_it_changes_nothing(verb, path):
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("verb", VERBS)
 def test_stopped_at_any_assignment_it_changes_nothing(verb, path, monkeypatch):
     model = prepared(verb, path)

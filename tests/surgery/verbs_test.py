@@ -46,11 +46,13 @@ def apply(model, **kwargs):
     return keras_ether.apply(model, trainable=head_of(model), **kwargs)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("method", ["ether", "ether+"])
 def test_life_of_an_adapter(model, x, method):
     check_life(model, x, method)
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("method", ["oft", "naive"])
 def test_life_of_a_baseline(method, rng):
     check_life(models.mlp(), models.inputs_of("mlp", rng), method)
@@ -107,6 +109,7 @@ def layer_named(model, name):
     return layer
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize("method", ["ether", "ether+"])
 def test_only_vectors_and_head_move(model, x, method):
     apply(model, method=method)
@@ -151,6 +154,7 @@ def test_kernel_is_what_explicit_matrices_give(method, side):
         )
 
 
+@pytest.mark.by_turns
 @pytest.mark.parametrize(
     "model_name",
     [
