@@ -18,6 +18,7 @@ from keras_ether.bank import row_contents
 from keras_ether.bank import row_updates
 from keras_ether.bank.bank_model import BankModel
 from keras_ether.bank.stacks import BASE
+from keras_ether.bank.stacks import fill
 from keras_ether.bank.structure import structure_of
 from keras_ether.ops.each_example import set_row
 from keras_ether.ops.fingerprint import fingerprint
@@ -271,19 +272,18 @@ class AdapterBank:
 
     def _fill(self, row: int, values: dict[str, Any]) -> None:
         """Sets a row. Until it is complete, outputs for its id are NaN."""
-        set_row(self.model.marks, row, EMPTY)
-        for stack in self._stacks:
-            stack.set(row, values)
+        self._empty(row)
+        fill(self._stacks, row, values)
         row_updates.copy_moments(
             getattr(self.model, "optimizer", None),
             self.capacity + 1,
             row,
             BASE,
         )
-        set_row(self.model.marks, row, 1.0)
+        set_row([self.model.marks], row, [1.0])
 
     def _empty(self, row: int) -> None:
-        set_row(self.model.marks, row, EMPTY)
+        set_row([self.model.marks], row, [EMPTY])
 
     def _values(self, row: int) -> dict[str, np.ndarray]:
         return {

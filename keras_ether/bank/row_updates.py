@@ -56,8 +56,8 @@ def copy_moments(
     """Copies the moments of the row `like` to another row."""
     if optimizer is None:
         return
-    for variable in _slots(_innermost(optimizer), rows):
-        set_row(variable, row, to_numpy(variable[like]))
+    variables = list(_slots(_innermost(optimizer), rows))
+    set_row(variables, row, [to_numpy(v[like]) for v in variables])
 
 
 def _apply(

@@ -1,5 +1,6 @@
 """The values of many adapters, stacked: a row for each."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -24,8 +25,7 @@ class Stack(keras.layers.Layer):
         layer_path: String, structural path of the layer in its model.
         variables: Dictionary from the name of a tensor in an adapter file to
             the variable whose values are stacked.
-        rows: Integer, number of rows.
-        base: Dictionary from name to the value of row 0, or `None` for zeros.
+        rows: Integer, number of rows, which are zeros at first.
 
     Attributes:
         layer_path: The argument.
@@ -37,7 +37,6 @@ class Stack(keras.layers.Layer):
         layer_path: str,
         variables: dict[str, Variable],
         rows: int,
-        base: dict[str, np.ndarray] | None = None,
     ) -> None:
         name = layer_path.replace("/", "_") or "model"
         super().__init__(name=f"{name}_rows", dtype="float32")
@@ -53,16 +52,6 @@ class Stack(keras.layers.Layer):
             for name, variable in variables.items()
         }
         self.built = True
-        if base is not None:
-            self.set(BASE, base)
-
-    def set(self, row: int, values: dict[str, Any]) -> None:
-        """Sets a row of each variable; zeros where `values` has none."""
-        for name, variable in self.rows.items():
-            value = values.get(name)
-            if value is None:
-                value = ops.zeros(variable.shape[1:], variable.dtype)
-            set_row(variable, row, value)
 
     def row(self, row: int) -> dict[str, np.ndarray]:
         """The values of a row, NumPy arrays."""
@@ -70,6 +59,16 @@ class Stack(keras.layers.Layer):
             name: to_numpy(take_rows(variable, ops.full((1,), row, "int32"))[0])
             for name, variable in self.rows.items()
         }
+
+
+def fill(stacks: Iterable[Stack], row: int, values: dict[str, Any]) -> None:
+    """Sets a row of all stacks; zeros where `values` has none."""
+    variables = {n: v for stack in stacks for n, v in stack.rows.items()}
+    rows = [
+        values.get(name, np.zeros(variable.shape[1:], "float32"))
+        for name, variable in variables.items()
+    ]
+    set_row(list(variables.values()), row, rows)
 
 
 def factors_of(

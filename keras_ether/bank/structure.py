@@ -8,7 +8,9 @@ import numpy as np
 from keras_ether.adapters.adapted import AdaptedCall
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.bank import heads
+from keras_ether.bank.stacks import BASE
 from keras_ether.bank.stacks import Stack
+from keras_ether.bank.stacks import fill
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_header
@@ -51,15 +53,16 @@ class Structure:
 
     def stacks(self, rows: int) -> dict[Layer, Stack]:
         """New stacks, by the `Adapter` or the layer of the head."""
-        return {
+        stacks = {
             layer.ether: Stack(path, self.vectors(path), rows)
             for path, layer in self.adapted.items()
         } | {
-            self.layers[path]: Stack(
-                path, own, rows, {n: to_numpy(v) for n, v in own.items()}
-            )
+            self.layers[path]: Stack(path, own, rows)
             for path, own in self.heads.items()
         }
+        head = {name: to_numpy(value) for name, value in self.head.items()}
+        fill(stacks.values(), BASE, head)
+        return stacks
 
 
 def structure_of(model: Model) -> Structure:

@@ -24,6 +24,16 @@ BACKEND = keras.backend.backend()
 if BACKEND == "jax":
     import jax
 
+    @jax.jit
+    def _replace_row(
+        arrays: Sequence[Tensor], row: int, values: Sequence[Tensor]
+    ) -> list[Tensor]:
+        return [
+            jax.lax.dynamic_update_index_in_dim(array, value, row, axis=0)
+            for array, value in zip(arrays, values, strict=True)
+        ]
+
+
 if BACKEND == "torch":
     import torch
 
@@ -197,6 +207,16 @@ def as_it_is(x: Tensor) -> Tensor:
     makes them, and copy all that is multiplied there into another order.
     """
     return jax.lax.optimization_barrier(x) if BACKEND == "jax" else x
+
+
+def replace_row(
+    arrays: Sequence[Tensor], row: int, values: Sequence[Tensor]
+) -> list[Tensor]:
+    """Copies of arrays of JAX in which one row is another, by one program.
+
+    Row by row it is a program for each array, which takes most of the time.
+    """
+    return _replace_row(arrays, row, values)
 
 
 def precise_products() -> contextlib.AbstractContextManager:

@@ -7,6 +7,7 @@ stacks of matrices.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from keras_ether.ops.backend import batch_matmul
 from keras_ether.ops.backend import dtype_name
 from keras_ether.ops.backend import is_float32
 from keras_ether.ops.backend import may_overwrite
+from keras_ether.ops.backend import replace_row
 from keras_ether.ops.backend import reshape
 from keras_ether.ops.backend import swap_first
 from keras_ether.ops.backend import tensor
@@ -264,18 +266,32 @@ def take_rows(
     return ops.take(tensor(variable), ids, axis=0)
 
 
-def set_row(variable: Variable, row: int, value: Any) -> None:
-    """Sets one row of a variable of shape `(rows, ...)`, and no other.
+def set_row(
+    variables: Sequence[Variable], row: int, values: Sequence[Any]
+) -> None:
+    """Sets one row of variables of shape `(rows, ...)`, and no other.
 
     A new `row` compiles nothing, and where the backend's arrays can be changed,
     only the row is written.
+
+    Args:
+        variables: List of variables. On JAX one program changes them all, which
+            is compiled for the first row.
+        row: Integer, the same row of each.
+        values: List of what the rows become, array-like, one per variable.
     """
-    value = ops.convert_to_tensor(value, dtype=variable.dtype)
-    if BACKEND == "torch":
-        # Gradients do not follow assignments to `data`.
-        variable.value.data[row] = value
-    elif BACKEND == "tensorflow":
-        variable.value.scatter_nd_update([[row]], value[None])
-    else:
-        start = (row,) + (0,) * (len(variable.shape) - 1)
-        variable.assign(ops.slice_update(tensor(variable), start, value[None]))
+    values = [
+        ops.convert_to_tensor(value, dtype=variable.dtype)
+        for variable, value in zip(variables, values, strict=True)
+    ]
+    if BACKEND == "jax":
+        stacks = [tensor(variable) for variable in variables]
+        values = replace_row(stacks, row, values)
+    for variable, value in zip(variables, values, strict=True):
+        if BACKEND == "torch":
+            # Gradients do not follow assignments to `data`.
+            variable.value.data[row] = value
+        elif BACKEND == "tensorflow":
+            variable.value.scatter_nd_update([[row]], value[None])
+        else:
+            variable.assign(value)
