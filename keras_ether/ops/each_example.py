@@ -281,7 +281,11 @@ def set_row(
         values: List of what the rows become, array-like, one per variable.
     """
     values = [
-        ops.convert_to_tensor(value, dtype=variable.dtype)
+        # TensorFlow wants a list of rows, and would take long to add an axis.
+        ops.convert_to_tensor(
+            np.asarray(value)[None] if BACKEND == "tensorflow" else value,
+            dtype=variable.dtype,
+        )
         for variable, value in zip(variables, values, strict=True)
     ]
     if BACKEND == "jax":
@@ -292,6 +296,6 @@ def set_row(
             # Gradients do not follow assignments to `data`.
             variable.value.data[row] = value
         elif BACKEND == "tensorflow":
-            variable.value.scatter_nd_update([[row]], value[None])
+            variable.value.scatter_nd_update([[row]], value)
         else:
             variable.assign(value)

@@ -180,7 +180,8 @@ def test_classify_text(building, tmp_path):
         {"SAMPLES": 64, "TEST_SAMPLES": 32, "SEQUENCE_LENGTH": 16},
         ["history", "tuned", "reloaded", "merged", "trained", "untrained"],
     )
-    assert found["trained"] == 21_120 + 770
+    # Vectors, a strength for each of four blocks of 37 kernels, and the head.
+    assert found["trained"] == 21_120 + 4 * 37 + 770
     first, last = found["history"]["loss"]
     assert last < first
     tuned = np.array(found["tuned"])
@@ -188,7 +189,7 @@ def test_classify_text(building, tmp_path):
     np.testing.assert_allclose(found["reloaded"], tuned, atol=1e-4)
     np.testing.assert_allclose(found["merged"], tuned, atol=1e-4)
     assert (tmp_path / "reviews.keras").exists()
-    assert (tmp_path / "reviews.ether.safetensors").stat().st_size < 100_000
+    assert (tmp_path / "reviews.ether.safetensors").stat().st_size < 110_000
 
 
 def test_serve_many_adapters_shows_what_was_learned():
@@ -321,6 +322,7 @@ def test_how_many_parameters(building, tmp_path):
             "RATES": {
                 "head only": [3e-3],
                 "ETHER": [3e-3, 6e-3],
+                "ETHER learned": [3e-3],
                 "ETHER+ one-sided": [3e-3],
                 "ETHER+": [3e-3],
                 "LoRA r=2": [3e-3],
@@ -349,6 +351,7 @@ def test_how_many_parameters(building, tmp_path):
     assert parameters == {
         "head only": 0,
         "ETHER": 21_120,
+        "ETHER learned": 21_120 + 4 * 37,
         "ETHER+ one-sided": 42_240,
         "ETHER+": 84_480,
         "LoRA r=2": biases
@@ -359,6 +362,7 @@ def test_how_many_parameters(building, tmp_path):
     # Strengths from -0.5 to 1.5.
     assert {key: len(curve) for key, curve in found["losses"].items()} == {
         "ETHER": 9,
+        "ETHER learned": 9,
         "ETHER+ one-sided": 9,
         "ETHER+": 9,
     }
