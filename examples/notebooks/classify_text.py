@@ -19,7 +19,7 @@
 # high learning rates are safe with ETHER.
 #
 # We let it learn the mirror's strength too: `H = I - 2 s u uᵀ`, where `s`
-# starts at 0, the pretrained model, and stays below 1, the mirror.
+# starts at 0, the pretrained model, and stays between -1 and 1, the mirror.
 #
 # In this guide we
 #
