@@ -264,13 +264,21 @@ def is_training(argument: bool | Tensor | None = None) -> bool | Tensor:
     """
     if isinstance(argument, bool):
         return argument
-    state = keras.src.backend.common.global_state
-    context = state.get_global_attribute("current_call_ctx")
+    context = current_call()
     if context is not None and context.get_value("training") is not None:
         argument = context.get_value("training")
     if argument is None:
         return False
     return argument if keras.ops.is_tensor(argument) else bool(argument)
+
+
+def current_call() -> Any:
+    """Keras's record of the outermost call that runs in this thread, if any.
+
+    Its `entry_layer` is the layer that was called.
+    """
+    state = keras.src.backend.common.global_state
+    return state.get_global_attribute("current_call_ctx")
 
 
 def recomputes_activation(layer: Layer) -> bool:

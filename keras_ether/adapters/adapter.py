@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_ether.adapters import per_example
+from keras_ether.adapters import together
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.acting_strength import ActingStrength
 from keras_ether.adapters.adapter_config import AdapterConfig
@@ -160,13 +161,30 @@ class Adapter(ActingStrength, keras.layers.Layer):
         """
         if side not in self.widths:
             return None
-        names = [f"{side}_{name}" for name in self.method.weights]
-        return self.method.factors(*(tensor(getattr(self, n)) for n in names))
+        return self.method.factors(*map(tensor, self.vectors_of(side)))
+
+    def vectors_of(self, side: str) -> list[Variable]:
+        """The trained variables of one side, the arguments of its factors."""
+        return [getattr(self, f"{side}_{name}") for name in self.method.weights]
 
     def factors_of_sides(
-        self, kept: dict | None = None
+        self, kept: dict | None, dtype: Any
     ) -> tuple[Factors | None, Factors | None]:
-        """`factors` of either side, at one strength."""
+        """`factors` of either side, at one strength.
+
+        Args:
+            kept: The result of `draw_kept` for this call, or `None`.
+            dtype: The dtype of the activations that they multiply. They may be
+                of it already.
+        """
+        if per_example.current() is None:
+            shared = together.factors_of_sides(self, dtype)
+            if shared is not None:
+                before, after = shared
+                return (
+                    _of_kept(before, kept, "input"),
+                    _of_kept(after, kept, "output"),
+                )
         strength = snapshot(self.strength)
         return (
             self.factors("input", kept, strength),
@@ -203,9 +221,7 @@ class Adapter(ActingStrength, keras.layers.Layer):
         left = left * (
             snapshot(self.strength) if strength is None else strength
         )
-        if kept:
-            left = left * ops.cast(kept[side], left.dtype)
-        return left, right
+        return _of_kept((left, right), kept, side)
 
     def transform_inputs(
         self,
@@ -304,6 +320,16 @@ class Adapter(ActingStrength, keras.layers.Layer):
         # `Model.quantize` calls only layers without sub-layers, so it would
         # skip the adapted layer silently and call this one.
         raise quantizing_error(self.path.rpartition("/")[0], mode)
+
+
+def _of_kept(
+    factors: Factors | None, kept: dict | None, side: str
+) -> Factors | None:
+    """The factors with those of dropped blocks zero."""
+    if factors is None or not kept:
+        return factors
+    left, right = factors
+    return left * ops.cast(kept[side], left.dtype), right
 
 
 def _multiply(factors: Factors, rows: Tensor) -> Tensor:

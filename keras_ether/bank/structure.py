@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 
+from keras_ether import methods
 from keras_ether.adapters.adapted import AdaptedCall
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.bank import heads
@@ -142,6 +143,8 @@ def _method_refusal(adapter: Adapter) -> str | None:
     left, right = method.factors(*zeros)
     if right is None:
         return f"the blocks of '{method.name}' are not reflections of few rows"
+    if not methods.are_thin_and_apart(method):
+        return f"a block of '{method.name}' depends on those beside it"
     block = np.einsum("nkw,nkv->nwv", to_numpy(left), to_numpy(right))
     if block.any():
         return f"zero weights of '{method.name}' are not the identity"

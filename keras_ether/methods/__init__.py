@@ -9,6 +9,7 @@ from keras_ether.methods import ether
 from keras_ether.methods.registry import METHODS
 from keras_ether.methods.registry import SIDES
 from keras_ether.methods.registry import Method
+from keras_ether.methods.registry import are_thin_and_apart
 from keras_ether.methods.registry import get
 from keras_ether.methods.registry import register
 from keras_ether.methods.registry import starts_at_identity
@@ -20,6 +21,7 @@ __all__ = [
     "METHODS",
     "SIDES",
     "Method",
+    "are_thin_and_apart",
     "baselines",
     "ether",
     "get",

@@ -5,12 +5,14 @@ function that gives the start, and one entry here. All methods share everything
 else (the call, dropout, merging, distances, files).
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from keras import ops
 
 from keras_ether.ops import values
 
@@ -25,6 +27,7 @@ class Method:
         name: The name that `keras_ether.apply` takes.
         factors: Function from the method's weights, by name, to the factors
             `(left, right)` of its blocks, see `keras_ether.ops.reflections`.
+            Each block's may depend on its own weights alone.
         weights: Names of the method's weights, the arguments of `factors`.
         start: Function from `(blocks, width, rng)` to the start of those
             weights, a tuple of float32 arrays whose first axis is `blocks`;
@@ -120,11 +123,28 @@ def _check(method: Any) -> None:
 def starts_at_identity(method: Method) -> bool:
     """Whether the blocks of a method are the identity at their start."""
     rng = np.random.default_rng(0)
-    left, right = method.factors(*method.start(1, method.min_width, rng))
+    weights = method.start(1, method.min_width, rng)
+    left, right = method.factors(*map(ops.convert_to_tensor, weights))
     block = values.to_numpy(left)
     if right is not None:
         block = np.einsum("nkw,nkv->nwv", block, values.to_numpy(right))
     return not block.any()
+
+
+@functools.cache
+def are_thin_and_apart(method: Method) -> bool:
+    """Whether each block has thin factors, made of its own weights alone."""
+    start = method.start(2, method.min_width, np.random.default_rng(0))
+    weights = [ops.convert_to_tensor(weight) for weight in start]
+    factors = method.factors(*weights)
+    if factors[1] is None:
+        return False
+    alone = [method.factors(*(w[i : i + 1] for w in weights)) for i in (0, 1)]
+    return all(
+        np.allclose(values.to_numpy(factor[i]), values.to_numpy(one[j][0]))
+        for i, one in enumerate(alone)
+        for j, factor in enumerate(factors)
+    )
 
 
 def get(name: str) -> Method:

@@ -1,0 +1,326 @@
+"""Factors that the layers of a call share, on eager PyTorch."""
+
+import gc
+import weakref
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_ether
+from keras_ether import methods
+from keras_ether.adapters import together
+from tests import models
+
+pytestmark = pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="of eager PyTorch"
+)
+
+TOKENS = {
+    "token_ids": np.arange(24).reshape(2, 12),
+    "segment_ids": np.zeros((2, 12), "int32"),
+    "padding_mask": np.ones((2, 12), "int32"),
+}
+
+
+def adapted(model=None, blocks=2, **options):
+    """A model whose vectors are not at their start."""
+    model = models.bert_backbone(num_layers=2) if model is None else model
+    keras_ether.apply(
+        model, targets="all-linear", rank_blocks=blocks, seed=0, **options
+    )
+    for i, weight in enumerate(model.trainable_weights):
+        weight.assign_add(0.1 * keras.random.normal(weight.shape, seed=i))
+    return model
+
+
+def numpy(x):
+    return ops.convert_to_numpy(x)
+
+
+def outputs(model, x, training=False):
+    y = model(x, training=training)
+    return y["sequence_output"] if isinstance(y, dict) else y
+
+
+def step(model, x=TOKENS, training=True):
+    """Outputs, and gradients of the trained variables."""
+    import torch
+
+    keras.utils.set_random_seed(0)
+    for variable in model.non_trainable_variables:
+        if variable.path.endswith("seed_generator_state"):
+            variable.assign([0, 0])
+    y = outputs(model, x, training)
+    variables = [v.value for v in model.trainable_variables]
+    loss = (y.float() ** 3).sum()
+    return y, torch.autograd.grad(loss, variables, allow_unused=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({"method": "ether"}, "float32"),
+        ({"method": "ether+"}, "float32"),
+        ({"method": "ether+", "blocks": 8}, "float32"),
+        ({"method": "ether", "side": "both", "dropout": 0.3}, "float32"),
+        ({"method": "ether+", "strength": "learned"}, "float32"),
+        ({"method": "ether", "strength": 0.5}, "float32"),
+        ({"method": "oft"}, "float32"),
+        ({"method": "ether"}, "mixed_bfloat16"),
+        ({"method": "ether+"}, "mixed_bfloat16"),
+        ({"method": "ether+", "strength": "learned"}, "bfloat16"),
+        ({"method": "ether", "side": "narrow", "blocks": 1}, "bfloat16"),
+    ],
+)
+def test_values_and_gradients_are_those_of_each_layer(
+    options, dtype, monkeypatch
+):
+    import torch
+
+    model = adapted(models.bert_backbone(num_layers=2, dtype=dtype), **options)
+    keras_ether.strength(model, 0.7)
+    y, gradients = step(model)
+    with monkeypatch.context() as patch:
+        patch.setattr(together, "factors_of_sides", lambda *_: None)
+        y_alone, gradients_alone = step(model)
+    torch.testing.assert_close(y, y_alone)
+    check_near(gradients, gradients_alone, 1e-4 if dtype == "float32" else 0.05)
+
+
+def check_near(gradients, expected, near=1e-4):
+    import torch
+
+    for ours, theirs in zip(gradients, expected, strict=True):
+        # Those of the pooler, behind the outputs, are `None`.
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            atol = near * float(theirs.abs().max())
+            torch.testing.assert_close(ours, theirs, rtol=near, atol=atol)
+
+
+def norms_of(function):
+    """How many operations that compute lengths of vectors a function starts."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += "vector_norm" in function.name()
+            return function(*args, **(kwargs or {}))
+
+    with Counter() as counter:
+        function()
+    return counter.count
+
+
+@pytest.mark.parametrize("method", ["ether", "ether+"])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_layers_of_one_shape_cost_one_norm(method, layers):
+    model = adapted(models.bert_backbone(num_layers=layers), method=method)
+    # Blocks are half of 16 wide, or half of 32.
+    assert norms_of(lambda: model(TOKENS)) == 2
+    # A layer that is called by itself computes what it needs and no more.
+    dense = model.transformer_layers[0]._feedforward_intermediate_dense
+    sides = len(dense.ether.widths)
+    assert norms_of(lambda: dense(np.ones((2, 16), "float32"))) == sides
+
+
+def test_calls_of_parts_share_what_is_below_them():
+    model = adapted(models.bert_backbone(num_layers=3))
+    layer = model.transformer_layers[0]
+    x = ops.ones((2, 5, 16))
+    assert norms_of(lambda: layer(x)) == 2
+    with keras.StatelessScope():
+        assert norms_of(lambda: layer(x)) == 2
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Twice(keras.Model):
+    """Calls a model, does something else, and calls it again."""
+
+    def __init__(self, inner, between):
+        super().__init__()
+        self.inner = inner
+        self.between = between
+        self.built = True
+
+    def call(self, x):
+        first = outputs(self.inner, x)
+        with self.between(self.inner):
+            return first, outputs(self.inner, x)
+
+
+def test_switched_off_within_a_call():
+    model = adapted()
+    active = outputs(model, TOKENS)
+    with keras_ether.disabled(model):
+        base = outputs(model, TOKENS)
+    first, second = Twice(model, keras_ether.disabled)(TOKENS)
+    np.testing.assert_array_equal(numpy(first), numpy(active))
+    np.testing.assert_array_equal(numpy(second), numpy(base))
+    assert np.abs(numpy(active - base)).max() > 1e-2
+
+
+class Assign:
+    """Trains a little within a call."""
+
+    def __init__(self, model):
+        for i, weight in enumerate(model.trainable_weights):
+            weight.assign_add(0.1 * keras.random.normal(weight.shape, seed=i))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+def test_vectors_assigned_within_a_call():
+    model = adapted(method="ether+")
+    before = outputs(model, TOKENS)
+    first, second = Twice(model, Assign)(TOKENS)
+    np.testing.assert_array_equal(numpy(first), numpy(before))
+    expected = numpy(outputs(model, TOKENS))
+    np.testing.assert_allclose(numpy(second), expected, atol=1e-5)
+    assert np.abs(numpy(second - before)).max() > 1e-3
+
+
+@pytest.mark.parametrize("first_without", [True, False])
+def test_a_gradient_is_there_where_a_part_runs_without(first_without):
+    import torch
+
+    model = adapted()
+
+    class Half(keras.Model):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+            self.built = True
+
+        def call(self, x):
+            found = []
+            for without in (first_without, not first_without):
+                with torch.set_grad_enabled(not without):
+                    found.append(outputs(self.inner, x))
+            return found
+
+    found = Half(model)(TOKENS)
+    assert [y.requires_grad for y in found] == [
+        not first_without,
+        first_without,
+    ]
+    y = found[first_without]
+    variables = [v.value for v in model.trainable_variables]
+    gradients = torch.autograd.grad((y**3).sum(), variables, allow_unused=True)
+    check_near(gradients, step(model, training=False)[1])
+
+
+def test_gradients_may_be_asked_for_several_times_within_a_call():
+    import torch
+
+    model = adapted()
+    variables = [v.value for v in model.trainable_variables]
+
+    class Gradients(keras.Model):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+            self.built = True
+
+        def call(self, x):
+            found = []
+            for _ in range(2):
+                loss = (outputs(self.inner, x) ** 3).sum()
+                found.append(
+                    torch.autograd.grad(loss, variables, allow_unused=True)
+                )
+            return found
+
+    for gradients in Gradients(model)(TOKENS):
+        check_near(gradients, step(model, training=False)[1])
+
+
+@pytest.mark.filterwarnings("ignore:.*is frozen now")
+def test_a_layer_that_a_call_leaves_out_has_no_gradient():
+    inputs = keras.Input((8,))
+    a, b, c = (keras.layers.Dense(8, name=name) for name in "abc")
+    model = keras.Model(inputs, [b(a(inputs)), c(inputs)])
+    keras_ether.apply(model, targets="all-linear", rank_blocks=2, seed=0)
+    y, _ = model(np.ones((3, 8), "float32"))
+    assert norms_of(lambda: model(np.ones((3, 8), "float32"))) == 1
+    y.sum().backward()
+    has = {v.path: v.value.grad is not None for v in model.trainable_variables}
+    assert [has[f"{name}/ether/input_u"] for name in "abc"] == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_nothing_outlives_the_call():
+    model = adapted()
+    vectors = model.trainable_variables
+    groups = []
+    original = together._Alike.factors
+
+    def factors(group, dtype):
+        groups.append(weakref.ref(group))
+        return original(group, dtype)
+
+    together._Alike.factors = factors
+    gc.disable()
+    try:
+        y = outputs(model, TOKENS)
+        assert groups
+        assert not any(group() for group in groups)
+        del y
+    finally:
+        gc.enable()
+        together._Alike.factors = original
+    assert all(vector.value.grad is None for vector in vectors)
+
+
+def test_a_rematerialized_layer_computes_its_own():
+    with keras.RematScope(mode="full"):
+        model = models.bert_backbone(num_layers=2)
+    model = adapted(model)
+    _, gradients = step(model)
+    plain = adapted(models.bert_backbone(num_layers=2))
+    plain.set_weights(model.get_weights())
+    check_near(gradients, step(plain)[1])
+
+
+@pytest.fixture
+def coupled():
+    """A method whose blocks depend on each other: it can't be shared."""
+
+    def factors(u):
+        u = u / ops.sqrt(ops.sum(u * u))
+        return u[:, None], -u[:, None]
+
+    ether = methods.get("ether")
+    yield methods.register(
+        methods.Method(
+            name="coupled",
+            factors=factors,
+            weights=("u",),
+            start=ether.start,
+            side="input",
+            orthogonal=False,
+            learning_rate=1e-2,
+        )
+    )
+    del methods.METHODS["coupled"]
+
+
+def test_blocks_that_depend_on_each_other_are_not_shared(coupled, monkeypatch):
+    model = adapted(method="coupled")
+    found = numpy(outputs(model, TOKENS))
+    keras_ether.merge(model)
+    np.testing.assert_allclose(found, numpy(outputs(model, TOKENS)), atol=1e-5)
+    assert not methods.are_thin_and_apart(coupled)
+    with pytest.raises(ValueError, match="depends on those beside it"):
+        keras_ether.AdapterBank(adapted(method="coupled"), capacity=2)
