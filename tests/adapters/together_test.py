@@ -137,20 +137,17 @@ def test_calls_of_parts_share_what_is_below_them():
         assert norms_of(lambda: layer(x)) == 2
 
 
-@keras.saving.register_keras_serializable(package="tests")
-class Twice(keras.Model):
-    """Calls a model, does something else, and calls it again."""
+class Calls(keras.Model):
+    """Computes a function of a model and its inputs within one call."""
 
-    def __init__(self, inner, between):
+    def __init__(self, model, function):
         super().__init__()
-        self.inner = inner
-        self.between = between
+        self.model = model
+        self.function = function
         self.built = True
 
     def call(self, x):
-        first = outputs(self.inner, x)
-        with self.between(self.inner):
-            return first, outputs(self.inner, x)
+        return self.function(self.model, x)
 
 
 def test_switched_off_within_a_call():
@@ -158,89 +155,64 @@ def test_switched_off_within_a_call():
     active = outputs(model, TOKENS)
     with keras_ether.disabled(model):
         base = outputs(model, TOKENS)
-    first, second = Twice(model, keras_ether.disabled)(TOKENS)
+
+    def with_and_without(model, x):
+        first = outputs(model, x)
+        with keras_ether.disabled(model):
+            return first, outputs(model, x)
+
+    first, second = Calls(model, with_and_without)(TOKENS)
     np.testing.assert_array_equal(numpy(first), numpy(active))
     np.testing.assert_array_equal(numpy(second), numpy(base))
     assert np.abs(numpy(active - base)).max() > 1e-2
 
 
-class Assign:
-    """Trains a little within a call."""
-
-    def __init__(self, model):
-        for i, weight in enumerate(model.trainable_weights):
-            weight.assign_add(0.1 * keras.random.normal(weight.shape, seed=i))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-
 def test_vectors_assigned_within_a_call():
     model = adapted(method="ether+")
     before = outputs(model, TOKENS)
-    first, second = Twice(model, Assign)(TOKENS)
+
+    def before_and_after(model, x):
+        first = outputs(model, x)
+        for i, weight in enumerate(model.trainable_weights):
+            weight.assign_add(0.1 * keras.random.normal(weight.shape, seed=i))
+        return first, outputs(model, x)
+
+    first, second = Calls(model, before_and_after)(TOKENS)
     np.testing.assert_array_equal(numpy(first), numpy(before))
     expected = numpy(outputs(model, TOKENS))
     np.testing.assert_allclose(numpy(second), expected, atol=1e-5)
     assert np.abs(numpy(second - before)).max() > 1e-3
 
 
-@pytest.mark.parametrize("first_without", [True, False])
-def test_a_gradient_is_there_where_a_part_runs_without(first_without):
+@pytest.mark.parametrize("modes", [(True, False), (False, True)])
+def test_a_gradient_is_there_where_a_part_runs_without(modes):
     import torch
 
     model = adapted()
 
-    class Half(keras.Model):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-            self.built = True
+    def with_and_without(model, x):
+        found = []
+        for mode in modes:
+            with torch.set_grad_enabled(mode):
+                found.append(outputs(model, x))
+        return found
 
-        def call(self, x):
-            found = []
-            for without in (first_without, not first_without):
-                with torch.set_grad_enabled(not without):
-                    found.append(outputs(self.inner, x))
-            return found
-
-    found = Half(model)(TOKENS)
-    assert [y.requires_grad for y in found] == [
-        not first_without,
-        first_without,
-    ]
-    y = found[first_without]
+    found = Calls(model, with_and_without)(TOKENS)
+    assert tuple(y.requires_grad for y in found) == modes
+    loss = (found[modes.index(True)] ** 3).sum()
     variables = [v.value for v in model.trainable_variables]
-    gradients = torch.autograd.grad((y**3).sum(), variables, allow_unused=True)
+    gradients = torch.autograd.grad(loss, variables, allow_unused=True)
     check_near(gradients, step(model, training=False)[1])
 
 
 def test_gradients_may_be_asked_for_several_times_within_a_call():
-    import torch
-
     model = adapted()
-    variables = [v.value for v in model.trainable_variables]
 
-    class Gradients(keras.Model):
-        def __init__(self, inner):
-            super().__init__()
-            self.inner = inner
-            self.built = True
+    def gradients(model, x):
+        return [step(model, x, training=False)[1] for _ in range(2)]
 
-        def call(self, x):
-            found = []
-            for _ in range(2):
-                loss = (outputs(self.inner, x) ** 3).sum()
-                found.append(
-                    torch.autograd.grad(loss, variables, allow_unused=True)
-                )
-            return found
-
-    for gradients in Gradients(model)(TOKENS):
-        check_near(gradients, step(model, training=False)[1])
+    for found in Calls(model, gradients)(TOKENS):
+        check_near(found, step(model, training=False)[1])
 
 
 @pytest.mark.filterwarnings("ignore:.*is frozen now")
