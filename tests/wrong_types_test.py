@@ -148,6 +148,7 @@ CASES = {
             "learning_rate": [5, 1.5],
             "min_width": [5],
             "random_start": [None],
+            "turns": EITHER,
         },
     ),
     layers.EtherDense: (

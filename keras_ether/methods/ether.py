@@ -161,6 +161,7 @@ register(
         side="input",
         orthogonal=True,
         learning_rate=1e-2,
+        turns=True,
     )
 )
 register(
@@ -172,6 +173,7 @@ register(
         side="both",
         orthogonal=False,
         learning_rate=2e-3,
+        turns=True,
         random_start=_ether_plus_random_start,
     )
 )

@@ -17,6 +17,8 @@ from keras import ops
 from keras_ether.ops import values
 
 SIDES = ("input", "output", "both", "narrow")
+# The number of blocks that a method's learning rate is meant for.
+FEW_BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,13 @@ class Method:
         orthogonal: Whether every block is orthogonal, so that its transpose
             inverts it.
         learning_rate: A learning rate for Adam that is a good first try with
-            four blocks.
+            four blocks, see `learning_rate_for`.
         min_width: Integer, the width of the smallest block that can train. A
             unit vector of one entry is a constant. Defaults to 2.
         random_start: A start away from the identity, for a learned strength, if
             `start` gives the identity. Defaults to `None`.
+        turns: Whether the weights are vectors of which only the direction
+            counts. Defaults to `False`.
     """
 
     name: str
@@ -53,6 +57,26 @@ class Method:
     learning_rate: float
     min_width: int = 2
     random_start: Callable | None = None
+    turns: bool = False
+
+    def learning_rate_for(self, rank_blocks: int) -> float:
+        """A learning rate for Adam that is a good first try.
+
+        A step turns a vector of `width` numbers, 0.58 long, by up to `rate *
+        √width / 0.58`. So with fewer and wider blocks than four the same turn
+        is that of a lower rate. It does not carry over to more blocks, nor is
+        it so with a learned strength, which bears a wide band of rates: what
+        was measured stands in `benchmarks/RESULTS.md`, under Blocks.
+
+        Args:
+            rank_blocks: Integer, the number of blocks of a kernel.
+
+        Returns:
+            Float, `learning_rate` with four blocks or more.
+        """
+        if not self.turns or rank_blocks >= FEW_BLOCKS:
+            return self.learning_rate
+        return self.learning_rate * math.sqrt(rank_blocks / FEW_BLOCKS)
 
 
 METHODS: dict[str, Method] = {}
@@ -112,6 +136,7 @@ def _check(method: Any) -> None:
             method.random_start is None or callable(method.random_start),
             "a function or None",
         ),
+        ("turns", isinstance(method.turns, bool), "True or False"),
     ):
         if not is_right:
             raise ValueError(

@@ -74,6 +74,7 @@ def _of_learned_strength(method: Method) -> Method:
         start=start,
         orthogonal=False,
         learning_rate=5.0 * method.learning_rate,
+        turns=False,
     )
 
 

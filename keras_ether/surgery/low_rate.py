@@ -69,21 +69,24 @@ def _start(
 
 def _warn(model: Model) -> None:
     rate = compiled_state.constant_learning_rate(model)
-    found = {
-        layer.ether.method
+    adapters = [
+        layer.ether
         for layer in LayerTree(model).adapted.values()
         if layer.ether.trainable_weights
-    }
-    if rate is None or not found:
+    ]
+    if rate is None or not adapters:
         return
-    method = max(found, key=lambda m: m.learning_rate)
+    first, name = max(
+        (a.method.learning_rate_for(a.config.rank_blocks), a.method.name)
+        for a in adapters
+    )
     # The optimizer's rate is a float32.
-    if rate >= np.float32(method.learning_rate / FACTOR):
+    if rate >= np.float32(first / FACTOR):
         return
     warnings.warn(
         f"Model '{model.name}' trains with a learning rate of {rate:g}, which "
-        f"is low for '{method.name}': its vectors would hardly move. Around "
-        f"{method.learning_rate:g} is a good first try with Adam: "
+        f"is low for '{name}': its vectors would hardly move. Around "
+        f"{first:.2g} is a good first try with Adam: "
         "pass it to `model.compile`.",
         stacklevel=_level_of_user(),
     )

@@ -39,6 +39,22 @@ def test_vectors_start_about_0_58_long(rng):
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "strength", "rates"),
+    [
+        ("ether", None, [5e-3, 7.071e-3, 1e-2, 1e-2]),
+        ("ether+", None, [1e-3, 1.414e-3, 2e-3, 2e-3]),
+        ("ether", 0.5, [5e-3, 7.071e-3, 1e-2, 1e-2]),
+        ("ether", "learned", [5e-2] * 4),
+        ("oft", None, [1e-3] * 4),
+    ],
+)
+def test_a_step_turns_vectors_of_few_blocks_further(name, strength, rates):
+    method = methods.with_strength(methods.get(name), strength)
+    found = [method.learning_rate_for(blocks) for blocks in (1, 2, 4, 32)]
+    np.testing.assert_allclose(found, rates, rtol=2e-3)
+
+
 @pytest.fixture
 def householder_pair():
     """A product of two reflections, as CONTRIBUTING says to add a method."""

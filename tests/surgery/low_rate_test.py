@@ -97,10 +97,17 @@ def test_a_warning_that_is_an_error_comes_again():
 
 
 @pytest.mark.parametrize(
-    ("method", "low", "fine"), [("ether", 9e-4, 1e-3), ("ether+", 1e-4, 2e-4)]
+    ("method", "blocks", "low", "fine"),
+    [
+        ("ether", 4, 9e-4, 1e-3),
+        ("ether", 1, 4e-4, 5e-4),
+        ("ether+", 4, 1e-4, 2e-4),
+        ("ether+", 2, 1e-4, 1.5e-4),
+        ("oft", 1, 9e-5, 1e-4),
+    ],
 )
-def test_low_is_less_than_a_tenth_of_the_methods_own(method, low, fine):
-    model = apply(models.mlp(), method=method)
+def test_low_is_less_than_a_tenth_of_the_methods_own(method, blocks, low, fine):
+    model = apply(models.mlp(), method=method, rank_blocks=blocks)
     assert len(warnings_of(lambda: fit(compiled(model, low)))) == 1
     assert warnings_of(lambda: fit(compiled(model, fine))) == []
 
