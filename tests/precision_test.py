@@ -108,3 +108,26 @@ def test_loss_scaling_of_a_compiled_model_starts_anew(policy, rng):
         models.values(vectors_of(model)), before, strict=True
     ):
         assert np.abs(now - value).max() > 1e-4
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="JAX has no float64 unless told"
+)
+@pytest.mark.parametrize("method", [*METHODS, "oft"])
+def test_float64(method, rng):
+    model = models.bert_backbone(dtype="float64")
+    keras_ether.apply(
+        model, method=method, targets="all-linear", rank_blocks=2, seed=0
+    )
+    for i, weight in enumerate(model.trainable_weights):
+        weight.assign_add(0.1 * keras.random.normal(weight.shape, seed=i))
+    x = models.inputs_of("bert", rng)
+    active = model(x, training=False)["sequence_output"]
+    assert keras.backend.standardize_dtype(active.dtype) == "float64"
+    keras_ether.merge(model)
+    merged = model(x, training=False)["sequence_output"]
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(active),
+        keras.ops.convert_to_numpy(merged),
+        atol=1e-6,
+    )

@@ -47,8 +47,10 @@ class ActingStrength(LayerMixin):
         """
         owner, _, name = vector.path.rsplit("/", 2)[0].rpartition("/")
         with keras.name_scope(name or self.name, override_parent=owner):
+            # A function, since a layer may be built while Keras infers shapes.
             self.strength = keras.Variable(
-                1.0,
+                keras.initializers.Ones(),
+                shape=(),
                 dtype="float32",
                 trainable=False,
                 autocast=False,

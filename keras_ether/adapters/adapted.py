@@ -139,9 +139,9 @@ class AdaptedCall(LayerMixin):
             if activation is not None:
                 replaced["activation"] = activation
             return self._plain_call(inputs, training, **replaced)
-        # As the plain layer's operations would, integers and booleans too.
-        dtype = keras.backend.result_type(inputs.dtype, self.compute_dtype)
-        if dtype_name(inputs) != dtype:
+        if dtype_name(inputs) != self.compute_dtype:
+            # As the plain layer's operations would, integers and booleans too.
+            dtype = keras.backend.result_type(inputs.dtype, self.compute_dtype)
             inputs = ops.cast(inputs, dtype)
         return self._adapted(
             inputs, training, kept, activation or self.activation

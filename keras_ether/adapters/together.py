@@ -8,7 +8,8 @@ find them. They last as long as the call: no layer keeps any, and a call in
 another thread has its own.
 
 A layer takes only what it would compute itself: factors of the tensors that it
-has now, unchanged since, and with a gradient where one may be asked for.
+has now, unchanged since, and with a gradient where one may be asked for. (What
+PyTorch can't see is a change in place, by `.data`, in the middle of a call.)
 """
 
 import functools
@@ -47,8 +48,10 @@ def factors_of_sides(
         that is not transformed; or `None` where the layer is to compute them.
     """
     mode = stacked.mode_of_results(adapter.strength.value)
+    if mode is None:
+        return None
     call = internals.current_call()
-    if mode is None or call is None:
+    if call is None:
         return None
     of_modes = vars(call).setdefault(MEMO, {})
     if mode not in of_modes:
@@ -61,7 +64,10 @@ def factors_of_sides(
         member = of_modes[mode].get((id(adapter), side))
         if member is None or not member.consists_of(_arrays(adapter, side)):
             return None
-        found[side] = member.factors(dtype)
+        factors = member.factors(dtype)
+        if factors is None:
+            return None
+        found[side] = factors
     return found["input"], found["output"]
 
 
@@ -69,13 +75,18 @@ def _members(adapters: list["Adapter"]) -> dict[tuple[int, str], "_Member"]:
     """The sides of adapters whose factors may be made with those of others."""
     found: dict[tuple[int, str], _Member] = {}
     groups: dict[tuple, _Alike] = {}
-    for adapter in adapters if len(adapters) > 1 else ():
+    for adapter in adapters:
         if not adapter.built or not methods.are_thin_and_apart(adapter.method):
             continue
         for side in adapter.widths:
             arrays = _arrays(adapter, side)
-            shapes = [(tuple(a.shape), a.dtype, a.device) for a in arrays]
-            key = (adapter.method, *shapes)
+            if any(map(stacked.has_hooks, arrays)):
+                continue
+            kinds = [
+                (tuple(a.shape), a.dtype, a.device, a.requires_grad)
+                for a in arrays
+            ]
+            key = (adapter.method, *kinds)
             group = groups.setdefault(key, _Alike(adapter.method))
             found[id(adapter), side] = _Member(group, arrays)
     return found
@@ -92,21 +103,38 @@ class _Alike:
     def __init__(self, method: methods.Method) -> None:
         self.method = method
         self.arrays: list[list[Tensor]] = []
-        self._factors: dict[Any, list[Factors]] = {}
+        self.states: list[list[tuple]] = []
+        self._factors: dict[Any, list[Factors] | None] = {}
 
-    def factors(self, dtype: Any) -> list[Factors]:
-        """The factors of all, made when first asked for."""
+    def add(self, arrays: list[Tensor]) -> None:
+        self.arrays.append(arrays)
+        self.states.append([stacked.state(array) for array in arrays])
+
+    def is_unchanged(self, place: int) -> bool:
+        """Whether the arrays in this place are as they were."""
+        now = [stacked.state(array) for array in self.arrays[place]]
+        return now == self.states[place]
+
+    def factors(self, dtype: Any) -> list[Factors] | None:
+        """The factors of all, made when first asked for; `None` of one alone.
+
+        Nor are they made if an array is not there but while its layer runs.
+        """
         if dtype not in self._factors:
-            strength = ops.stack([arrays[-1] for arrays in self.arrays])
-            found = stacked.of_all(
-                functools.partial(_factors, self.method, strength, dtype),
-                [arrays[:-1] for arrays in self.arrays],
-            )
-            self._factors[dtype] = [
-                (with_arranged(left, p), with_arranged(right, q))
-                for left, right, p, q in found
-            ]
+            places = range(len(self.arrays))
+            shares = len(places) > 1 and all(map(self.is_unchanged, places))
+            self._factors[dtype] = self._make(dtype) if shares else None
         return self._factors[dtype]
+
+    def _make(self, dtype: Any) -> list[Factors]:
+        found = stacked.of_all(
+            functools.partial(_factors, self.method, dtype),
+            [[*vectors, s.reshape(1)] for *vectors, s in self.arrays],
+        )
+        return [
+            (with_arranged(left, p), with_arranged(right, q))
+            for left, right, p, q in found
+        ]
 
 
 class _Member:
@@ -115,27 +143,23 @@ class _Member:
     def __init__(self, group: _Alike, arrays: list[Tensor]) -> None:
         self.group = group
         self.place = len(group.arrays)
-        self.versions = [stacked.version(array) for array in arrays]
-        group.arrays.append(arrays)
+        group.add(arrays)
 
     def consists_of(self, arrays: list[Tensor]) -> bool:
         """Whether these are its arrays, unchanged since."""
         own = self.group.arrays[self.place]
         return all(
-            now is array and stacked.version(now) == version
-            for now, array, version in zip(
-                arrays, own, self.versions, strict=True
-            )
-        )
+            now is array for now, array in zip(arrays, own, strict=True)
+        ) and self.group.is_unchanged(self.place)
 
-    def factors(self, dtype: Any) -> Factors:
-        return self.group.factors(dtype)[self.place]
+    def factors(self, dtype: Any) -> Factors | None:
+        factors = self.group.factors(dtype)
+        return None if factors is None else factors[self.place]
 
 
-def _factors(
-    method: methods.Method, strength: Tensor, dtype: Any, *weights: Tensor
-) -> Arrays:
+def _factors(method: methods.Method, dtype: Any, *arrays: Tensor) -> Arrays:
     """`(left, right)` of many kernels, the first axis, and both arranged."""
+    *weights, strength = arrays
     left, right = (
         factor.unflatten(0, (len(strength), -1))
         for factor in method.factors(*weights)

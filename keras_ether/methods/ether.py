@@ -1,13 +1,13 @@
 """ETHER and ETHER+ (Bini et al., ICML 2024, sections 3.2 and 3.3)."""
 
 import numpy as np
+from keras import ops
 
 from keras_ether.methods.registry import Method
 from keras_ether.methods.registry import register
 from keras_ether.ops.backend import concatenate
 from keras_ether.ops.backend import float32
 from keras_ether.ops.backend import reciprocal_norm
-from keras_ether.ops.backend import sum_into
 from keras_ether.ops.backend import swap_first
 from keras_ether.ops.custom_gradient import in_few_operations
 from keras_ether.ops.unit import lengths
@@ -106,9 +106,7 @@ def _difference_of_projections_backward(
 ) -> Gradients:
     ((pair, length),) = kept
     d_p = d_left[:, 0] + d_right[:, 1]
-    upstream = pair.new_empty(pair.shape)
-    sum_into(upstream[0], d_right[:, 0], d_p)
-    sum_into(upstream[1], d_left[:, 1], d_p, -1.0)
+    upstream = ops.stack((d_right[:, 0] + d_p, d_left[:, 1] - d_p))
     d_v, d_u = unit_gradient(pair, length, upstream)
     return d_u, d_v
 

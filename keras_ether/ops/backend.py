@@ -115,11 +115,6 @@ def add_to(x: Tensor, y: Tensor) -> Tensor:
     return x.add_(y)
 
 
-def sum_into(out: Tensor, x: Tensor, y: Tensor, alpha: float = 1.0) -> None:
-    """Writes `x + alpha * y` into `out`. For PyTorch only."""
-    torch.add(x, y, alpha=alpha, out=out)
-
-
 def may_overwrite() -> bool:
     """Whether results may be written into arrays without other references."""
     return (

@@ -35,9 +35,20 @@ def mode_of_results(x: Tensor) -> tuple[bool, ...] | None:
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
-def version(x: Tensor) -> int:
-    """A number that changes when PyTorch changes a tensor in place."""
-    return 0 if x.is_inference() else x._version
+def state(x: Tensor) -> tuple:
+    """What differs once a tensor was changed, by PyTorch or in its place."""
+    try:
+        place = x.data_ptr()
+    except RuntimeError:
+        # A stand-in without memory.
+        place = None
+    version = 0 if x.is_inference() else x._version
+    return version, place, x.requires_grad, x.dtype, x.device, tuple(x.shape)
+
+
+def has_hooks(x: Tensor) -> bool:
+    """Whether functions of the user's wait for the gradient of a tensor."""
+    return bool(x._backward_hooks or x._post_accumulate_grad_hooks)
 
 
 def of_all(
@@ -45,22 +56,24 @@ def of_all(
 ) -> list[Arrays]:
     """Applies a function to the arrays of all members at once.
 
-    Gradients are those of a call for each member. A member that leads to no
-    loss has none, and they may be asked for any number of times.
+    Gradients are those of a call for each member, at the values that the arrays
+    have now. A member that leads to no loss has none, and they may be asked for
+    any number of times.
 
     Args:
         function: Function of arrays, each the concatenation of one array of
             every member along the first axis, that returns arrays whose first
             axis is the members. What it returns for a member may depend on no
             other's arrays.
-        members: The arrays of each member, of the same shapes.
+        members: The arrays of each member, of the same shapes, and alike in
+            whether they want a gradient.
 
     Returns:
         For each member, its part of each array that `function` returns.
     """
     count = len(members)
     arrays = [array for same in zip(*members, strict=True) for array in same]
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and any(a.requires_grad for a in members[0]):
         parts = _OfAll.apply(function, count, *arrays)
     else:
         parts = _parts(function(*_joined(count, arrays)))
@@ -76,8 +89,12 @@ def _parts(outputs: Arrays) -> tuple[Tensor, ...]:
     return tuple(part for output in outputs for part in output.unbind())
 
 
-def _chunks(x: Tensor | None, count: int) -> Sequence[Tensor | None]:
-    return (None,) * count if x is None else x.chunk(count)
+def _split(x: Tensor | None, count: int) -> list[Tensor | None]:
+    """The inverse of concatenating; none of the parts hinders another."""
+    if x is None:
+        return [None] * count
+    size = x.shape[0] // count
+    return [x.narrow(0, size * i, size) for i in range(count)]
 
 
 def _stack(gradients: Sequence[Tensor | None]) -> Tensor:
@@ -100,7 +117,10 @@ if BACKEND == "torch":
         ) -> tuple[Tensor, ...]:
             ctx.set_materialize_grads(False)
             ctx.function, ctx.count, ctx.arrays = function, count, arrays
-            ctx.joined = [a.requires_grad_() for a in _joined(count, arrays)]
+            ctx.states = [state(array) for array in arrays]
+            ctx.joined = _joined(count, arrays)
+            for joined, array in zip(ctx.joined, arrays[::count], strict=True):
+                joined.requires_grad_(array.requires_grad)
             with torch.enable_grad():
                 ctx.outputs = function(*ctx.joined)
             return _parts([output.detach() for output in ctx.outputs])
@@ -109,36 +129,75 @@ if BACKEND == "torch":
         def backward(
             ctx: Any, *upstream: Tensor | None
         ) -> tuple[Tensor | None, ...]:
-            count, joined, outputs = ctx.count, ctx.joined, ctx.outputs
+            count = ctx.count
+            of_outputs = [
+                upstream[i : i + count] for i in range(0, len(upstream), count)
+            ]
+            used = [
+                i
+                for i in range(count)
+                if any(gradients[i] is not None for gradients in of_outputs)
+            ]
+            members: Sequence[int] = range(count)
+            joined, outputs = ctx.joined, ctx.outputs
             if torch.is_grad_enabled() or _is_transformed():
                 # For a second derivative, or several upstream gradients.
-                with torch.enable_grad():
-                    joined = _joined(count, ctx.arrays)
-                    outputs = ctx.function(*joined)
-            of_members = [upstream[i::count] for i in range(count)]
-            is_used = [any(g is not None for g in m) for m in of_members]
-            of_outputs = zip(*of_members, strict=True)
-            used = [
-                (output, _stack(gradients))
-                for output, gradients in zip(outputs, of_outputs, strict=True)
-                if any(g is not None for g in gradients)
-            ]
-            found = torch.autograd.grad(
-                [output for output, _ in used],
+                members = used
+                joined, outputs = _again(ctx, used)
+            found = _gradients(
                 joined,
+                outputs,
+                [[of_output[i] for i in members] for of_output in of_outputs],
+            )
+            result = [None] * len(ctx.arrays)
+            for i, gradient in enumerate(found):
+                parts = _split(gradient, len(members))
+                for member, part in zip(members, parts, strict=True):
+                    if member in used:
+                        result[i * count + member] = part
+            return None, None, *result
+
+    def _again(ctx: Any, members: list[int]) -> tuple[Arrays, Arrays]:
+        """The arrays of some members, joined, and what is computed of them."""
+        arrays = []
+        for i, joined in enumerate(ctx.joined):
+            values = _split(joined.detach(), ctx.count)
+            for member in members:
+                place = i * ctx.count + member
+                array = ctx.arrays[place]
+                if not array.requires_grad:
+                    array = values[member]
+                elif state(array) != ctx.states[place]:
+                    raise RuntimeError(
+                        "A vector needed for the gradient of a gradient has "
+                        "been modified by an inplace operation since the "
+                        "forward pass."
+                    )
+                arrays.append(array)
+        with torch.enable_grad():
+            joined = _joined(len(members), arrays)
+            return joined, ctx.function(*joined)
+
+    def _gradients(
+        joined: Arrays,
+        outputs: Arrays,
+        upstream: Sequence[Sequence[Tensor | None]],
+    ) -> list[Tensor | None]:
+        """Gradients of the joined arrays, `None` for those that want none."""
+        used = [
+            (output, _stack(gradients))
+            for output, gradients in zip(outputs, upstream, strict=True)
+            if output.requires_grad and any(g is not None for g in gradients)
+        ]
+        wanted = [array for array in joined if array.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [output for output, _ in used],
+                wanted,
                 [gradient for _, gradient in used],
                 retain_graph=True,
                 create_graph=torch.is_grad_enabled(),
                 allow_unused=True,
             )
-            return (
-                None,
-                None,
-                *(
-                    gradient if used else None
-                    for of_array in found
-                    for gradient, used in zip(
-                        _chunks(of_array, count), is_used, strict=True
-                    )
-                ),
-            )
+        )
+        return [next(found) if a.requires_grad else None for a in joined]

@@ -13,9 +13,12 @@ from keras_ether import methods
 from keras_ether.adapters import together
 from tests import models
 
-pytestmark = pytest.mark.skipif(
-    keras.backend.backend() != "torch", reason="of eager PyTorch"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        keras.backend.backend() != "torch", reason="of eager PyTorch"
+    ),
+    pytest.mark.filterwarnings("ignore:.*is frozen now"),
+]
 
 TOKENS = {
     "token_ids": np.arange(24).reshape(2, 12),
@@ -215,7 +218,6 @@ def test_gradients_may_be_asked_for_several_times_within_a_call():
         check_near(found, step(model, training=False)[1])
 
 
-@pytest.mark.filterwarnings("ignore:.*is frozen now")
 def test_a_layer_that_a_call_leaves_out_has_no_gradient():
     inputs = keras.Input((8,))
     a, b, c = (keras.layers.Dense(8, name=name) for name in "abc")
@@ -230,6 +232,86 @@ def test_a_layer_that_a_call_leaves_out_has_no_gradient():
         True,
         False,
     ]
+
+
+def test_frozen_layers_are_left_out_of_the_backward_pass():
+    model = adapted(models.bert_backbone(num_layers=3))
+    for layer in model.transformer_layers[:2]:
+        layer.trainable = False
+    first, second = {}, {}
+
+    def parts(model, x):
+        for i, found in enumerate((first, second)):
+            layer = model.transformer_layers[i]
+            hidden = np.ones((2, 5, 16), "float32")
+            found["frozen"] = layer(hidden).requires_grad
+            found["trained"] = model.transformer_layers[2](hidden).requires_grad
+        return outputs(model, x)
+
+    y = Calls(model, parts)(TOKENS)
+    assert first == second == {"frozen": False, "trained": True}
+    assert y.requires_grad
+    assert norms_of(lambda: y.sum().backward()) == 0
+    has = {v.path: v.value.grad is not None for v in model.trainable_variables}
+    assert all(
+        "transformer_layer_2" in path or not g for path, g in has.items()
+    )
+
+
+def test_vectors_that_train_from_the_middle_of_a_call_on():
+    model = adapted()
+    model.trainable = False
+
+    def frozen_and_not(model, x):
+        first = outputs(model, x)
+        model.trainable = True
+        return first, outputs(model, x)
+
+    first, second = Calls(model, frozen_and_not)(TOKENS)
+    assert (first.requires_grad, second.requires_grad) == (False, True)
+
+
+def test_hooks_of_vectors_see_gradients_alone():
+    inputs = keras.Input((8,))
+    a, b, c = (keras.layers.Dense(8, name=name) for name in "abc")
+    model = keras.Model(inputs, [b(a(inputs)), c(inputs)])
+    keras_ether.apply(model, targets="all-linear", rank_blocks=2, seed=0)
+    seen = []
+    hooks = [
+        v.value.register_hook(lambda g: seen.append(g.shape))
+        for v in model.trainable_variables
+    ]
+    used, _ = model(np.ones((3, 8), "float32"))
+    used.sum().backward()
+    assert seen == [(2, 4)] * 2
+    for hook in hooks:
+        hook.remove()
+
+
+def test_vectors_that_are_there_while_their_layer_runs_alone():
+    """As where parameters are kept elsewhere, and gathered when needed."""
+    import torch
+
+    model = adapted()
+    expected = numpy(outputs(model, TOKENS))
+    for layer in model._flatten_layers():
+        if not hasattr(layer, "ether"):
+            continue
+        vector = layer.ether.input_u.value
+        kept = vector.data
+
+        def gather(*_, vector=vector, kept=kept):
+            vector.data = kept
+
+        def release(*_, vector=vector):
+            vector.data = torch.zeros(0)
+
+        layer.register_forward_pre_hook(gather)
+        layer.register_forward_hook(release)
+        release()
+    with torch.no_grad():
+        found = numpy(outputs(model, TOKENS))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_nothing_outlives_the_call():
@@ -263,6 +345,18 @@ def test_a_rematerialized_layer_computes_its_own():
     plain = adapted(models.bert_backbone(num_layers=2))
     plain.set_weights(model.get_weights())
     check_near(gradients, step(plain)[1])
+
+
+def test_a_layer_unlike_all_others_computes_its_own(monkeypatch):
+    sizes = [(8, 12), (12, 16), (16, 20)]
+    layers = [keras.layers.Dense(f) for _, f in sizes]
+    model = adapted(keras.Sequential([keras.Input((8,)), *layers]))
+
+    def refuse(*_):
+        raise AssertionError("There is nothing to share.")
+
+    monkeypatch.setattr(together.stacked, "of_all", refuse)
+    assert norms_of(lambda: model(np.ones((2, 8), "float32"))) == 3
 
 
 @pytest.fixture

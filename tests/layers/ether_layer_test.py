@@ -207,3 +207,31 @@ def test_bad_argument_is_an_error():
     for name in ("rank_blocks", "seed", "dropout"):
         with pytest.raises(ValueError, match=f"{name}=True"):
             EtherDense(6, **{name: True})
+
+
+class Unbuilt(keras.Model):
+    """Its layers are built while Keras infers the shapes of a first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = EtherDense(8, rank_blocks=2)
+        self.second = EtherDense(
+            4, rank_blocks=2, method="ether+", strength="learned", dropout=0.1
+        )
+
+    def call(self, x):
+        return self.second(self.first(x))
+
+
+@pytest.mark.parametrize("trains_first", [True, False])
+def test_layers_of_a_model_without_build(trains_first):
+    model = Unbuilt()
+    x = np.ones((3, 8), "float32")
+    model.compile("sgd", "mse", run_eagerly=True)
+    if trains_first:
+        model.fit(x, np.ones((3, 4)), verbose=0)
+    assert model(x).shape == (3, 4)
+    with keras_ether.disabled(model):
+        off = models.call(model, x)
+    assert np.abs(models.call(model, x) - off).max() > 1e-3
+    assert model.first.ether.strength.shape == ()

@@ -10,11 +10,11 @@ pytestmark = pytest.mark.skipif(
 
 
 def double_and_scale(u, scale):
-    """`(2 u, scale · unit(u))` of three members of two rows each."""
+    """`(2 u, scale · unit(u), u²)` of members of two rows each."""
     from keras_ether.ops.unit import unit
 
     parts = (2.0 * u, scale * unit(u), u * u)
-    return tuple(part.unflatten(0, (3, 2)) for part in parts)
+    return tuple(part.unflatten(0, (-1, 2)) for part in parts)
 
 
 @pytest.fixture
@@ -113,18 +113,67 @@ def test_several_upstream_gradients_at_once(members):
     torch.testing.assert_close(*gradients)
 
 
-def test_version_changes_in_place():
+def test_state_changes_with_a_tensor():
     import torch
 
     from keras_ether.ops import stacked
 
     x = torch.zeros(2)
-    before = stacked.version(x)
-    assert stacked.version(x) == before
-    x.add_(1.0)
-    assert stacked.version(x) != before
+    seen = [stacked.state(x)]
+    assert stacked.state(x) == seen[0]
+
+    def replace():
+        x.data = torch.zeros(2)
+
+    for change in (lambda: x.add_(1.0), replace, lambda: x.requires_grad_()):
+        change()
+        assert stacked.state(x) not in seen
+        seen.append(stacked.state(x))
     with torch.inference_mode():
-        assert stacked.version(torch.zeros(2)) == 0
+        assert stacked.state(torch.zeros(2))[0] == 0
+
+
+def test_second_derivative_after_a_change_is_refused(members):
+    import torch
+
+    found, _ = found_and_expected(members)
+    with torch.no_grad():
+        members[1][0].add_(1.0)
+    # As PyTorch refuses it, but for a first derivative at the values of then.
+    (first,) = torch.autograd.grad(
+        found[1][2].sum(), members[1][0], retain_graph=True
+    )
+    torch.testing.assert_close(first, 2.0 * (members[1][0] - 1.0))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(found[1][2].sum(), members[1][0], create_graph=True)
+
+
+def test_gradients_can_be_changed_in_place(members):
+    import torch
+
+    found, _ = found_and_expected(members)
+    gradients = [
+        torch.autograd.grad(parts[0].sum(), member[0], create_graph=True)[0]
+        for parts, member in zip(found, members, strict=True)
+    ]
+    gradients[0].mul_(3.0)
+    for gradient, expected in zip(gradients, (6.0, 2.0, 2.0), strict=True):
+        np.testing.assert_array_equal(gradient.detach(), expected)
+
+
+def test_unused_members_have_no_gradient_of_a_gradient(members):
+    import torch
+
+    found, _ = found_and_expected(members)
+    arrays = [array for member in members for array in member]
+    first = torch.autograd.grad(
+        (found[0][2] ** 2).sum(), arrays, create_graph=True, allow_unused=True
+    )
+    assert [g is not None for g in first] == [True] + [False] * 5
+    second = torch.autograd.grad(
+        (first[0] ** 2).sum(), arrays, allow_unused=True
+    )
+    assert [g is not None for g in second] == [True] + [False] * 5
 
 
 def test_results_may_not_be_kept_where_functions_run_again():
