@@ -89,7 +89,8 @@ class MatrixView:
     def product(self, x: Tensor, kernel: Tensor) -> Tensor:
         """The layer's own product of inputs and kernel."""
         if self.is_matmul:
-            return dense_product(x, kernel)
+            # Of float64, Keras's product on PyTorch is one of float32.
+            return ops.cast(dense_product(x, kernel), x.dtype)
         return ops.einsum(self.equation, x, kernel)
 
     def inputs_matrix(self, x: Tensor) -> Tensor:
