@@ -9,16 +9,18 @@
 #
 # We do that with **ETHER+** ([Bini et al., ICML
 # 2024](https://arxiv.org/abs/2405.20271)). All kernels of the model stay
-# frozen. Each is multiplied by matrices close to mirrors, and only the vectors
-# which those are made of are trained:
+# frozen. Each is multiplied by a matrix, and only the two vectors which that is
+# made of are trained, with its strength `s`:
 #
-# $$ W' = H\,W\,G, \quad H = I - u u^\top + v v^\top, \quad
-# \lVert u \rVert = \lVert v \rVert = 1 $$
+# $$ W' = H\,W, \quad H = I + s\,(v v^\top - u u^\top), \quad
+# \lVert u \rVert = \lVert v \rVert = 1, \quad |s| < 1 $$
 #
-# and the same for `G`. At the start `u = v`, so that training begins at the
-# very pretrained model; and `H` never gets further than 2 from `I`, so that it
-# can't run away from that model. Four vectors for each kernel are few: an
-# adapter for Gemma takes a few megabytes, or less.
+# (The paper's ETHER+ has no strength, and another matrix on the other side of
+# the kernel. With half as many parameters this one learns more: at the paper's
+# rate of 2e-3 that one gave 60 % of the answers below right.) At the start `s = 0`, so that training
+# begins at the very pretrained model; and `H` never gets further than √2 from
+# `I`, so that it can't run away from that model. Two vectors for each kernel are
+# few: an adapter for Gemma takes a few megabytes, or less.
 #
 # The model is **SmolLM2-135M-Instruct**, a small one that really answers. It
 # comes in a Python package: no hub of models is needed. On Kaggle, with a GPU,
@@ -86,7 +88,7 @@ SAMPLES = 256
 TEST_SAMPLES = 48
 SEQUENCE_LENGTH = 64
 BATCH_SIZE = 4
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 1.2e-2
 # As the model was trained to see it; its preprocessor begins it with
 # `<|im_start|>`. For Gemma: "<start_of_turn>user\n{instruction}\n{input}"
 # "<end_of_turn>\n<start_of_turn>model\n".
@@ -244,12 +246,18 @@ print(repr(model.preprocessor.tokenizer.detokenize(y[1][weights[1] > 0])))
 # %% [markdown]
 # ## Put ETHER+ into it
 #
-# At the start ETHER+ is the pretrained model, to the bit, so that what we
-# measure next holds for both.
+# `side="input"` is the `H` above. With `strength="learned"` the start is the
+# pretrained model, to the bit, so that what we measure next holds for both.
 
 # %%
 keras_ether.apply(
-    model, method="ether+", targets=TARGETS, rank_blocks=4, seed=0
+    model,
+    method="ether+",
+    side="input",
+    strength="learned",
+    targets=TARGETS,
+    rank_blocks=4,
+    seed=0,
 )
 steps = -(-len(records) // BATCH_SIZE)
 model.compile(
@@ -397,8 +405,8 @@ plt.show()
 
 # %% [markdown]
 # The form is learned almost at once, each of the two where it was asked for.
-# The verdicts are hardly better than the majority class: to judge a film by a
-# sentence takes more than a small model and 256 reviews.
+# The verdicts take longer: with these 256 reviews most are right, where always the
+# more frequent one would be right a little more often than every other time.
 #
 # ## Switch it off and on, keep it, merge it
 #
@@ -429,6 +437,7 @@ print(f"Same responses when merged: {same:.0%}")
 #
 # - Take records of your own: a list of dictionaries with `instruction`,
 #   `input` and `output` is all that is needed.
-# - For one vector per kernel, pass `method="ether"`, with twice the rate.
+# - For one vector per kernel, pass `method="ether"`, with twice the rate; for
+#   the paper's own ETHER+ leave `side` and `strength` out, and take 2e-3.
 # - Large models fit on small cards when they are quantized first:
 #   `model.quantize("int8")`, then `keras_ether.apply`.
