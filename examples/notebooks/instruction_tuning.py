@@ -17,10 +17,11 @@
 #
 # (The paper's ETHER+ has no strength, and another matrix on the other side of
 # the kernel. With half as many parameters this one learns more: at the paper's
-# rate of 2e-3 that one gave 60 % of the answers below right.) At the start `s = 0`, so that training
-# begins at the very pretrained model; and `H` never gets further than √2 from
-# `I`, so that it can't run away from that model. Two vectors for each kernel are
-# few: an adapter for Gemma takes a few megabytes, or less.
+# rate of 2e-3 that one gave 60 % of the answers below right.) At the start `s =
+# 0`, so that training begins at the very pretrained model; and `H` never gets
+# further than √2 from `I`, so that it can't run away from that model. Two
+# vectors for each kernel are few: an adapter for Gemma takes a few megabytes,
+# or less.
 #
 # The model is **SmolLM2-135M-Instruct**, a small one that really answers. It
 # comes in a Python package: no hub of models is needed. On Kaggle, with a GPU,
@@ -405,8 +406,9 @@ plt.show()
 
 # %% [markdown]
 # The form is learned almost at once, each of the two where it was asked for.
-# The verdicts take longer: with these 256 reviews most are right, where always the
-# more frequent one would be right a little more often than every other time.
+# The verdicts take longer: with these 256 reviews most are right, where always
+# the more frequent one would be right a little more often than every other
+# time.
 #
 # ## Switch it off and on, keep it, merge it
 #
