@@ -53,8 +53,9 @@ def apply(
     a compiled model around the one passed can't be found from inside and has to
     be compiled again. ETHER needs higher learning rates than full fine-tuning:
     with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good first tries,
-    and five times as much with a learned strength. If the rate is below a tenth
-    of these when training starts, `fit` and `train_on_batch` warn once.
+    half of that with one block, and five times as much with a learned strength,
+    whatever the blocks. If the rate is below a tenth of these when training
+    starts, `fit` and `train_on_batch` warn once.
 
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
