@@ -153,7 +153,10 @@ if BACKEND == "torch":
             for i, gradient in enumerate(found):
                 parts = _split(gradient, len(members))
                 for member, part in zip(members, parts, strict=True):
-                    if member in used:
+                    if member in used and part is not None:
+                        # A gradient that may be differentiated is no view.
+                        is_own = torch.is_grad_enabled()
+                        part = part.clone() if is_own else part
                         result[i * count + member] = part
             return None, None, *result
 

@@ -157,6 +157,7 @@ def test_gradients_can_be_changed_in_place(members):
         for parts, member in zip(found, members, strict=True)
     ]
     gradients[0].mul_(3.0)
+    gradients[1].detach_()
     for gradient, expected in zip(gradients, (6.0, 2.0, 2.0), strict=True):
         np.testing.assert_array_equal(gradient.detach(), expected)
 
