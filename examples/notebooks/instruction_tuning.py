@@ -16,12 +16,11 @@
 # \lVert u \rVert = \lVert v \rVert = 1, \quad |s| < 1 $$
 #
 # (The paper's ETHER+ has no strength, and another matrix on the other side of
-# the kernel. With half as many parameters this one learns more: at the paper's
-# rate of 2e-3 that one gave 60 % of the answers below right.) At the start `s =
-# 0`, so that training begins at the very pretrained model; and `H` never gets
-# further than √2 from `I`, so that it can't run away from that model. Two
-# vectors for each kernel are few: an adapter for Gemma takes a few megabytes,
-# or less.
+# the kernel. With half as many parameters this one learns more: that one, at a
+# rate of 2e-3, gave 60 % of the answers below right.) At the start `s = 0`, so
+# that training begins at the very pretrained model; and `H` never gets further
+# than √2 from `I`, so that it can't run away from that model. Two vectors for
+# each kernel are few: an adapter for Gemma takes a few megabytes, or less.
 #
 # The model is **SmolLM2-135M-Instruct**, a small one that really answers. It
 # comes in a Python package: no hub of models is needed. On Kaggle, with a GPU,

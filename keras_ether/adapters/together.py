@@ -82,10 +82,7 @@ def _members(adapters: list["Adapter"]) -> dict[tuple[int, str], "_Member"]:
             arrays = _arrays(adapter, side)
             if any(map(stacked.has_hooks, arrays)):
                 continue
-            kinds = [
-                (tuple(a.shape), a.dtype, a.device, a.requires_grad)
-                for a in arrays
-            ]
+            kinds = [stacked.kind(array) for array in arrays]
             key = (adapter.method, *kinds)
             group = groups.setdefault(key, _Alike(adapter.method))
             found[id(adapter), side] = _Member(group, arrays)

@@ -160,12 +160,12 @@ def starts_at_identity(method: Method) -> bool:
 def are_thin_and_apart(method: Method) -> bool:
     """Whether each block has thin factors, made of its own weights alone."""
     rng = np.random.default_rng(0)
-    weights = [
-        # At the start, blocks that do depend on each other may not show it.
-        ops.convert_to_tensor(w + rng.standard_normal(w.shape, "float32"))
-        for w in method.start(2, max(method.min_width, 2), rng)
-    ]
     try:
+        weights = [
+            # At the start, blocks that depend on each other may not show it.
+            ops.convert_to_tensor(w + rng.standard_normal(w.shape, "float32"))
+            for w in method.start(2, max(method.min_width, 2), rng)
+        ]
         factors = method.factors(*weights)
         alone = [
             method.factors(*(w[i : i + 1] for w in weights)) for i in (0, 1)

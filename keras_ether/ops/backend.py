@@ -37,8 +37,6 @@ if BACKEND == "jax":
 if BACKEND == "torch":
     import torch
 
-    _is_transformed = torch._C._are_functorch_transforms_active
-
 
 def reshape(x: Tensor, shape: Sequence[Any]) -> Tensor:
     """`keras.ops.reshape(x, shape)`."""
@@ -120,7 +118,7 @@ def may_overwrite() -> bool:
     return (
         BACKEND == "torch"
         and not torch.is_grad_enabled()
-        and not _is_transformed()
+        and not is_transformed()
     )
 
 
@@ -223,6 +221,12 @@ def precise_products() -> contextlib.AbstractContextManager:
     if BACKEND == "jax":
         return jax.default_matmul_precision("highest")
     return contextlib.nullcontext()
+
+
+def is_transformed() -> bool:
+    """Whether a transform of `torch.func` runs, such as `torch.vmap`."""
+    # PyTorch has no public name for it.
+    return BACKEND == "torch" and torch._C._are_functorch_transforms_active()
 
 
 def is_eager_torch() -> bool:

@@ -16,6 +16,7 @@ from typing import TypeAlias
 import keras
 from keras import ops
 
+from keras_ether.ops.backend import is_transformed
 from keras_ether.types import Arrays
 from keras_ether.types import Gradients
 from keras_ether.types import Kept
@@ -203,12 +204,10 @@ if BACKEND == "torch":
     import torch
     from torch.autograd import forward_ad
 
-    # PyTorch has no public names for this and `_current_level`.
-    _is_transformed = torch._C._are_functorch_transforms_active
-
     def _torch_wants_plain_operations(x: Tensor) -> bool:
         return (
-            _is_transformed()
+            is_transformed()
+            # PyTorch has no public name for it.
             or forward_ad._current_level >= 0
             or torch.is_autocast_enabled(x.device.type)
             or torch.compiler.is_exporting()
@@ -235,7 +234,7 @@ if BACKEND == "torch":
             backward, again = ctx.functions
             saved = iter(ctx.saved_tensors)
             arguments, *kept = [tuple(islice(saved, n)) for n in ctx.counts]
-            if torch.is_grad_enabled() or _is_transformed():
+            if torch.is_grad_enabled() or is_transformed():
                 # For a second derivative, or several upstream gradients.
                 found = again(arguments, *upstream)
             else:

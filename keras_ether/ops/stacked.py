@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from keras_ether.ops.backend import BACKEND
+from keras_ether.ops.backend import is_eager_torch
+from keras_ether.ops.backend import is_transformed
 from keras_ether.ops.custom_gradient import gradients_by_hand_serve
 from keras_ether.types import Arrays
 from keras_ether.types import Tensor
@@ -25,7 +27,7 @@ def mode_of_results(x: Tensor) -> tuple[bool, ...] | None:
         functions that are compiled, exported, transformed, or run again in the
         backward pass, as they have to compute everything each time.
     """
-    if BACKEND != "torch" or torch.compiler.is_compiling():
+    if not is_eager_torch():
         return None
     if x.device.type == "meta" or not gradients_by_hand_serve(x):
         return None
@@ -36,14 +38,19 @@ def mode_of_results(x: Tensor) -> tuple[bool, ...] | None:
 
 
 def state(x: Tensor) -> tuple:
-    """What differs once a tensor was changed, by PyTorch or in its place."""
+    """What differs once a tensor was changed, or another put in its place."""
     try:
         place = x.data_ptr()
     except RuntimeError:
         # A stand-in without memory.
         place = None
     version = 0 if x.is_inference() else x._version
-    return version, place, x.requires_grad, x.dtype, x.device, tuple(x.shape)
+    return version, place, *kind(x)
+
+
+def kind(x: Tensor) -> tuple:
+    """What tensors that are computed with at once have to share."""
+    return x.requires_grad, x.dtype, x.device, tuple(x.shape)
 
 
 def has_hooks(x: Tensor) -> bool:
@@ -90,11 +97,13 @@ def _parts(outputs: Arrays) -> tuple[Tensor, ...]:
 
 
 def _split(x: Tensor | None, count: int) -> list[Tensor | None]:
-    """The inverse of concatenating; none of the parts hinders another."""
+    """The inverse of concatenating."""
     if x is None:
         return [None] * count
     size = x.shape[0] // count
-    return [x.narrow(0, size * i, size) for i in range(count)]
+    parts = [x.narrow(0, size * i, size) for i in range(count)]
+    # PyTorch lets nobody change a view of what may be differentiated.
+    return [p.clone() for p in parts] if torch.is_grad_enabled() else parts
 
 
 def _stack(gradients: Sequence[Tensor | None]) -> Tensor:
@@ -105,8 +114,6 @@ def _stack(gradients: Sequence[Tensor | None]) -> Tensor:
 
 
 if BACKEND == "torch":
-    # PyTorch has no public name for it.
-    _is_transformed = torch._C._are_functorch_transforms_active
 
     class _OfAll(torch.autograd.Function):
         # It keeps everything as its own: what PyTorch saves is freed after one
@@ -140,7 +147,7 @@ if BACKEND == "torch":
             ]
             members: Sequence[int] = range(count)
             joined, outputs = ctx.joined, ctx.outputs
-            if torch.is_grad_enabled() or _is_transformed():
+            if torch.is_grad_enabled() or is_transformed():
                 # For a second derivative, or several upstream gradients.
                 members = used
                 joined, outputs = _again(ctx, used)
@@ -153,10 +160,7 @@ if BACKEND == "torch":
             for i, gradient in enumerate(found):
                 parts = _split(gradient, len(members))
                 for member, part in zip(members, parts, strict=True):
-                    if member in used and part is not None:
-                        # A gradient that may be differentiated is no view.
-                        is_own = torch.is_grad_enabled()
-                        part = part.clone() if is_own else part
+                    if member in used:
                         result[i * count + member] = part
             return None, None, *result
 

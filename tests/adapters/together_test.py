@@ -11,6 +11,7 @@ from keras import ops
 import keras_ether
 from keras_ether import methods
 from keras_ether.adapters import together
+from keras_ether.surgery.verbs import adapted_layers
 from tests import models
 
 pytestmark = [
@@ -33,6 +34,9 @@ def adapted(model=None, blocks=2, **options):
     keras_ether.apply(
         model, targets="all-linear", rank_blocks=blocks, seed=0, **options
     )
+    for layer in adapted_layers(model).values():
+        # What is asked of a method once, not in what is counted.
+        methods.are_thin_and_apart(layer.ether.method)
     for i, weight in enumerate(model.trainable_weights):
         weight.assign_add(0.1 * keras.random.normal(weight.shape, seed=i))
     return model
@@ -345,6 +349,30 @@ def test_a_rematerialized_layer_computes_its_own():
     plain = adapted(models.bert_backbone(num_layers=2))
     plain.set_weights(model.get_weights())
     check_near(gradients, step(plain)[1])
+
+
+def test_vectors_taken_away_before_factors_are_made():
+    import torch
+
+    sizes = [(8, 12), (12, 16), (16, 16), (16, 16)]
+    layers = [keras.layers.Dense(f) for _, f in sizes]
+    model = adapted(keras.Sequential([keras.Input((8,)), *layers]))
+    x = np.ones((2, 8), "float32")
+    expected = models.call(model, x)
+    vector = layers[3].ether.input_u.value
+    kept = vector.data
+
+    def take_away(*_):
+        vector.data = torch.zeros(0)
+
+    def give_back(*_):
+        vector.data = kept
+
+    # The first layer's call finds all, the second's makes those of its shape.
+    layers[0].register_forward_hook(take_away)
+    layers[3].register_forward_pre_hook(give_back)
+    with torch.no_grad():
+        np.testing.assert_allclose(models.call(model, x), expected, atol=1e-5)
 
 
 def test_a_layer_unlike_all_others_computes_its_own(monkeypatch):
