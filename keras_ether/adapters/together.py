@@ -21,6 +21,8 @@ from keras import ops
 from keras_ether import _keras_internals as internals
 from keras_ether import methods
 from keras_ether.ops import stacked
+from keras_ether.ops.backend import is_eager_torch
+from keras_ether.ops.backend import not_compiled
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.block_diagonal import arrange
 from keras_ether.ops.block_diagonal import with_arranged
@@ -47,11 +49,18 @@ def factors_of_sides(
         The factors of the inputs and those of the outputs, `None` for a side
         that is not transformed; or `None` where the layer is to compute them.
     """
-    mode = stacked.mode_of_results(adapter.strength.value)
-    if mode is None:
+    if not is_eager_torch():
         return None
+    return _shared(adapter, dtype)
+
+
+@not_compiled
+def _shared(
+    adapter: "Adapter", dtype: Any
+) -> tuple[Factors | None, Factors | None] | None:
+    mode = stacked.mode_of_results(adapter.strength.value)
     call = internals.current_call()
-    if call is None:
+    if mode is None or call is None:
         return None
     of_modes = vars(call).setdefault(MEMO, {})
     if mode not in of_modes:

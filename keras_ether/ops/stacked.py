@@ -7,6 +7,7 @@ from typing import Any
 from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.backend import is_eager_torch
 from keras_ether.ops.backend import is_transformed
+from keras_ether.ops.backend import not_compiled
 from keras_ether.ops.custom_gradient import gradients_by_hand_serve
 from keras_ether.types import Arrays
 from keras_ether.types import Tensor
@@ -23,9 +24,9 @@ def mode_of_results(x: Tensor) -> tuple[bool, ...] | None:
 
     Returns:
         Whether gradients may be asked for, and whether it is inference mode; or
-        `None` where results may not be used later: on other backends, and in
-        functions that are compiled, exported, transformed, or run again in the
-        backward pass, as they have to compute everything each time.
+        `None` where results may not be used later: in functions that are
+        compiled, exported, transformed, or run again in the backward pass, as
+        they have to compute everything each time.
     """
     if not is_eager_torch():
         return None
@@ -133,6 +134,7 @@ if BACKEND == "torch":
             return _parts([output.detach() for output in ctx.outputs])
 
         @staticmethod
+        @not_compiled
         def backward(
             ctx: Any, *upstream: Tensor | None
         ) -> tuple[Tensor | None, ...]:

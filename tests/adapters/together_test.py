@@ -351,6 +351,37 @@ def test_a_rematerialized_layer_computes_its_own():
     check_near(gradients, step(plain)[1])
 
 
+# PyTorch's compiler warns of what it does itself while it reads this code.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_functions_that_the_compiler_gives_up():
+    """It then runs them as they are, and tries each that they call."""
+    import torch
+
+    widths = (16, 16, 16, 32, 32, 8, 8, 8, 8)
+    layers = [keras.layers.Dense(width) for width in widths]
+    model = adapted(
+        keras.Sequential([keras.Input((16,)), *layers]), method="ether+"
+    )
+    x = np.ones((8, 16), "float32")
+
+    def loss_and_gradients():
+        for variable in model.trainable_variables:
+            variable.value.grad = None
+        loss = (model(x, training=True) ** 2).sum()
+        loss.backward()
+        return loss, [v.value.grad for v in model.trainable_variables]
+
+    expected, gradients = loss_and_gradients()
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=2):
+        compiled = torch.compile(loss_and_gradients, backend="eager")
+        found = [compiled() for _ in range(2)]
+    torch._dynamo.reset()
+    for loss, ours in found:
+        torch.testing.assert_close(loss, expected)
+        check_near(ours, gradients)
+
+
 def test_vectors_taken_away_before_factors_are_made():
     import torch
 
