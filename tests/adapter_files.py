@@ -10,7 +10,7 @@ def content():
     """A small file with something in each of its sections."""
     header = {
         "format": "keras_ether.adapter",
-        "format_version": 2,
+        "format_version": 3,
         "adapters": [
             {
                 "method": "ether",

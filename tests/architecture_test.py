@@ -30,6 +30,7 @@ ROOMS = {
 EXTRAS = {
     "ops.custom_gradient": {"jax", "torch"},
     "ops.backend": {"jax", "torch"},
+    "ops.fingerprint": {"jax"},
     "ops.stacked": {"torch"},
     "ops.unit": {"torch"},
     "saving.torch_generators": {"torch"},

@@ -12,6 +12,7 @@ a base kernel in place of the fine-tuned one.
 """
 
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from typing import Any
 
@@ -92,11 +93,11 @@ class _Loading:
         for variable in self.variables:
             variable.assign(self.values[variable.name])
 
-    def is_over_same_base(self, saved_fingerprint: np.ndarray) -> bool:
-        """Whether the file was saved over the previous codes."""
-        return np.array_equal(_fingerprint(self.values), saved_fingerprint)
+    def fingerprint(self, digest_of: Callable) -> np.ndarray:
+        """The digest of the previous codes."""
+        return _fingerprint(self.values, digest_of)
 
-    def settle(self, adapter: "Adapter", saved_fingerprint: np.ndarray) -> None:
+    def settle(self, adapter: "Adapter", is_over_same_base: bool) -> None:
         """Nothing is left to decide: the file holds the base itself."""
 
 
@@ -105,9 +106,9 @@ class _LoadingIntegers(_Loading):
         super().__init__(quantized_kernel.code_variables(layer))
         self.layer = layer
 
-    def settle(self, adapter: "Adapter", saved_fingerprint: np.ndarray) -> None:
+    def settle(self, adapter: "Adapter", is_over_same_base: bool) -> None:
         """Chooses the base, once the vectors are read."""
-        if self.is_over_same_base(saved_fingerprint):
+        if is_over_same_base:
             self.undo()
         elif adapter.method.orthogonal:
             effective = quantized_kernel.dequantize(self.layer)
@@ -151,10 +152,10 @@ def _values(variables: list[Variable]) -> dict[str, np.ndarray]:
     return {v.name: to_numpy(v) for v in variables}
 
 
-def _fingerprint(values: dict[str, np.ndarray]) -> np.ndarray:
-    return np.concatenate(
-        [fingerprint(values[name]) for name in sorted(values)]
-    )
+def _fingerprint(
+    values: dict[str, np.ndarray], digest_of: Callable = fingerprint
+) -> np.ndarray:
+    return np.concatenate([digest_of(values[name]) for name in sorted(values)])
 
 
 def _warn_of_error(layer: Layer, holds: Any, error: float) -> None:

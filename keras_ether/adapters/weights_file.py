@@ -23,6 +23,7 @@ their vectors, which only the same class reads.
 import contextlib
 import contextvars
 import warnings
+from collections.abc import Callable
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from typing import Any
@@ -32,6 +33,7 @@ from keras import ops
 
 from keras_ether import methods
 from keras_ether.ops.fingerprint import fingerprint
+from keras_ether.ops.fingerprint import sampled_fingerprint
 from keras_ether.ops.values import settled
 from keras_ether.ops.values import to_numpy
 from keras_ether.types import LayerMixin
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
     from keras_ether.adapters.adapter import Adapter
 
 
-FINGERPRINT = "base_fingerprint"
+FINGERPRINT = "base_digest"
+# In files of before, by `sampled_fingerprint`.
+SAMPLED = "base_fingerprint"
 METHOD = "method"
 DROPOUT = "dropout_state"
 # The adapter's strength in the kernel beside it, where that is not 1.
@@ -104,13 +108,13 @@ class Loading:
     def undo(self) -> None:
         self.kernel.assign(self.base)
 
-    def is_over_same_base(self, saved_fingerprint: np.ndarray) -> bool:
-        """Whether the file was saved over the previous kernel."""
-        return np.array_equal(fingerprint(self.base), saved_fingerprint)
+    def fingerprint(self, digest_of: Callable) -> np.ndarray:
+        """The digest of the previous kernel."""
+        return digest_of(self.base)
 
-    def settle(self, adapter: "Adapter", saved_fingerprint: np.ndarray) -> None:
+    def settle(self, adapter: "Adapter", is_over_same_base: bool) -> None:
         """Chooses the base, once the vectors are read."""
-        if self.is_over_same_base(saved_fingerprint):
+        if is_over_same_base:
             self.kernel.assign(self.base)
         elif adapter.method.orthogonal:
             effective = ops.convert_to_tensor(self.kernel)
@@ -159,7 +163,9 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
         return
     try:
         values = _read(adapter, store)
-        _check_base(adapter, store, loading)
+        same = _is_over_same_base(store, loading)
+        if same is False:
+            _check_method(adapter, store)
     except ValueError:
         if loading is not None:
             loading.undo()
@@ -168,20 +174,29 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
         vector.assign(values[name])
     if adapter.seed_generator is not None and DROPOUT in store:
         adapter.seed_generator.state.assign(np.asarray(store[DROPOUT]))
-    if loading is not None and FINGERPRINT in store:
-        loading.settle(adapter, np.asarray(store[FINGERPRINT]))
+    if loading is not None and same is not None:
+        loading.settle(adapter, same)
 
 
-def _check_base(
-    adapter: "Adapter", store: Any, loading: Loading | None
-) -> None:
-    """Raises a `ValueError` if no base gives the kernel's predictions."""
-    if (
-        loading is None
-        or FINGERPRINT not in store
-        or loading.is_over_same_base(np.asarray(store[FINGERPRINT]))
+def _is_over_same_base(store: Any, loading: Loading | None) -> bool | None:
+    """Whether a file was saved over the kernel from before it was read.
+
+    Returns:
+        `None` for a file of a layer of `keras_ether.layers`, which has no
+        digest of its base.
+    """
+    for key, digest_of in (
+        (FINGERPRINT, fingerprint),
+        (SAMPLED, sampled_fingerprint),
     ):
-        return
+        if loading is not None and key in store:
+            saved = np.asarray(store[key])
+            return np.array_equal(loading.fingerprint(digest_of), saved)
+    return None
+
+
+def _check_method(adapter: "Adapter", store: Any) -> None:
+    """Raises a `ValueError` if no base gives the kernel's predictions."""
     method = adapter.method
     if method.orthogonal and STRENGTH in store:
         raise ValueError(
@@ -201,7 +216,13 @@ def _check_base(
 
 def _read(adapter: "Adapter", store: Any) -> dict[str, np.ndarray]:
     method = bytes(np.asarray(store[METHOD])).decode("ascii", "replace")
-    names = set(store.keys()) - {METHOD, DROPOUT, FINGERPRINT, STRENGTH}
+    names = set(store.keys()) - {
+        METHOD,
+        DROPOUT,
+        FINGERPRINT,
+        SAMPLED,
+        STRENGTH,
+    }
     values = {name: np.asarray(store[name]) for name in sorted(names)}
     received = {name: value.shape for name, value in values.items()}
     expected = {

@@ -160,7 +160,7 @@ def forgeries():
     yield "kept adapted", setting("trainable", value=["body/first"])
     yield "format", setting("format", value="other")
     yield "version 1 with its fields", setting("format_version", value=1)
-    yield "version 3", setting("format_version", value=3)
+    yield "version 4", setting("format_version", value=4)
     for value in ("much", 0.0, 2.0, True, [0.5]):
         yield (
             f"strength {value}",

@@ -149,7 +149,7 @@ def test_header(path):
     assert header["versions"]["keras_ether"] == keras_ether.__version__
     assert header["versions"]["keras"] == keras.__version__
     assert header["versions"]["backend"] == keras.backend.backend()
-    assert header["format_version"] == 2
+    assert header["format_version"] == 3
 
 
 @pytest.mark.parametrize(
