@@ -245,31 +245,6 @@ def test_bad_arguments(arguments, text):
         EtherDense(4, **arguments)
 
 
-@pytest.mark.once
-def test_files_of_the_first_version_load(tmp_path):
-    model = keras_ether.apply(tuned.base("mlp"), **COMMON)
-    tuned.move(model.trainable_weights, 1)
-    path = tmp_path / "m.ether.safetensors"
-    keras_ether.save_adapter(model, path)
-    from keras_ether.saving import adapter_file
-
-    content = adapter_file.read(path)
-    header = content.header | {"format_version": 1}
-    header["adapters"] = [
-        {n: v for n, v in group.items() if n != "strength"}
-        for group in header["adapters"]
-    ]
-    adapter_file.write(path, adapter_file.AdapterFile(header, content.tensors))
-    assert keras_ether.read_adapter_header(path)["format_version"] == 1
-    other = keras_ether.load_adapter(tuned.base("mlp"), path)
-    for ours, theirs in zip(
-        models.values(other.trainable_weights),
-        models.values(model.trainable_weights),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(ours, theirs)
-
-
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optim")
 def test_a_keras_file_whose_optimizer_has_as_many_variables(rng, tmp_path):
     """What SAVING.md says of it: two for each kernel with its bias."""

@@ -57,7 +57,7 @@ def check_same(model, other):
         np.testing.assert_array_equal(one, two)
 
 
-def as_of_version_2(model, path):
+def as_of_before(model, path, version):
     """The adapter file that the package wrote before it counted every entry."""
     content = adapter_file.read(path)
     tree = LayerTree(model)
@@ -68,11 +68,14 @@ def as_of_version_2(model, path):
         contents.trained_beside(layers),
         sampled_fingerprint,
     )
-    header = content.header | {"format_version": 2, "base": rest}
+    header = content.header | {"format_version": version, "base": rest}
     header["adapters"] = [
         group | {"layers": {p: of_layers[p] for p in group["layers"]}}
         for group in header["adapters"]
     ]
+    if version == 1:
+        for group in header["adapters"]:
+            del group["strength"]
     adapter_file.write(path, AdapterFile(header, content.tensors))
 
 
@@ -84,10 +87,13 @@ def test_seven_edited_entries_are_another_base(tmp_path):
     check_same(keras_ether.load_adapter(base(), path), adapted())
 
 
-def test_adapter_file_of_before(tmp_path):
+@pytest.mark.parametrize("version", [1, 2])
+def test_adapter_file_of_before(version, tmp_path):
     path = tmp_path / "m.ether.safetensors"
     keras_ether.save_adapter(adapted(), path)
-    as_of_version_2(adapted(), path)
+    as_of_before(adapted(), path, version)
+    header = keras_ether.read_adapter_header(path)
+    assert header["format_version"] == version
     check_same(keras_ether.load_adapter(base(), path), adapted())
     bank = keras_ether.AdapterBank(keras_ether.apply(base(), **ARGUMENTS), 2)
     bank.add("a", path)
