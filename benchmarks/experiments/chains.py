@@ -77,4 +77,7 @@ def method_of(k):
         side="input",
         orthogonal=True,
         learning_rate=2e-3,
+        shapes=lambda width: ((k, width),),
+        starts_at_identity=True,
+        identity_at_zero=True,
     )

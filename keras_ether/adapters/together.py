@@ -85,7 +85,8 @@ def _members(adapters: list["Adapter"]) -> dict[tuple[int, str], "_Member"]:
     found: dict[tuple[int, str], _Member] = {}
     groups: dict[tuple, _Alike] = {}
     for adapter in adapters:
-        if not adapter.built or not methods.are_thin_and_apart(adapter.method):
+        method = adapter.method
+        if not (adapter.built and method.thin and method.independent):
             continue
         for side in adapter.widths:
             arrays = _arrays(adapter, side)

@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_ether import methods
 from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.fingerprint import sampled_fingerprint
 from keras_ether.ops.values import settled
@@ -205,7 +204,7 @@ def _check_method(adapter: "Adapter", store: Any) -> None:
             f"{float(np.asarray(store[STRENGTH])):g}, which can't be taken out "
             "of a kernel. Save it at `keras_ether.strength(model, 1.0)`."
         )
-    if not method.orthogonal and not methods.starts_at_identity(method):
+    if not method.orthogonal and not method.starts_at_identity:
         raise ValueError(
             f"The file's weights for adapter '{adapter.path}' were saved over "
             f"another base. '{method.name}' can't be taken out of a kernel, "

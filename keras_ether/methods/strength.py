@@ -66,6 +66,9 @@ def _of_learned_strength(method: Method) -> Method:
         start = method.random_start or method.start
         return *start(blocks, width, rng), np.zeros((blocks, 1), "float32")
 
+    def shapes(width: int) -> tuple[tuple[int, ...], ...]:
+        return *method.shapes_of(width), (1,)
+
     return dataclasses.replace(
         method,
         name=f"{method.name}, strength={LEARNED}",
@@ -75,6 +78,9 @@ def _of_learned_strength(method: Method) -> Method:
         orthogonal=False,
         learning_rate=5.0 * method.learning_rate,
         turns=False,
+        shapes=shapes,
+        starts_at_identity=True,
+        identity_at_zero=True,
     )
 
 

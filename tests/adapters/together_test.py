@@ -11,7 +11,6 @@ from keras import ops
 import keras_ether
 from keras_ether import methods
 from keras_ether.adapters import together
-from keras_ether.surgery.verbs import adapted_layers
 from tests import models
 
 pytestmark = [
@@ -34,9 +33,6 @@ def adapted(model=None, blocks=2, **options):
     keras_ether.apply(
         model, targets="all-linear", rank_blocks=blocks, seed=0, **options
     )
-    for layer in adapted_layers(model).values():
-        # What is asked of a method once, not in what is counted.
-        methods.are_thin_and_apart(layer.ether.method)
     for i, weight in enumerate(model.trainable_weights):
         weight.assign_add(0.1 * keras.random.normal(weight.shape, seed=i))
     return model
@@ -436,6 +432,7 @@ def coupled():
             side="input",
             orthogonal=False,
             learning_rate=1e-2,
+            independent=False,
         )
     )
     del methods.METHODS["coupled"]
@@ -446,6 +443,5 @@ def test_blocks_that_depend_on_each_other_are_not_shared(coupled, monkeypatch):
     found = numpy(outputs(model, TOKENS))
     keras_ether.merge(model)
     np.testing.assert_allclose(found, numpy(outputs(model, TOKENS)), atol=1e-5)
-    assert not methods.are_thin_and_apart(coupled)
     with pytest.raises(ValueError, match="depends on those beside it"):
         keras_ether.AdapterBank(adapted(method="coupled"), capacity=2)
