@@ -11,6 +11,7 @@ always changes both sums, since the weights are odd. Shifting moves the upper
 bits down, because 16-bit values and small integers leave the lower ones zero.
 """
 
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -159,8 +160,9 @@ def _weights(places: Any, seed: int) -> Any:
     return (x ^ (x >> u(13))) | u(1)
 
 
-def _weights_of_chunk() -> list[np.ndarray]:
-    return [_weights(np.arange(CHUNK, dtype="uint32"), s) for s in SEEDS]
+@functools.cache
+def _weights_of_chunk(size: int) -> list[np.ndarray]:
+    return [_weights(np.arange(size, dtype="uint32"), s) for s in SEEDS]
 
 
 def _weight_of_start(start: int, seed: int) -> int:
@@ -177,7 +179,8 @@ def _bits(values: np.ndarray) -> np.ndarray:
 
 def _sums(values: np.ndarray) -> list[int]:
     """The two sums of an array in memory."""
-    values, weights, sums = values.reshape(-1), _weights_of_chunk(), [0, 0]
+    weights = _weights_of_chunk(CHUNK)
+    values, sums = values.reshape(-1), [0, 0]
     for start in range(0, values.size, CHUNK):
         bits = _bits(values[start : start + CHUNK])
         bits = bits ^ (bits >> np.uint32(16))
@@ -193,7 +196,8 @@ def _sums_of_chunks(values: Tensor) -> list[int]:
     values, sums = ops.reshape(values, (-1,)), [0, 0]
     # Not every device computes with unsigned integers.
     weights = [
-        ops.convert_to_tensor(w.astype("int64")) for w in _weights_of_chunk()
+        ops.convert_to_tensor(weights.astype("int64"))
+        for weights in _weights_of_chunk(CHUNK)
     ]
     for start in range(0, int(values.shape[0]), CHUNK):
         chunk = ops.cast(values[start : start + CHUNK], "float32")

@@ -159,6 +159,7 @@ def test_start_of_other_shapes_than_declared_is_an_error(householder_pair):
         keras_ether.apply(model, method=householder_pair.name, trainable="head")
 
 
+@pytest.mark.once
 def test_bank_of_a_new_method(householder_pair, rng):
     model = keras_ether.apply(
         models.mlp(), method=householder_pair.name, trainable=["head"]
