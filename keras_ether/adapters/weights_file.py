@@ -36,6 +36,7 @@ import numpy as np
 from keras import ops
 
 from keras_ether.adapters import freezing
+from keras_ether.ops import memory
 from keras_ether.ops.backend import without_gradients
 from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.fingerprint import sampled_fingerprint
@@ -111,6 +112,7 @@ class AdaptedFile(LayerMixin):
                 # Freed before the next one is made.
                 store[key] = settled(of_file(entries.pop(key)))
         self.ether.base_fingerprint = _digest_of(self.kernel_variables())
+        memory.return_freed()
 
     def load_own_variables(self, store: Any) -> None:
         self.ether.loading = NOT_READ
@@ -168,14 +170,13 @@ class Loading:
                 return np.array_equal(_digest_of(variables, digest_of), saved)
         return None
 
-    def assign(self, adapter: "Adapter", same: bool | None) -> None:
-        """Sets the layer's variables, once the vectors are set."""
+    def pairs(self, same: bool | None) -> list[tuple[Variable, Any]]:
+        """Pairs of the variables to be set and their values."""
         base = {id(v) for v in self.layer.kernel_variables()} if same else ()
-        for variable, value in self.read:
-            if id(variable) not in base:
-                variable.assign(value)
-        if same is not False:
-            return
+        return [pair for pair in self.read if id(pair[0]) not in base]
+
+    def choose_base(self, adapter: "Adapter") -> None:
+        """Chooses another base, once the layer and the vectors are set."""
         if adapter.method.orthogonal:
             self.layer.take_out(adapter)
             return
@@ -228,21 +229,22 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
             f"Adapter '{adapter.path}' is left as it was, because the weights "
             "of its layer can't be read."
         )
-    pairs, same = [], None
+    pairs: list[tuple[Variable, Any]] = []
+    same = None
     if METHOD in store:
         pairs = _read(adapter, store)
         if loading is not None:
             same = loading.is_over_same_base(store)
         if same is False:
             _check_method(adapter, store)
-    touched = [variable for variable, _ in pairs]
     if loading is not None:
-        touched += [variable for variable, _ in loading.read]
-    with _values_kept(touched, on_error=True):
+        pairs += loading.pairs(same)
+    with _values_kept([variable for variable, _ in pairs], on_error=True):
         for variable, value in pairs:
             variable.assign(value)
-        if loading is not None:
-            loading.assign(adapter, same)
+        if loading is not None and same is False:
+            loading.choose_base(adapter)
+    memory.return_freed()
 
 
 @contextlib.contextmanager
