@@ -3,6 +3,7 @@
 import functools
 import random
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import keras
@@ -16,6 +17,7 @@ from keras_ether.adapters.acting_strength import ActingStrength
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.adapters.quantized_kernel import quantizing_error
+from keras_ether.adapters.reduction import Reduced
 from keras_ether.ops import reflections
 from keras_ether.ops.backend import precise_products
 from keras_ether.ops.backend import snapshot
@@ -24,11 +26,12 @@ from keras_ether.ops.conv_view import ConvView
 from keras_ether.ops.custom_gradient import is_gradient_wanted
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.types import Factors
+from keras_ether.types import Sizes
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 
-class Adapter(ActingStrength, keras.layers.Layer):
+class Adapter(Reduced, ActingStrength, keras.layers.Layer):
     """The trained transformation of one kernel, `H W G`.
 
     It is a sub-layer of the layer whose kernel it transforms, so Keras tracks,
@@ -39,6 +42,9 @@ class Adapter(ActingStrength, keras.layers.Layer):
     Args:
         config: An `AdapterConfig`: method, blocks, side and dropout.
         seed: Integer or `None`, for the random start and for dropout.
+        values: Dictionary from the name of a vector, such as `"input_u"`, to
+            its first value, or `None` for the method's start. Nothing is drawn
+            then but a seed for dropout. Defaults to `None`.
         name: String, name of the layer. Defaults to `"ether"`.
 
     Raises:
@@ -49,15 +55,19 @@ class Adapter(ActingStrength, keras.layers.Layer):
         self,
         config: AdapterConfig,
         seed: int | None = None,
+        values: Mapping[str, np.ndarray] | None = None,
         name: str = "ether",
     ) -> None:
         seed = checked_seed(seed)
+        if seed is None and (values is None or config.dropout):
+            seed = random.randrange(2**31 - 1)
         # Float32 under any dtype policy: 16 bits would lose a vector's small
         # steps.
         super().__init__(name=name, dtype="float32")
         self.config = config.resolved
         self.method = config.variant
-        self.seed = random.randrange(2**31 - 1) if seed is None else seed
+        self.seed = seed
+        self._values = values
         self.seed_generator = (
             keras.random.SeedGenerator(self.seed) if config.dropout else None
         )
@@ -75,8 +85,10 @@ class Adapter(ActingStrength, keras.layers.Layer):
         self.config = self.config.for_sizes(sizes)
         self.blocks = sizes[0] * self.config.rank_blocks
         self.widths = self.config.widths(sizes)
-        for name, value in self._start().items():
-            setattr(self, name, self._add_vector(name, value))
+        values = self._start() if self._values is None else self._values
+        self._values = None
+        for name in self._names:
+            setattr(self, name, self._add_vector(name, values[name]))
         self.build_strength(next(iter(self.vectors.values())))
 
     def _add_vector(self, name: str, value: np.ndarray) -> Variable:
@@ -99,7 +111,7 @@ class Adapter(ActingStrength, keras.layers.Layer):
             ) from error
 
     def _start(self) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng(self.seed or 0)
         return {
             f"{side}_{name}": value
             for side, width in self.widths.items()
@@ -118,11 +130,15 @@ class Adapter(ActingStrength, keras.layers.Layer):
     @property
     def vectors(self) -> dict:
         """The trained variables by name, such as `"input_u"`."""
-        return {
-            f"{side}_{name}": getattr(self, f"{side}_{name}")
+        return {name: getattr(self, name) for name in self._names}
+
+    @property
+    def _names(self) -> list[str]:
+        return [
+            f"{side}_{name}"
             for side in self.widths
             for name in self.method.weights
-        }
+        ]
 
     def draw_kept(self, training: bool | Tensor | None = False) -> dict:
         """Draws which blocks dropout keeps in one call, by side.
@@ -320,6 +336,26 @@ class Adapter(ActingStrength, keras.layers.Layer):
         # `Model.quantize` calls only layers without sub-layers, so it would
         # skip the adapted layer silently and call this one.
         raise quantizing_error(self.path.rpartition("/")[0], mode)
+
+
+def vector_shapes(
+    config: AdapterConfig, sizes: Sizes
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of an adapter's vectors, by name.
+
+    Args:
+        config: The `AdapterConfig`.
+        sizes: `(experts, d, f)` of the kernel.
+    """
+    method, rng = config.variant, np.random.default_rng(0)
+    blocks = sizes[0] * config.rank_blocks
+    return {
+        f"{side}_{name}": value.shape
+        for side, width in config.widths(sizes).items()
+        for name, value in zip(
+            method.weights, method.start(blocks, width, rng), strict=True
+        )
+    }
 
 
 def _of_kept(

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from keras_ether.adapters.switch import Switch
 
 import keras_ether
-from keras_ether.adapters.switch import Switch
 from keras_ether.surgery.layer_tree import LayerTree
 from tests import kinds
 from tests import models
