@@ -99,9 +99,6 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
             gradient = is_gradient_wanted(training)
             if low_rank.pays(inputs, kernel, adapter.view, sides, gradient):
                 bias = self.bias
-                if gradient:
-                    before = adapter.checked(before)
-                    after = adapter.checked(after)
                 outputs = low_rank.folded_product(
                     inputs,
                     kernel,
@@ -111,7 +108,6 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
                     bias=None
                     if bias is None
                     else tensor(bias, self.compute_dtype),
-                    orthogonal=adapter.orthogonal,
                     training=gradient,
                 )
                 return outputs if activation is None else activation(outputs)
