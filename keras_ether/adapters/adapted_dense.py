@@ -108,7 +108,6 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
                     bias=None
                     if bias is None
                     else tensor(bias, self.compute_dtype),
-                    orthogonal=False,
                     training=gradient,
                 )
                 return outputs if activation is None else activation(outputs)

@@ -34,7 +34,6 @@ from keras_ether.ops.block_diagonal import kernel_rows
 from keras_ether.ops.custom_gradient import gradients_by_hand_serve
 from keras_ether.ops.custom_gradient import with_gradient
 from keras_ether.ops.folded import FOLD
-from keras_ether.ops.folded import TURN
 from keras_ether.ops.folded import add_pairs
 from keras_ether.ops.folded import layer_output
 from keras_ether.ops.forms import Form
@@ -101,7 +100,6 @@ def folded_product(
     inputs: Factors | None,
     outputs: Factors | None,
     bias: Tensor | None,
-    orthogonal: bool,
     training: bool,
 ) -> Tensor:
     """`x H W G + bias` by a folded kernel, or by its pairs beside the product.
@@ -113,7 +111,6 @@ def folded_product(
         inputs: Factors `(left, right)` of `H`, or `None`.
         outputs: Factors `(left, right)` of `G`, or `None`.
         bias: Bias of the layer, or `None`.
-        orthogonal: Whether every block is orthogonal.
         training: Whether a gradient will be asked for. Values and gradients are
             the same either way; with `False`, plain operations are what every
             exporter can read.
@@ -127,19 +124,9 @@ def folded_product(
             x, kernel, view, inputs, outputs, biases, training
         )
     matrix = view.kernel_matrix(kernel)
-    d, f = matrix.shape
-    if (
-        training
-        and orthogonal
-        and inputs is not None
-        and outputs is None
-        and d < f
-    ):
-        term, form = tuple(map(arrange, inputs)), TURN
-    else:
-        term, form = low_rank_term(matrix, inputs, outputs), FOLD
+    term = low_rank_term(matrix, inputs, outputs)
     if training:
-        return _with_gradient(form, view, x, kernel, *term, *biases)
+        return _with_gradient(FOLD, view, x, kernel, *term, *biases)
     folded = add_pairs(matrix, pairs_of(term))
     return layer_output(view, x, folded, kernel, biases)
 
