@@ -92,11 +92,6 @@ def trained_variables(optimizer: Optimizer) -> list[Variable]:
     return optimizer._trainable_variables
 
 
-def loss_scale_variables(optimizer: Optimizer) -> list[Variable]:
-    """The variables that `build` of a `LossScaleOptimizer` makes."""
-    return [optimizer.step_counter, optimizer.dynamic_scale]
-
-
 def update_count(optimizer: Optimizer) -> Variable:
     """The variable that counts an optimizer's updates.
 

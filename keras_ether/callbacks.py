@@ -276,7 +276,7 @@ def resume(
         )
     position = training_state.position_of(content.header)
     fill = save_and_load.prepare(model, content, filepath, check_base)
-    with changes.Transaction() as made:
+    with changes.all_or_none() as made:
         fill.put_in(made)
         try:
             state = training_state.fitting_state(model, content)

@@ -30,7 +30,7 @@ class ActingStrength(LayerMixin):
 
     def __init__(self, name: str, dtype: str) -> None:
         super().__init__(name=name, dtype=dtype)
-        self._lock = threading.Lock()
+        self._switching = threading.Lock()
         # The value that each open block restores, the original one first.
         # Hidden from Keras's trackers.
         self.__dict__["_before"] = []
@@ -59,7 +59,7 @@ class ActingStrength(LayerMixin):
 
     def set_strength(self, value: float) -> None:
         """Sets the blocks' strength; within `switched_off` it acts after it."""
-        with self._lock:
+        with self._switching:
             if self._before:
                 block, _ = self._before[0]
                 self._before[0] = (block, value)
@@ -80,13 +80,13 @@ class ActingStrength(LayerMixin):
     def switched_off(self) -> Iterator[None]:
         """A context in which every call computes with the base kernel."""
         block = object()
-        with self._lock:
+        with self._switching:
             self._before.append((block, snapshot(self.strength)))
             self.strength.assign(0.0)
         try:
             yield
         finally:
-            with self._lock:
+            with self._switching:
                 self._end(block)
 
     def _end(self, block: object) -> None:

@@ -7,11 +7,13 @@ with the layer that they alter, under a name, for the owners that hold them:
 they are undone when the last owner lets go.
 """
 
+import contextlib
 import functools
 import tempfile
 import weakref
 from collections.abc import Callable
 from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 from typing import Protocol
 
@@ -193,10 +195,13 @@ class Backup:
 
     Large ones are in a temporary file: in memory, those of a whole model would
     take as much of it again as the model.
+
+    Attributes:
+        file: The file, or `None` as long as it is not needed.
     """
 
     def __init__(self) -> None:
-        self._file: Any = None
+        self.file: Any = None
 
     def keep(self, variable: Variable) -> Callable[[], Any]:
         """Keeps the current value, and returns a function that gives it."""
@@ -208,22 +213,18 @@ class Backup:
         array = to_numpy(variable)
         if array.nbytes <= LARGEST_IN_MEMORY:
             return lambda: array
-        if self._file is None:
-            self._file = tempfile.TemporaryFile()  # noqa: SIM115
-        start, size = self._file.seek(0, 2), array.nbytes
-        self._file.write(array.reshape(-1).view("uint8").data)
+        if self.file is None:
+            self.file = tempfile.TemporaryFile()  # noqa: SIM115
+        start, size = self.file.seek(0, 2), array.nbytes
+        self.file.write(array.reshape(-1).view("uint8").data)
         shape, dtype = array.shape, array.dtype
 
         def read() -> np.ndarray:
-            self._file.seek(start)
-            data = bytearray(self._file.read(size))
+            self.file.seek(start)
+            data = bytearray(self.file.read(size))
             return np.frombuffer(data, dtype).reshape(shape)
 
         return read
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
 
 
 class Member:
@@ -273,28 +274,37 @@ def held(layer: Layer, name: str) -> Held | None:
     return vars(layer).get(RECORD, {}).get(name)
 
 
-class Transaction:
-    """Makes changes, all of them or none.
+@contextlib.contextmanager
+def all_or_none() -> Iterator["Transaction"]:
+    """A context whose changes are undone if the `with` block raises."""
+    made = Transaction()
+    try:
+        yield made
+    except BaseException:
+        made.undo()
+        raise
+    finally:
+        if made.backup.file is not None:
+            made.backup.file.close()
 
-    As a context manager it undoes them in reverse order if the `with` block
-    raises.
+
+class Transaction:
+    """Changes that are made one after the other.
 
     Attributes:
         layers: The layers of which lasting changes were made or undone.
+        backup: The values from before.
     """
 
     def __init__(self) -> None:
         self.layers: list[Layer] = []
+        self.backup = Backup()
         self._made: list[Change] = []
-        self._backup = Backup()
 
-    def __enter__(self) -> "Transaction":
-        return self
-
-    def __exit__(self, kind: type | None, *_: Any) -> None:
-        while kind is not None and self._made:
+    def undo(self) -> None:
+        """Undoes all changes, the last one first."""
+        while self._made:
             self._made.pop().undo()
-        self._backup.close()
 
     def make(self, change: Change) -> None:
         """Makes a change, undone if anything after it fails."""
@@ -307,7 +317,7 @@ class Transaction:
 
     def assign(self, variable: Variable, value: Any) -> None:
         """Sets the value of a variable, see `Value`."""
-        self.make(Value(variable, value, self._backup))
+        self.make(Value(variable, value, self.backup))
 
     def hold(
         self,

@@ -46,7 +46,7 @@ def meet(layer: Layer) -> None:
     """
     layer_class = type(layer)
     if not issubclass(layer_class, Reduced) and _stays(layer_class):
-        copyreg.pickle(layer_class, _reduce)  # type: ignore[arg-type]
+        copyreg.pickle(layer_class, _reduce)
 
 
 def _reduce(layer: Layer) -> Any:

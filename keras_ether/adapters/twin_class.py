@@ -35,7 +35,7 @@ def hold_standalone(layer: Layer, adapter: Adapter) -> None:
     """
     owner = changes.Owner()
     owner.adapted.add(layer)
-    with changes.Transaction() as made:
+    with changes.all_or_none() as made:
         made.hold(
             layer,
             ADAPTED,

@@ -78,7 +78,7 @@ def blend(model: Layer, weights: Mapping, check_base: bool = True) -> Layer:
                 "into it. Blend before quantizing."
             )
     sums = [_weight_sum(variable, terms) for variable, terms in others.values()]
-    with changes.Transaction() as made:
+    with changes.all_or_none() as made:
         for layer, terms in kernels.values():
             kernel = getattr(layer, kinds.known_kind(layer).kernel)
             made.assign(kernel, functools.partial(_kernel_sum, kernel, terms))

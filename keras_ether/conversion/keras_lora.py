@@ -73,7 +73,7 @@ def to_lora(model: Layer) -> Layer:
     verbs.check_not_disabled(tree, "to_lora")
     factors = {path: _keras_factors(layer) for path, layer in layers.items()}
     backbone = _backbone_around(model, layers)
-    with changes.Transaction() as made:
+    with changes.all_or_none() as made:
         insertion.take_out(made, tree)
         for part in tree.everything:
             made.make(containers.Contents(part))

@@ -144,7 +144,7 @@ class AdapterState:
     """Everything that makes a copy of an adapter alone."""
 
     def __init__(self, adapter: Adapter) -> None:
-        self.arguments = {"config": adapter.config, "seed": adapter.seed}
+        self.config, self.seed = adapter.config, adapter.seed
         self.built = (adapter.view, adapter.kernel_shape)
         self.layers = {"": _LayerState.of(adapter)}
         self.name = adapter.name
@@ -186,7 +186,7 @@ def _rebuild(state: State) -> Layer:
         if path not in layers or not kinds.kind_of(layers[path]):
             raise _other(state, f"it has no layer '{path}'")
         adapters[path] = _adapter(path, layers[path], *state.adapters[path])
-    with changes.Transaction() as made:
+    with changes.all_or_none() as made:
         _put_in(made, state, layers, adapters)
     layers = contents.layers_of(LayerTree(copy))
     _fill(state, layers)
@@ -235,7 +235,7 @@ def _from_archive(state: State) -> Layer:
 
 
 def _rebuild_adapter(state: AdapterState) -> Adapter:
-    adapter = Adapter(**state.arguments, name=state.name)
+    adapter = Adapter(state.config, state.seed, name=state.name)
     adapter.build(*state.built)
     _fill(state, {"": adapter})
     internals.TorchParameters(adapter).do()

@@ -111,7 +111,7 @@ def load_adapter(
     >>> model = keras_ether.load_adapter(base, "m.ether.safetensors")
     """
     fill = prepare(model, adapter_file.read(filepath), filepath, check_base)
-    with changes.Transaction() as made:
+    with changes.all_or_none() as made:
         fill.put_in(made)
         for variable, value in fill.assignments:
             made.assign(variable, value)

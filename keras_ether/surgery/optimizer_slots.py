@@ -15,6 +15,7 @@ from keras_ether import _keras_internals as internals
 from keras_ether.adapters import changes
 from keras_ether.surgery import containers
 from keras_ether.types import Optimizer
+from keras_ether.types import Variable
 
 
 def optimizers_of(models: Iterable[keras.Model]) -> list[Optimizer]:
@@ -56,22 +57,35 @@ def drop(made: changes.Transaction, optimizer: Optimizer) -> None:
 def slots_of(optimizer: Optimizer) -> set[int]:
     """The ids of the variables that `build` has made.
 
-    Keras names a slot after the variable that it is for. What was tracked after
-    the first of these was made by `build` too. A variable that the `build` of a
-    subclass makes before it calls that of its base counts as a setting.
+    Keras's own classes make no others but a count and a rate. A subclass may
+    make some in `__init__`: there, slots begin at the first variable that is
+    named after one that is trained. What the `build` of a subclass makes before
+    it calls that of its base counts as a setting.
     """
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        return {id(v) for v in internals.loss_scale_variables(optimizer)}
-    names: dict[tuple, list[str]] = {}
+    settings = (
+        internals.update_count(optimizer),
+        internals.rate_set(optimizer),
+    )
+    own = [
+        variable
+        for variable in internals.tracked_variables(optimizer)
+        if not any(variable is setting for setting in settings)
+    ]
+    start = 0
+    if not type(optimizer).__module__.startswith("keras."):
+        start = next(
+            (i for i, v in enumerate(own) if _is_named(v, optimizer)), len(own)
+        )
+    return {id(variable) for variable in own[start:]}
+
+
+def _is_named(slot: Variable, optimizer: Optimizer) -> bool:
+    """Whether a variable is named after one that an optimizer trains."""
     for variable in internals.trained_variables(optimizer):
         path = getattr(variable, "path", variable.name).replace("/", "_")
-        names.setdefault(tuple(variable.shape), []).append(f"{path}_")
-    tracked = internals.tracked_variables(optimizer)
-    for place, variable in enumerate(tracked):
-        prefixes = names.get(tuple(variable.shape), ())
-        if variable.name.startswith(tuple(prefixes)):
-            return {id(slot) for slot in tracked[place:]}
-    return set()
+        if slot.name.startswith(f"{path}_") and slot.shape == variable.shape:
+            return True
+    return False
 
 
 def _forget(optimizer: Optimizer, slots: set[int]) -> None:

@@ -23,6 +23,7 @@ import keras
 
 from keras_ether.adapters import changes
 from keras_ether.adapters import freezing
+from keras_ether.adapters import kinds
 from keras_ether.adapters.quantized_kernel import quantizing_error
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Layer
@@ -50,7 +51,8 @@ def of(layer: Layer, model: Layer) -> Iterator[changes.Change]:
     """
     if isinstance(layer, keras.Model):
         yield quantizing(layer)
-    if hasattr(type(layer), LORA):
+    # The class of an adapted layer refuses LoRA itself.
+    if hasattr(type(layer), LORA) and not kinds.is_adapted(layer):
         root = weakref.ref(model)
         yield changes.Method(
             layer, LORA, functools.partial(_enable_lora, layer, root)

@@ -131,7 +131,7 @@ def apply(
     )
     # Warnings may be errors: they come before any change.
     _warn_of_frozen_head(plan)
-    with changes.Transaction() as made:
+    with changes.all_or_none() as made:
         insertion.put_in(made, plan, adapters)
     return model
 
@@ -177,7 +177,7 @@ def merge(model: Layer, requantize: bool = False) -> Layer:
     if rounded:
         errors = {path: codes.error for path, codes in rounded.items()}
         warnings.warn(quantized_kernel.describe_merge(errors), stacklevel=2)
-    with changes.Transaction() as made:
+    with changes.all_or_none() as made:
         for path, layer in layers.items():
             for variable, value in _merged(layer, rounded.get(path)):
                 made.assign(variable, value)
@@ -226,7 +226,7 @@ def remove(model: Layer, reset_head: bool = False) -> Layer:
     reset_head = arguments.check_boolean(reset_head, "reset_head")
     check_not_disabled(tree, "remove")
     head = _head_assignments(tree) if reset_head else []
-    with changes.Transaction() as made:
+    with changes.all_or_none() as made:
         for variable, value in head:
             made.assign(variable, value)
         insertion.take_out(made, tree)
