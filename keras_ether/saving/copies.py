@@ -192,7 +192,8 @@ def _rebuild(state: State) -> Layer:
     _fill(state, layers)
     for path, (_, seed) in state.adapters.items():
         layers[path].ether.seed = seed
-    for part in layers.values():
+    parts = list(layers.values())
+    for part in parts + internals.layers_around(parts):
         internals.TorchParameters(part).do()
     variables = _in_order(layers)
     for path, compiled in state.compiled.items():
