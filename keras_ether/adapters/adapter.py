@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ether.adapters import optimizer_state
 from keras_ether.adapters import per_example
 from keras_ether.adapters import together
 from keras_ether.adapters import weights_file
@@ -75,6 +76,9 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
         # `keras_ether.adapters.weights_file`.
         self.base_fingerprint = None
         self.loading = None
+        # Handed over by a model while a file is written or read, see
+        # `keras_ether.adapters.optimizer_state`. Hidden from Keras's trackers.
+        self.__dict__["optimizers"] = []
 
     def build(
         self, view: MatrixView | ConvView, kernel_shape: tuple[int, ...]
@@ -323,9 +327,11 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
 
     def save_own_variables(self, store: Any) -> None:
         weights_file.save_vectors(self, store)
+        optimizer_state.save(self, store)
 
     def load_own_variables(self, store: Any) -> None:
         weights_file.load_vectors(self, store)
+        optimizer_state.load(self, store)
 
     def quantize(
         self,

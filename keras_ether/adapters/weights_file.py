@@ -31,6 +31,7 @@ import numpy as np
 from keras import ops
 
 from keras_ether import methods
+from keras_ether.adapters import optimizer_state
 from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.values import settled
 from keras_ether.ops.values import to_numpy
@@ -202,7 +203,11 @@ def _check_base(
 def _read(adapter: "Adapter", store: Any) -> dict[str, np.ndarray]:
     method = bytes(np.asarray(store[METHOD])).decode("ascii", "replace")
     names = set(store.keys()) - {METHOD, DROPOUT, FINGERPRINT, STRENGTH}
-    values = {name: np.asarray(store[name]) for name in sorted(names)}
+    values = {
+        name: np.asarray(store[name])
+        for name in sorted(names)
+        if not name.startswith(optimizer_state.PREFIX)
+    }
     received = {name: value.shape for name, value in values.items()}
     expected = {
         name: tuple(vector.shape) for name, vector in adapter.vectors.items()

@@ -15,6 +15,7 @@ from keras_ether.adapters import twin_class
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.surgery import compiled_state
 from keras_ether.surgery import low_rate
+from keras_ether.surgery import optimizer_files
 from keras_ether.surgery import refusals
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.surgery.planning import Plan
@@ -138,6 +139,7 @@ def _guards(layer: Layer, model: Layer) -> Iterator[changes.Change]:
     yield from refusals.of(layer, model)
     if isinstance(layer, keras.Model):
         yield low_rate.of(layer)
+        yield optimizer_files.WithAdapter(layer)
 
 
 def _freeze_all_but(

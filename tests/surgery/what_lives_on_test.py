@@ -18,7 +18,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is frozen now"),
 ]
 BACKEND = keras.backend.backend()
-X = np.random.default_rng(0).standard_normal((4, 8)).astype("float32")
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((4, 8)).astype("float32")
 ENDS = [keras_ether.merge, keras_ether.remove, keras_ether.to_lora]
 ends = pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
 
@@ -136,8 +137,7 @@ def test_functions_traced_while_it_was_adapted(end, kwargs):
     model = apply(task(body()), trainable=["head"], **kwargs)
     for layer in model.layers[1].layers:
         for vector in layer.ether.vectors.values():
-            draw = np.random.default_rng(1).standard_normal(vector.shape)
-            vector.assign(draw)
+            vector.assign(RNG.standard_normal(vector.shape))
     traced = tf.function(lambda x: model(x, training=False))
     gradient = tf.function(
         lambda x: tf.gradients(tf.reduce_sum(model(x, training=True)), x)[0]
