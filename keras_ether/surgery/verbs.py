@@ -52,10 +52,10 @@ def apply(
     Compiled models can be fitted as they are, the one passed and all others
     that hold a layer that changes: their compiled functions and the state of
     their optimizers start again. ETHER needs higher learning rates than full
-    fine-tuning: with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good first tries,
-    half of that with one block, and five times as much with a learned strength,
-    whatever the blocks. If the rate is below a tenth of these when training
-    starts, `fit` and `train_on_batch` warn once.
+    fine-tuning: with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good
+    first tries, half of that with one block, and five times as much with a
+    learned strength, whatever the blocks. If the rate is below a tenth of these
+    when training starts, `fit` and `train_on_batch` warn once.
 
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
