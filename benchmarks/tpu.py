@@ -14,6 +14,7 @@ import os
 import re
 import time
 
+from benchmarks import collectives
 from benchmarks import hlo
 from benchmarks import planned
 from benchmarks import report
@@ -27,11 +28,25 @@ def add_arguments(
     methods: tuple[str, ...] = planned.METHODS,
 ) -> None:
     command.add_argument("--chip", default="v5e:2x2")
+    command.add_argument(
+        "--chips",
+        type=int,
+        default=1,
+        choices=[1, *collectives.TOPOLOGIES],
+        help="more than one: what these tell each other",
+    )
+    command.add_argument(
+        "--layout", default="model", choices=collectives.LAYOUTS
+    )
     planned.add_arguments(command, 2048, methods)
 
 
 def main(args):
     set_environment()
+    if args.chips > 1:
+        collectives.set_environment(args.chips)
+        collectives.main(args)
+        return
     rows, profiles = [], {}
     for name in planned.chosen(args):
         started = time.perf_counter()
