@@ -185,7 +185,7 @@ class AdaptedCall(LayerMixin):
         `sides` are the factors of either side, where they are known already.
         """
         adapter = self.ether
-        before, factors = sides or adapter.factors_of_sides(kept, inputs.dtype)
+        before, factors = sides or adapter.factors_of_sides(kept)
         inputs = adapter.transform_inputs(inputs, before, training)
         if factors is None:
             return self._plain_call(inputs, training, activation=activation)

@@ -62,7 +62,7 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
     ) -> Tensor:
         """The outputs where each example has factors of its own."""
         adapter = self.ether
-        sides = before, after = adapter.factors_of_sides(kept, inputs.dtype)
+        sides = before, after = adapter.factors_of_sides(kept)
         if self.quantization_mode is not None:
             return super()._adapted(inputs, training, kept, activation, sides)
         view = adapter.view
@@ -94,7 +94,7 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
             return self._each_example(inputs, training, kept, activation)
         if self._may_fold():
             adapter = self.ether
-            sides = before, after = adapter.factors_of_sides(kept, inputs.dtype)
+            sides = before, after = adapter.factors_of_sides(kept)
             kernel = tensor(self.base_kernel, self.compute_dtype)
             gradient = is_gradient_wanted(training)
             if low_rank.pays(inputs, kernel, adapter.view, sides, gradient):

@@ -12,7 +12,6 @@ from keras import ops
 
 from keras_ether.adapters import optimizer_state
 from keras_ether.adapters import per_example
-from keras_ether.adapters import together
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.acting_strength import ActingStrength
 from keras_ether.adapters.adapter_config import AdapterConfig
@@ -188,23 +187,9 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
         return [getattr(self, f"{side}_{name}") for name in self.method.weights]
 
     def factors_of_sides(
-        self, kept: dict | None, dtype: Any
+        self, kept: dict | None
     ) -> tuple[Factors | None, Factors | None]:
-        """`factors` of either side, at one strength.
-
-        Args:
-            kept: The result of `draw_kept` for this call, or `None`.
-            dtype: The dtype of the activations that they multiply. They may be
-                of it already.
-        """
-        if per_example.current() is None:
-            shared = together.factors_of_sides(self, dtype)
-            if shared is not None:
-                before, after = shared
-                return (
-                    _of_kept(before, kept, "input"),
-                    _of_kept(after, kept, "output"),
-                )
+        """`factors` of either side, at one strength."""
         strength = snapshot(self.strength)
         return (
             self.factors("input", kept, strength),
@@ -241,7 +226,9 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
         left = left * (
             snapshot(self.strength) if strength is None else strength
         )
-        return _of_kept((left, right), kept, side)
+        if kept:
+            left = left * ops.cast(kept[side], left.dtype)
+        return left, right
 
     def transform_inputs(
         self,
@@ -362,16 +349,6 @@ def vector_shapes(
             method.weights, method.start(blocks, width, rng), strict=True
         )
     }
-
-
-def _of_kept(
-    factors: Factors | None, kept: dict | None, side: str
-) -> Factors | None:
-    """The factors with those of dropped blocks zero."""
-    if factors is None or not kept:
-        return factors
-    left, right = factors
-    return left * ops.cast(kept[side], left.dtype), right
 
 
 def _multiply(factors: Factors, rows: Tensor) -> Tensor:
