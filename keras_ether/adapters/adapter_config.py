@@ -27,6 +27,10 @@ class AdapterConfig:
             with this probability. Defaults to 0.
         strength: `None`, `"learned"` or a number in `(0, 1]`: the `s` of blocks
             `I + s (block − I)`, see `keras_ether.apply`. Defaults to `None`.
+        rate_multiplier: Positive float, the `κ` of a learned strength
+            `s = tanh(κ t)`: Adam's rate acts on the blocks as `κ` times itself.
+            `None` stands for the number that fits how many kernels are adapted,
+            see `for_network`. Defaults to 1.
 
     Raises:
         ValueError: if an argument is not one of the above.
@@ -42,6 +46,7 @@ class AdapterConfig:
     side: str | None = None
     dropout: float = 0.0
     strength: float | str | None = None
+    rate_multiplier: float | None = 1.0
 
     def __post_init__(self) -> None:
         methods.get(self.method)
@@ -63,15 +68,24 @@ class AdapterConfig:
                 f"Received: dropout={self.dropout!r}"
             )
         strength = checked_strength(self.strength)
+        multiplier = self.rate_multiplier
+        if multiplier is not None:
+            multiplier = _checked_multiplier(multiplier, strength)
         # NumPy's scalars become plain Python numbers, which files can hold.
         object.__setattr__(self, "rank_blocks", blocks)
         object.__setattr__(self, "dropout", float(probability))
         object.__setattr__(self, "strength", strength)
+        object.__setattr__(self, "rate_multiplier", multiplier)
 
     @property
     def variant(self) -> methods.Method:
         """The method, at this strength."""
-        return methods.with_strength(methods.get(self.method), self.strength)
+        return methods.with_strength(
+            methods.get(self.method),
+            self.strength,
+            # What does not depend on it may be asked before it is known.
+            self.rate_multiplier or 1.0,
+        )
 
     @property
     def resolved(self) -> "AdapterConfig":
@@ -82,6 +96,19 @@ class AdapterConfig:
     def resolved_side(self) -> str:
         """The side, or the method's own in place of `None`."""
         return self.side or methods.get(self.method).side
+
+    def for_network(self, kernels: int) -> "AdapterConfig":
+        """The config with the rate multiplier that it means in a network.
+
+        Args:
+            kernels: Integer, how many kernels of the network are adapted.
+        """
+        if self.rate_multiplier is not None:
+            return self
+        multiplier = 1.0
+        if self.strength == methods.LEARNED:
+            multiplier = methods.rate_multiplier(kernels)
+        return dataclasses.replace(self, rate_multiplier=multiplier)
 
     def on_side(self, side: str) -> "AdapterConfig":
         """The config with another side."""
@@ -183,6 +210,8 @@ class AdapterConfig:
         )
         if self.strength is not None:
             text += f", strength={self.strength!r}"
+        if self.rate_multiplier not in (None, 1.0):
+            text += f", rate_multiplier={self.rate_multiplier:g}"
         return text
 
 
@@ -201,6 +230,28 @@ def checked_strength(strength: Any) -> float | str | None:
         raise ValueError(
             "`strength` must be None, 'learned', or a number above 0 and at "
             f"most 1. Received: strength={strength!r}"
+        )
+    return float(number)
+
+
+def _checked_multiplier(multiplier: Any, strength: float | str | None) -> float:
+    """A rate multiplier as a plain number.
+
+    Raises:
+        ValueError: if it is not positive and finite, or another than 1 where no
+            strength is learned.
+    """
+    number = values.real(multiplier)
+    if number is None or not 0 < number < math.inf:
+        raise ValueError(
+            "`rate_multiplier` must be a positive number. Received: "
+            f"rate_multiplier={multiplier!r}"
+        )
+    if number != 1 and strength != methods.LEARNED:
+        raise ValueError(
+            "`rate_multiplier` is for strength='learned', and must be 1 "
+            f"otherwise. Received: rate_multiplier={multiplier!r}, "
+            f"strength={strength!r}"
         )
     return float(number)
 

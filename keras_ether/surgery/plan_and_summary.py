@@ -66,7 +66,9 @@ def plan(
     48
     """
     print_fn = check_function(print_fn, "print_fn") or print
-    config = AdapterConfig(method, rank_blocks, side, dropout, strength)
+    config = AdapterConfig(
+        method, rank_blocks, side, dropout, strength, rate_multiplier=None
+    )
     checked_seed(seed)
     tree = tree_of(model)
     resolved = planning.make_plan(tree, config, targets, exclude, trainable)

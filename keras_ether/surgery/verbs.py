@@ -114,7 +114,9 @@ def apply(
     >>> sum(int(np.prod(w.shape)) for w in model.trainable_weights)
     115
     """
-    config = AdapterConfig(method, rank_blocks, side, dropout, strength)
+    config = AdapterConfig(
+        method, rank_blocks, side, dropout, strength, rate_multiplier=None
+    )
     seed = checked_seed(seed)
     tree = tree_of(model)
     plan = planning.make_plan(tree, config, targets, exclude, trainable)
