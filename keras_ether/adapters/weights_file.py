@@ -219,8 +219,9 @@ def _read(adapter: "Adapter", store: Any) -> dict[str, np.ndarray]:
             f"{expected}. Received: method='{method}', {received}."
         )
     multiplier = np.asarray(store[MULTIPLIER]) if MULTIPLIER in store else 1.0
-    if multiplier != adapter.config.rate_multiplier:
+    own = adapter.config.rate_multiplier or 1.0
+    if multiplier != own:
         # The same blocks by variables of another scale.
-        scale = np.float32(multiplier / adapter.config.rate_multiplier)
+        scale = np.float32(multiplier / own)
         values = {name: scale * value for name, value in values.items()}
     return values

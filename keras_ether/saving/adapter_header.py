@@ -34,7 +34,7 @@ GROUP_FIELDS = {
     "layers": dict,
 }
 # By the version that added them.
-LATER_FIELDS = {
+LATER_FIELDS: dict[int, dict[str, Any]] = {
     2: {"strength": (int, float, str, type(None))},
     3: {"rate_multiplier": (int, float)},
 }
@@ -93,7 +93,7 @@ def check(header: Any) -> None:
             f"its format_version is {version!r}, and this version of "
             f"keras_ether reads {READABLE_VERSIONS}"
         )
-    group_fields = dict(GROUP_FIELDS)
+    group_fields: dict[str, Any] = dict(GROUP_FIELDS)
     for since, fields in LATER_FIELDS.items():
         group_fields |= fields if version >= since else {}
     training = {"training": dict} if "training" in header else {}

@@ -148,11 +148,11 @@ def test_adapter_files_of_another_one_are_refused(tmp_path):
         assert group["rate_multiplier"] == 100.0
         group["rate_multiplier"] = 7.0
     adapter_file.write(path, content)
-    with pytest.raises(ValueError, match="multiplier=100, and .*multiplier=7"):
+    with pytest.raises(ValueError, match=r"multiplier=100, and .*multiplier=7"):
         keras_ether.load_adapter(model, path)
     bank = keras_ether.AdapterBank(model, capacity=2)
     with pytest.raises(
-        ValueError, match="multiplier=100. Received: .*multiplier=7"
+        ValueError, match=r"multiplier=100. Received: .*multiplier=7"
     ):
         bank.add("a", path)
     other = keras_ether.load_adapter(tuned.base("mlp"), path)
