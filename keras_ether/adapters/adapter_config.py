@@ -21,8 +21,9 @@ class AdapterConfig:
         rank_blocks: Integer, the number of diagonal blocks `n` per side.
             Defaults to 4.
         side: `"input"`, `"output"`, `"both"`, `"narrow"` for the shorter of the
-            two, or `None` for the default of the method or of the layer.
-            Defaults to `None`.
+            two, `"single"` for the input side or the only one of a table, or
+            `None` for the default of the method or of the layer. Defaults to
+            `None`.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         strength: `None`, `"learned"` or a number in `(0, 1]`: the `s` of blocks
@@ -77,6 +78,24 @@ class AdapterConfig:
         object.__setattr__(self, "strength", strength)
         object.__setattr__(self, "rate_multiplier", multiplier)
 
+    @classmethod
+    def asked_for(
+        cls,
+        method: str | None,
+        rank_blocks: int,
+        side: str | None,
+        dropout: float,
+        strength: float | str | None,
+    ) -> "AdapterConfig":
+        """The config that the arguments of `keras_ether.apply` mean."""
+        if method is None:
+            method = RECOMMENDED.method
+            side = RECOMMENDED.side if side is None else side
+            strength = RECOMMENDED.strength if strength is None else strength
+        return cls(
+            method, rank_blocks, side, dropout, strength, rate_multiplier=None
+        )
+
     @property
     def variant(self) -> methods.Method:
         """The method, at this strength."""
@@ -120,6 +139,8 @@ class AdapterConfig:
         Args:
             sizes: `(experts, d, f)` of the kernel.
         """
+        if self.resolved_side == "single":
+            return self.on_side("input")
         if self.resolved_side != "narrow":
             return self.resolved
         _, inputs, outputs = sizes
@@ -269,3 +290,10 @@ def checked_seed(seed: Any) -> int | None:
             f"seed={seed!r}"
         )
     return number
+
+
+# What no named method means: the best of five tasks at Adam's default rate, see
+# `benchmarks/RESULTS.md`.
+RECOMMENDED = AdapterConfig(
+    "ether+", side="single", strength=methods.LEARNED, rate_multiplier=None
+)

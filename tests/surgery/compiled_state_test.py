@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import keras_ether
-from keras_ether.surgery import compiled_state
 from tests import models
 
 pytestmark = [
