@@ -279,7 +279,9 @@ def test_hooks_of_vectors_see_gradients_alone():
     inputs = keras.Input((8,))
     a, b, c = (keras.layers.Dense(8, name=name) for name in "abc")
     model = keras.Model(inputs, [b(a(inputs)), c(inputs)])
-    keras_ether.apply(model, targets="all-linear", rank_blocks=2, seed=0)
+    keras_ether.apply(
+        model, targets="all-linear", rank_blocks=2, seed=0, method="ether"
+    )
     seen = []
     hooks = [
         v.value.register_hook(lambda g: seen.append(g.shape))
