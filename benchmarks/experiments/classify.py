@@ -25,6 +25,7 @@ class Trainer:
 
     def __init__(self, base, data):
         self.base, self.data = base, data
+        self.kept = {}
 
     def run(self, settings):
         """Fine-tunes once and returns what was measured."""
@@ -47,10 +48,10 @@ class Trainer:
         parts = self.data.dev, self.data.test
         if settings["method"] == "head":
             features, model = halves(model)
-            inputs = _by_length(features.predict_on_batch, inputs)
-            parts = [
-                (_by_length(features.predict_on_batch, x), y) for x, y in parts
-            ]
+            (inputs, *found) = self.frozen(
+                features, seed, [inputs, *(x for x, _ in parts)]
+            )
+            parts = [(x, y) for x, (_, y) in zip(found, parts, strict=True)]
         batches = data_lib.Batches(inputs, labels, settings["batch_size"], seed)
         loss = fitting.fit(
             model,
@@ -70,6 +71,14 @@ class Trainer:
             "seconds": time.perf_counter() - start,
         }
         return fitting.finite(measured)
+
+    def frozen(self, features, seed, parts):
+        """What a frozen backbone makes of some inputs, once for a seed."""
+        if seed not in self.kept:
+            self.kept[seed] = [
+                _by_length(features.predict_on_batch, x) for x in parts
+            ]
+        return self.kept[seed]
 
     def majority(self):
         """Shares of the commonest class."""

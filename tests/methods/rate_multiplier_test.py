@@ -182,3 +182,44 @@ def test_layers_on_their_own():
     del config["rate_multiplier"]
     older = EtherDense.from_config(config)
     assert older.ether.config.rate_multiplier == 1.0
+
+
+@pytest.fixture
+def policy():
+    before = keras.config.dtype_policy()
+    yield keras.config.set_dtype_policy
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "clip"),
+    [
+        ("float32", {"global_clipnorm": 1.0}),
+        ("float32", {"global_clipnorm": 1e-2}),
+        ("float32", {"clipvalue": 1e-2}),
+        ("mixed_float16", {}),
+    ],
+)
+def test_clipping_and_half_precision_do_no_harm(dtype, clip, policy):
+    """The vectors' gradients are larger than the head's."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((128, 16)).astype("float32")
+    y = np.tanh(x @ rng.standard_normal((16, 4))).astype("float32")
+    found = []
+    for name, arguments in (("float32", {}), (dtype, clip)):
+        policy(name)
+        keras.utils.set_random_seed(0)
+        model = models.mlp()
+        keras_ether.apply(model, rank_blocks=2, trainable=["head"], seed=0)
+        optimizer = keras.optimizers.Adam(**arguments)
+        model.compile(optimizer, "mse", run_eagerly=True)
+        history = model.fit(
+            x, y, batch_size=16, epochs=4, shuffle=False, verbose=0
+        )
+        first, *_, last = history.history["loss"]
+        found.append(last)
+        assert last < 0.9 * first
+    assert found[1] < 1.05 * found[0]
+    if dtype == "mixed_float16":
+        # No step was skipped, since no gradient overflowed.
+        assert int(model.optimizer.inner_optimizer.iterations) == 32
