@@ -1,15 +1,11 @@
 """The compiled state of all models that reach layers which change."""
 
-from typing import Any
-
 import keras
 
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import changes
-from keras_ether.ops.values import to_numpy
 from keras_ether.surgery import optimizer_slots
 from keras_ether.surgery.layer_tree import LayerTree
-from keras_ether.types import Layer
 
 FUNCTIONS = (
     "train_function",
@@ -51,20 +47,3 @@ def reset(made: changes.Transaction, tree: LayerTree) -> None:
                 internals.COMPILED_TRAINABLE_STATE,
                 internals.trainable_state(model),
             )
-
-
-def constant_learning_rate(model: Layer) -> float | None:
-    """The rate that a model is compiled with, unless it follows a schedule."""
-    optimizer: Any = getattr(model, "optimizer", None)
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        return None
-    rate = internals.rate_set(optimizer)
-    # A schedule is a user's function, for `fit` to call; and an optimizer that
-    # chooses among others has no rate.
-    if not isinstance(rate, keras.Variable):
-        return None
-    if getattr(optimizer, "learning_rate", None) is not rate:
-        return None
-    return float(to_numpy(rate))

@@ -157,6 +157,7 @@ def make_plan(
             f"have matched: {targets_lib.shorten(candidates) or 'none'}."
         )
     _check_unshared(tree, chosen)
+    config = config.for_network(len(chosen) + len(tree.adapted))
     resolved = tuple(Target.of(p, y, config) for p, y in chosen.items())
     head = tree.head | {id(layers[path]) for path in named & layers.keys()}
     return Plan(tree, resolved, head, reasons=reasons)

@@ -145,7 +145,9 @@ def test_a_loss_may_ask_the_base(compiled, rng):
     x = rng.standard_normal((8, 8)).astype("float32")
     model(x)
     base = ops.convert_to_numpy(model.first(x))
-    keras_ether.apply(model, trainable=["head"], rank_blocks=2, seed=0)
+    keras_ether.apply(
+        model, trainable=["head"], rank_blocks=2, seed=0, method="ether"
+    )
     vectors = model.first.ether.vectors["input_u"]
     before = np.array(ops.convert_to_numpy(vectors))
     distance = np.mean((ops.convert_to_numpy(model.first(x)) - base) ** 2)
@@ -161,7 +163,7 @@ def test_a_loss_may_ask_the_base(compiled, rng):
 def test_a_callback_may_ask_the_base(rng):
     model, x = models.mlp(), models.inputs_of("mlp", rng)
     base = models.call(model, x)
-    keras_ether.apply(model, trainable=["head"], rank_blocks=2)
+    keras_ether.apply(model, trainable=["head"], rank_blocks=2, method="ether")
     asked = []
 
     class Ask(keras.callbacks.Callback):

@@ -467,7 +467,7 @@ def test_grouped_query_attention_computes_with_its_adapters(rng):
     layer = keras.layers.GroupQueryAttention(4, 2, 1, name="a")
     x = rng.standard_normal((2, 3, 8)).astype("float32")
     base = ops.convert_to_numpy(layer(x, x))
-    keras_ether.apply(layer, rank_blocks=2, seed=0)
+    keras_ether.apply(layer, rank_blocks=2, seed=0, method="ether")
     active = ops.convert_to_numpy(layer(x, x))
     assert np.abs(active - base).max() > 1e-3
     keras_ether.merge(layer)
@@ -483,7 +483,9 @@ def test_layers_inside_wrappers_are_found(rng):
             keras.layers.Bidirectional(keras.layers.LSTM(2, name="lstm")),
         ]
     )
-    report = keras_ether.plan(model, targets="all", rank_blocks=2, print_fn=str)
+    report = keras_ether.plan(
+        model, targets="all", rank_blocks=2, print_fn=str, method="ether"
+    )
     assert [row.path for row in report.rows] == ["time_distributed/d"]
     assert [(s.path, s.layer_class) for s in report.skipped] == [
         ("bidirectional/forward_lstm/lstm_cell", "LSTMCell"),
@@ -491,7 +493,9 @@ def test_layers_inside_wrappers_are_found(rng):
     ]
     x = rng.standard_normal((2, 3, 4)).astype("float32")
     base = models.call(model, x)
-    keras_ether.apply(model, targets="all", rank_blocks=2, seed=0)
+    keras_ether.apply(
+        model, targets="all", rank_blocks=2, seed=0, method="ether"
+    )
     active = models.call(model, x)
     assert np.abs(active - base).max() > 1e-4
     keras_ether.merge(model)
