@@ -18,6 +18,7 @@ def content():
                 "side": "input",
                 "dropout": 0.0,
                 "strength": "learned",
+                "rate_multiplier": 8.5,
                 "layers": {"body/first": "0" * 16},
             },
             {
@@ -26,6 +27,7 @@ def content():
                 "side": "output",
                 "dropout": 0.5,
                 "strength": None,
+                "rate_multiplier": 1.0,
                 "layers": {"body/second": "f" * 16},
             },
         ],

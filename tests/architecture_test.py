@@ -31,8 +31,6 @@ EXTRAS = {
     "ops.custom_gradient": {"jax", "torch"},
     "ops.backend": {"jax", "torch"},
     "ops.fingerprint": {"jax"},
-    "ops.stacked": {"torch"},
-    "ops.unit": {"torch"},
     "saving.torch_generators": {"torch"},
     "diagnostics.logger": {"tensorboard"},
     "diagnostics.plots": {"matplotlib"},

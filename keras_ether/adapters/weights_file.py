@@ -36,6 +36,7 @@ import numpy as np
 from keras import ops
 
 from keras_ether.adapters import freezing
+from keras_ether.adapters import optimizer_state
 from keras_ether.ops import memory
 from keras_ether.ops.backend import without_gradients
 from keras_ether.ops.fingerprint import fingerprint
@@ -59,6 +60,8 @@ METHOD = "method"
 DROPOUT = "dropout_state"
 # The adapter's strength in the kernel beside it, where that is not 1.
 STRENGTH = "strength"
+# The rate multiplier that a learned strength has, where that is not 1.
+MULTIPLIER = "rate_multiplier"
 
 _of_base = contextvars.ContextVar("of_base", default=False)
 
@@ -200,6 +203,8 @@ def save_vectors(adapter: "Adapter", store: Any) -> None:
     for name, vector in adapter.vectors.items():
         store[name] = to_numpy(vector)
     store[METHOD] = np.frombuffer(adapter.method.name.encode(), "uint8")
+    if adapter.config.rate_multiplier != 1.0:
+        store[MULTIPLIER] = np.asarray(adapter.config.rate_multiplier)
     if adapter.seed_generator is not None:
         state = to_numpy(adapter.seed_generator.state)
         # Backends use different integer dtypes for it.
@@ -299,9 +304,13 @@ def _check_method(adapter: "Adapter", store: Any) -> None:
 def _read(adapter: "Adapter", store: Any) -> list[tuple[Variable, np.ndarray]]:
     """Pairs of each vector, and of dropout's state, and its value."""
     method = bytes(np.asarray(store[METHOD])).decode("ascii", "replace")
-    others = {METHOD, DROPOUT, FINGERPRINT, SAMPLED, STRENGTH}
-    names = sorted(set(store.keys()) - others)
-    values = {name: np.asarray(store[name]) for name in names}
+    others = {METHOD, DROPOUT, FINGERPRINT, SAMPLED, STRENGTH, MULTIPLIER}
+    names = set(store.keys()) - others
+    values = {
+        name: np.asarray(store[name])
+        for name in sorted(names)
+        if not name.startswith(optimizer_state.PREFIX)
+    }
     received = {name: value.shape for name, value in values.items()}
     expected = {
         name: tuple(vector.shape) for name, vector in adapter.vectors.items()
@@ -312,6 +321,12 @@ def _read(adapter: "Adapter", store: Any) -> list[tuple[Variable, np.ndarray]]:
             f"this model. Expected: method='{adapter.method.name}', "
             f"{expected}. Received: method='{method}', {received}."
         )
+    multiplier = np.asarray(store[MULTIPLIER]) if MULTIPLIER in store else 1.0
+    own = adapter.config.rate_multiplier or 1.0
+    if multiplier != own:
+        # The same blocks by variables of another scale.
+        scale = np.float32(multiplier / own)
+        values = {name: scale * value for name, value in values.items()}
     pairs = [(v, values[name]) for name, v in adapter.vectors.items()]
     if adapter.seed_generator is not None and DROPOUT in store:
         state = adapter.seed_generator.state

@@ -12,6 +12,7 @@ from keras_ether.methods.registry import Method
 from keras_ether.methods.registry import get
 from keras_ether.methods.registry import register
 from keras_ether.methods.strength import LEARNED
+from keras_ether.methods.strength import rate_multiplier
 from keras_ether.methods.strength import with_strength
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "baselines",
     "ether",
     "get",
+    "rate_multiplier",
     "register",
     "with_strength",
 ]

@@ -1,6 +1,7 @@
 """Freed memory, returned to the operating system."""
 
 import ctypes
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from typing import TypeVar
@@ -29,7 +30,7 @@ def return_freed() -> None:
         _trim(0)
 
 
-def _glibc_function(name: str) -> ctypes._CFuncPtr | None:
+def _glibc_function(name: str) -> Callable | None:
     try:
         return getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):

@@ -189,7 +189,7 @@ def _check_tensors(header: Header, tensors: dict[str, np.ndarray]) -> None:
         if received not in DTYPES.values() or received != (dtype or received):
             raise ValueError(f"tensor '{name}' has dtype {received}")
         if received in ("float16", "bfloat16", "float32", "float64") and (
-            not np.isfinite(value.astype("float64")).all()
+            not np.isfinite(value).all()
         ):
             raise ValueError(f"tensor '{name}' has values that are not finite")
 

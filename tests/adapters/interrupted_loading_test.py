@@ -33,6 +33,7 @@ def base(seed, mode=None):
 def adapted(seed, base_seed, mode=None):
     model = keras_ether.apply(
         base(base_seed, mode),
+        method="ether",
         rank_blocks=2,
         targets="all",
         dropout=0.1,

@@ -14,7 +14,17 @@ from keras_ether.surgery.layer_tree import LayerTree
 from tests import models
 from tests import tuned
 
-ARGUMENTS = {"targets": ["wide"], "trainable": ["head"], "seed": 0}
+ARGUMENTS = {
+    "method": "ether",
+    "targets": ["wide"],
+    "trainable": ["head"],
+    "seed": 0,
+}
+# What a header of each earlier version lacks, and a model that it could name.
+EARLIER = [
+    (1, ("strength", "rate_multiplier"), {}),
+    (2, ("rate_multiplier",), {"method": "ether+", "strength": "learned"}),
+]
 
 
 def base():
@@ -28,8 +38,8 @@ def base():
     )
 
 
-def adapted(seed=0):
-    model = keras_ether.apply(base(), **ARGUMENTS)
+def adapted(seed=0, **arguments):
+    model = keras_ether.apply(base(), **ARGUMENTS | arguments)
     tuned.move(model.trainable_weights, seed)
     return model
 
@@ -57,7 +67,7 @@ def check_same(model, other):
         np.testing.assert_array_equal(one, two)
 
 
-def as_of_before(model, path, version):
+def as_of_before(model, path, version, later):
     """The adapter file that the package wrote before it counted every entry."""
     content = adapter_file.read(path)
     tree = LayerTree(model)
@@ -73,9 +83,9 @@ def as_of_before(model, path, version):
         group | {"layers": {p: of_layers[p] for p in group["layers"]}}
         for group in header["adapters"]
     ]
-    if version == 1:
-        for group in header["adapters"]:
-            del group["strength"]
+    for group in header["adapters"]:
+        for name in later:
+            del group[name]
     adapter_file.write(path, AdapterFile(header, content.tensors))
 
 
@@ -87,23 +97,25 @@ def test_seven_edited_entries_are_another_base(tmp_path):
     check_same(keras_ether.load_adapter(base(), path), adapted())
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_adapter_file_of_before(version, tmp_path):
+@pytest.mark.parametrize(("version", "later", "arguments"), EARLIER)
+def test_adapter_file_of_before(version, later, arguments, tmp_path):
     path = tmp_path / "m.ether.safetensors"
-    keras_ether.save_adapter(adapted(), path)
-    as_of_before(adapted(), path, version)
+    model = adapted(**arguments)
+    keras_ether.save_adapter(model, path)
+    as_of_before(model, path, version, later)
     header = keras_ether.read_adapter_header(path)
     assert header["format_version"] == version
-    check_same(keras_ether.load_adapter(base(), path), adapted())
-    bank = keras_ether.AdapterBank(keras_ether.apply(base(), **ARGUMENTS), 2)
-    bank.add("a", path)
+    loaded = keras_ether.load_adapter(base(), path)
+    check_same(loaded, model)
+    assert loaded.get_layer("wide").ether.config.rate_multiplier == 1.0
+    keras_ether.AdapterBank(loaded, 2).add("a", path)
     other = base()
     other.get_layer("wide").kernel.assign(np.ones((512, 512)))
     with pytest.raises(ValueError, match="another base: the weights of 'wide'"):
         keras_ether.load_adapter(other, path)
-    other = keras_ether.apply(other, **ARGUMENTS)
+    loaded.get_layer("wide").base_kernel.assign(np.ones((512, 512)))
     with pytest.raises(ValueError, match="another base: the weights of layer"):
-        keras_ether.AdapterBank(other, 2).add("a", path)
+        keras_ether.AdapterBank(loaded, 2).add("a", path)
 
 
 def test_weights_file_over_an_edited_base(rng, tmp_path):
