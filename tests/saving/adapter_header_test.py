@@ -153,6 +153,9 @@ def forgeries():
         for value in (np.nan, np.inf, -np.inf):
             bad = np.array([1.0, value], "float32")
             yield f"{name} {value}", tensor(name, bad)
+    for bits, dtype in ((0x7FA00000, "float32"), (0x7FA0, "bfloat16")):
+        bits = np.array([0, bits], f"uint{8 * np.dtype(dtype).itemsize}")
+        yield f"signalling NaN {dtype}", tensor(U, bits.view(dtype))
     yield "complex weight", tensor("weights/scale", np.ones((), "complex64"))
     yield "extra tensor", tensor("weights/head/bias", np.ones(3, "float32"))
     yield "weight twice", setting("weights", "head", value=["kernel", "kernel"])
