@@ -82,7 +82,7 @@ def structure_of(model: Model) -> Structure:
                 f"Layer '{path}' can't have an adapter for each example: "
                 f"{reason}. Leave it out, by `exclude` of `keras_ether.apply`."
             )
-    layers = contents.layers_of(tree)
+    layers = tree.by_path
     weights = contents.trained_beside(layers)
     by_layer = _by_outermost(weights)
     for path, own in by_layer.items():
