@@ -30,8 +30,6 @@ ROOMS = {
 EXTRAS = {
     "ops.custom_gradient": {"jax", "torch"},
     "ops.backend": {"jax", "torch"},
-    "ops.stacked": {"torch"},
-    "ops.unit": {"torch"},
     "saving.torch_generators": {"torch"},
     "diagnostics.logger": {"tensorboard"},
     "diagnostics.plots": {"matplotlib"},

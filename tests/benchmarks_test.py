@@ -90,3 +90,40 @@ def test_kernels_are_operations_that_are_no_views():
         x.reshape(2, 8).T @ x.view(2, 8)
         x.add_(1.0)
     assert found.counts == {"aten::mm": 1, "aten::add_": 1}
+
+
+def test_kernels_of_a_gpu_are_counted_by_kind():
+    from benchmarks import gpu_plan
+
+    text = """
+%fused_product (p: f16[512,512]) -> f16[512,512] {
+  %p = f16[512,512]{1,0} parameter(0)
+  ROOT %d = f16[512,512]{1,0} dot(%p, %p), lhs_contracting_dims={1}
+}
+
+%fused_sum (q: f16[512,512]) -> f16[512] {
+  %q = f16[512,512]{1,0} parameter(0)
+  ROOT %r = f16[512]{0} reduce(%q), dimensions={1}
+}
+
+%body (b: f16[512]) -> f16[512] {
+  %b = f16[512]{0} parameter(0)
+  ROOT %n = f16[512]{0} negate(%b)
+}
+
+ENTRY %main (a: f16[512,512]) -> f16[512] {
+  %a = f16[512,512]{1,0} parameter(0)
+  %product = f16[512,512]{1,0} fusion(%a), kind=kCustom, \
+calls=%fused_product, metadata={op_name="jit(step)/dense/dot"}
+  %sum = f16[512]{0} fusion(%product), kind=kInput, calls=%fused_sum
+  %view = f16[512]{0} bitcast(%sum)
+  %large = f16[512,512]{1,0} add(%product, %product)
+  ROOT %loop = f16[512]{0} while(%view), condition=%c, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+    found = gpu_plan.kernels(text)
+    kinds = [kernel["kind"] for kernel in found]
+    assert kinds == ["product", "small", "large", *["small"] * 3]
+    assert found[0]["of"] == "jit(step)/dense/dot"
+    assert found[0]["MB"] == round(2 * 2 * 512 * 512 / 1e6, 4)

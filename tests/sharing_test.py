@@ -64,7 +64,8 @@ def test_paths_in_nested_models_tell_equal_names_apart():
     assert planned(model, "all-linear") == NESTED
     assert planned(model, ["out"]) == ["middle/left/out", "middle/right/out"]
     assert planned(model, ["middle/right/out"]) == ["middle/right/out"]
-    assert planned(model, "dense") == ["dense"]
+    assert planned(model, "dense") == planned(model, ["dense"])
+    assert planned(model, "middle/(left|right)/dense") == [NESTED[0], NESTED[2]]
     assert planned(model, r"middle/(left|right)/dense") == [
         "middle/left/dense",
         "middle/right/dense",
@@ -334,7 +335,6 @@ def levels_around(inner):
     return functional, sequential, subclassed
 
 
-outer_warning = pytest.mark.filterwarnings("ignore:Model .* is part of another")
 torch_only = pytest.mark.skipif(
     keras.config.backend() != "torch", reason="it is PyTorch's"
 )
@@ -348,7 +348,6 @@ def check_parameters(outer):
 
 
 @torch_only
-@outer_warning
 @pytest.mark.parametrize("verb", ["merge", "remove"])
 @pytest.mark.parametrize("fitted", [False, True])
 def test_parameters_of_models_around(fitted, verb, rng):
@@ -374,7 +373,6 @@ def test_parameters_of_models_around(fitted, verb, rng):
 
 
 @torch_only
-@outer_warning
 def test_loop_by_hand_over_a_model_around(rng):
     """Vectors train, and gradients do not pile up."""
     import torch
@@ -397,7 +395,6 @@ def test_loop_by_hand_over_a_model_around(rng):
         assert np.abs(now - was).max() > 1e-6
 
 
-@outer_warning
 def test_model_around_is_fitted_after_compiling_again(rng):
     x = rng.standard_normal((4, 8)).astype("float32")
 
@@ -415,16 +412,3 @@ def test_model_around_is_fitted_after_compiling_again(rng):
 
     for one, other in zip(fitted(True), fitted(False), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-
-
-@pytest.mark.parametrize("verb", ["apply", "merge", "remove"])
-def test_warning_about_a_model_around_comes_first(verb):
-    part = inner("inner")
-    levels_around(part)
-    if verb != "apply":
-        with pytest.warns(UserWarning, match="is part of another model"):
-            keras_ether.apply(part)
-    before = adapted(part), [v.trainable for v in part.variables]
-    with pytest.raises(UserWarning, match="is part of another model"):
-        getattr(keras_ether, verb)(part)
-    assert before == (adapted(part), [v.trainable for v in part.variables])

@@ -16,6 +16,7 @@ from keras_ether import _keras_internals as internals
 from keras_ether.adapters import per_example
 from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters.quantized_kernel import quantizing_error
+from keras_ether.adapters.reduction import Reduced
 from keras_ether.ops.backend import add_to
 from keras_ether.ops.backend import dtype_name
 from keras_ether.ops.backend import is_sparse
@@ -26,7 +27,7 @@ from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 
-class Adapted(LayerMixin):
+class Adapted(Reduced):
     """A layer with an adapter, mixed in before a Keras layer class.
 
     `ether` is the layer's `Adapter`; the variable that the layer owns stays the
@@ -184,7 +185,7 @@ class AdaptedCall(LayerMixin):
         `sides` are the factors of either side, where they are known already.
         """
         adapter = self.ether
-        before, factors = sides or adapter.factors_of_sides(kept, inputs.dtype)
+        before, factors = sides or adapter.factors_of_sides(kept)
         inputs = adapter.transform_inputs(inputs, before, training)
         if factors is None:
             return self._plain_call(inputs, training, activation=activation)

@@ -62,7 +62,7 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
     ) -> Tensor:
         """The outputs where each example has factors of its own."""
         adapter = self.ether
-        sides = before, after = adapter.factors_of_sides(kept, inputs.dtype)
+        sides = before, after = adapter.factors_of_sides(kept)
         if self.quantization_mode is not None:
             return super()._adapted(inputs, training, kept, activation, sides)
         view = adapter.view
@@ -94,14 +94,11 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
             return self._each_example(inputs, training, kept, activation)
         if self._may_fold():
             adapter = self.ether
-            sides = before, after = adapter.factors_of_sides(kept, inputs.dtype)
+            sides = before, after = adapter.factors_of_sides(kept)
             kernel = tensor(self.base_kernel, self.compute_dtype)
             gradient = is_gradient_wanted(training)
             if low_rank.pays(inputs, kernel, adapter.view, sides, gradient):
                 bias = self.bias
-                if gradient:
-                    before = adapter.checked(before)
-                    after = adapter.checked(after)
                 outputs = low_rank.folded_product(
                     inputs,
                     kernel,
@@ -111,7 +108,6 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
                     bias=None
                     if bias is None
                     else tensor(bias, self.compute_dtype),
-                    orthogonal=adapter.orthogonal,
                     training=gradient,
                 )
                 return outputs if activation is None else activation(outputs)

@@ -3,19 +3,21 @@
 import functools
 import random
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_ether.adapters import optimizer_state
 from keras_ether.adapters import per_example
-from keras_ether.adapters import together
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.acting_strength import ActingStrength
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.adapters.quantized_kernel import quantizing_error
+from keras_ether.adapters.reduction import Reduced
 from keras_ether.ops import reflections
 from keras_ether.ops.backend import precise_products
 from keras_ether.ops.backend import snapshot
@@ -24,11 +26,12 @@ from keras_ether.ops.conv_view import ConvView
 from keras_ether.ops.custom_gradient import is_gradient_wanted
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.types import Factors
+from keras_ether.types import Sizes
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 
-class Adapter(ActingStrength, keras.layers.Layer):
+class Adapter(Reduced, ActingStrength, keras.layers.Layer):
     """The trained transformation of one kernel, `H W G`.
 
     It is a sub-layer of the layer whose kernel it transforms, so Keras tracks,
@@ -39,6 +42,9 @@ class Adapter(ActingStrength, keras.layers.Layer):
     Args:
         config: An `AdapterConfig`: method, blocks, side and dropout.
         seed: Integer or `None`, for the random start and for dropout.
+        values: Dictionary from the name of a vector, such as `"input_u"`, to
+            its first value, or `None` for the method's start. Nothing is drawn
+            then but a seed for dropout. Defaults to `None`.
         name: String, name of the layer. Defaults to `"ether"`.
 
     Raises:
@@ -49,15 +55,19 @@ class Adapter(ActingStrength, keras.layers.Layer):
         self,
         config: AdapterConfig,
         seed: int | None = None,
+        values: Mapping[str, np.ndarray] | None = None,
         name: str = "ether",
     ) -> None:
         seed = checked_seed(seed)
+        if seed is None and (values is None or config.dropout):
+            seed = random.randrange(2**31 - 1)
         # Float32 under any dtype policy: 16 bits would lose a vector's small
         # steps.
         super().__init__(name=name, dtype="float32")
         self.config = config.resolved
         self.method = config.variant
-        self.seed = random.randrange(2**31 - 1) if seed is None else seed
+        self.seed = seed
+        self._values = values
         self.seed_generator = (
             keras.random.SeedGenerator(self.seed) if config.dropout else None
         )
@@ -65,6 +75,9 @@ class Adapter(ActingStrength, keras.layers.Layer):
         # `keras_ether.adapters.weights_file`.
         self.base_fingerprint = None
         self.loading = None
+        # Handed over by a model while a file is written or read, see
+        # `keras_ether.adapters.optimizer_state`. Hidden from Keras's trackers.
+        self.__dict__["optimizers"] = []
 
     def build(
         self, view: MatrixView | ConvView, kernel_shape: tuple[int, ...]
@@ -75,8 +88,10 @@ class Adapter(ActingStrength, keras.layers.Layer):
         self.config = self.config.for_sizes(sizes)
         self.blocks = sizes[0] * self.config.rank_blocks
         self.widths = self.config.widths(sizes)
-        for name, value in self._start().items():
-            setattr(self, name, self._add_vector(name, value))
+        values = self._start() if self._values is None else self._values
+        self._values = None
+        for name in self._names:
+            setattr(self, name, self._add_vector(name, values[name]))
         self.build_strength(next(iter(self.vectors.values())))
 
     def _add_vector(self, name: str, value: np.ndarray) -> Variable:
@@ -99,7 +114,7 @@ class Adapter(ActingStrength, keras.layers.Layer):
             ) from error
 
     def _start(self) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng(self.seed or 0)
         return {
             f"{side}_{name}": value
             for side, width in self.widths.items()
@@ -118,11 +133,15 @@ class Adapter(ActingStrength, keras.layers.Layer):
     @property
     def vectors(self) -> dict:
         """The trained variables by name, such as `"input_u"`."""
-        return {
-            f"{side}_{name}": getattr(self, f"{side}_{name}")
+        return {name: getattr(self, name) for name in self._names}
+
+    @property
+    def _names(self) -> list[str]:
+        return [
+            f"{side}_{name}"
             for side in self.widths
             for name in self.method.weights
-        }
+        ]
 
     def draw_kept(self, training: bool | Tensor | None = False) -> dict:
         """Draws which blocks dropout keeps in one call, by side.
@@ -168,23 +187,9 @@ class Adapter(ActingStrength, keras.layers.Layer):
         return [getattr(self, f"{side}_{name}") for name in self.method.weights]
 
     def factors_of_sides(
-        self, kept: dict | None, dtype: Any
+        self, kept: dict | None
     ) -> tuple[Factors | None, Factors | None]:
-        """`factors` of either side, at one strength.
-
-        Args:
-            kept: The result of `draw_kept` for this call, or `None`.
-            dtype: The dtype of the activations that they multiply. They may be
-                of it already.
-        """
-        if per_example.current() is None:
-            shared = together.factors_of_sides(self, dtype)
-            if shared is not None:
-                before, after = shared
-                return (
-                    _of_kept(before, kept, "input"),
-                    _of_kept(after, kept, "output"),
-                )
+        """`factors` of either side, at one strength."""
         strength = snapshot(self.strength)
         return (
             self.factors("input", kept, strength),
@@ -221,7 +226,9 @@ class Adapter(ActingStrength, keras.layers.Layer):
         left = left * (
             snapshot(self.strength) if strength is None else strength
         )
-        return _of_kept((left, right), kept, side)
+        if kept:
+            left = left * ops.cast(kept[side], left.dtype)
+        return left, right
 
     def transform_inputs(
         self,
@@ -307,9 +314,11 @@ class Adapter(ActingStrength, keras.layers.Layer):
 
     def save_own_variables(self, store: Any) -> None:
         weights_file.save_vectors(self, store)
+        optimizer_state.save(self, store)
 
     def load_own_variables(self, store: Any) -> None:
         weights_file.load_vectors(self, store)
+        optimizer_state.load(self, store)
 
     def quantize(
         self,
@@ -322,14 +331,24 @@ class Adapter(ActingStrength, keras.layers.Layer):
         raise quantizing_error(self.path.rpartition("/")[0], mode)
 
 
-def _of_kept(
-    factors: Factors | None, kept: dict | None, side: str
-) -> Factors | None:
-    """The factors with those of dropped blocks zero."""
-    if factors is None or not kept:
-        return factors
-    left, right = factors
-    return left * ops.cast(kept[side], left.dtype), right
+def vector_shapes(
+    config: AdapterConfig, sizes: Sizes
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of an adapter's vectors, by name.
+
+    Args:
+        config: The `AdapterConfig`.
+        sizes: `(experts, d, f)` of the kernel.
+    """
+    method, rng = config.variant, np.random.default_rng(0)
+    blocks = sizes[0] * config.rank_blocks
+    return {
+        f"{side}_{name}": value.shape
+        for side, width in config.widths(sizes).items()
+        for name, value in zip(
+            method.weights, method.start(blocks, width, rng), strict=True
+        )
+    }
 
 
 def _multiply(factors: Factors, rows: Tensor) -> Tensor:

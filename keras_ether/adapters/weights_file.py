@@ -31,6 +31,7 @@ import numpy as np
 from keras import ops
 
 from keras_ether import methods
+from keras_ether.adapters import optimizer_state
 from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.values import settled
 from keras_ether.ops.values import to_numpy
@@ -207,7 +208,11 @@ def _read(adapter: "Adapter", store: Any) -> dict[str, np.ndarray]:
     method = bytes(np.asarray(store[METHOD])).decode("ascii", "replace")
     others = {METHOD, DROPOUT, FINGERPRINT, STRENGTH, MULTIPLIER}
     names = set(store.keys()) - others
-    values = {name: np.asarray(store[name]) for name in sorted(names)}
+    values = {
+        name: np.asarray(store[name])
+        for name in sorted(names)
+        if not name.startswith(optimizer_state.PREFIX)
+    }
     received = {name: value.shape for name, value in values.items()}
     expected = {
         name: tuple(vector.shape) for name, vector in adapter.vectors.items()

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
+from keras_ether.adapters import twin_class
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.types import LayerMixin
@@ -50,7 +50,7 @@ class StandaloneLayer(LayerMixin):
         view = kinds.view_of(self)
         kernel_shape = kinds.kernel_shape(self)
         self.ether.config.check_fits(self.name, view.sizes(kernel_shape))
-        freezing.freeze(self, trainable=True)
+        twin_class.hold_standalone(self, self.ether)
         self.ether.build(view, kernel_shape)
 
     def save_own_variables(self, store: Any) -> None:

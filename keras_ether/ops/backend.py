@@ -9,7 +9,6 @@ and PyTorch's share.
 """
 
 import contextlib
-from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
@@ -228,20 +227,6 @@ def is_transformed() -> bool:
     """Whether a transform of `torch.func` runs, such as `torch.vmap`."""
     # PyTorch has no public name for it.
     return BACKEND == "torch" and torch._C._are_functorch_transforms_active()
-
-
-def is_eager_torch() -> bool:
-    """Whether operations run one by one, on PyTorch."""
-    return BACKEND == "torch" and not torch.compiler.is_compiling()
-
-
-def not_compiled(function: Callable) -> Callable:
-    """A function that PyTorch's compiler does not look into.
-
-    Where it gives up a function, it runs that one as it is, and tries each that
-    is called in there.
-    """
-    return torch.compiler.disable(function) if BACKEND == "torch" else function
 
 
 def is_sparse(x: Tensor) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from keras_ether.adapters import shadowing
+from keras_ether.adapters import changes
 from keras_ether.surgery import learning_rate
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Model
@@ -32,22 +32,15 @@ FACTOR = 10
 INSIDE = ("keras", "keras_hub", "keras_ether")
 
 
-def watch(tree: LayerTree) -> None:
-    """Makes the models of a tree compare their learning rate before training.
+def of(model: Model) -> changes.Change:
+    """The change that makes a model compare its learning rate before training.
 
     Args:
-        tree: The layers of an adapted model.
+        model: An adapted model, or a model in it.
     """
-    for model in tree.models:
-        shadowing.shadow(
-            model, START, functools.partial(_start, weakref.ref(model), [])
-        )
-
-
-def unwatch(tree: LayerTree) -> None:
-    """Undoes `watch`."""
-    for model in tree.models:
-        shadowing.restore(model, START)
+    return changes.Method(
+        model, START, functools.partial(_start, weakref.ref(model), [])
+    )
 
 
 def _start(

@@ -38,7 +38,6 @@ class Momentum(keras.optimizers.Optimizer):
     def build(self, variables):
         if self.built:
             return
-        self.steps = self.add_variable((), name="steps")
         super().build(variables)
         self.first = variables[0].path
         for variable in variables:
@@ -47,6 +46,7 @@ class Momentum(keras.optimizers.Optimizer):
                     variable, name="slot"
                 )
             self.unnamed.append(self.add_variable(variable.shape))
+        self.steps = self.add_variable((), name="steps")
 
     def update_step(self, gradient, variable, learning_rate):
         slot = self.by_path[self.paths[self._get_variable_index(variable)]]

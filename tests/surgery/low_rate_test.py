@@ -201,7 +201,6 @@ def test_merged_by_way_of_a_part():
     assert warnings_of(lambda: fit(compiled(model))) == []
 
 
-@pytest.mark.filterwarnings("ignore:.*part of another model")
 def test_compiled_part_of_a_model():
     inner = models.mlp()
     model = keras.Sequential([keras.Input((16,)), inner])
