@@ -57,7 +57,7 @@ def lora_factors(
     Example:
 
     >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8)])
-    >>> model = keras_ether.apply(model, rank_blocks=4)
+    >>> model = keras_ether.apply(model, rank_blocks=4, method="ether")
     >>> a, b = keras_ether.lora_factors(model)["dense"]
     >>> a.shape, b.shape
     ((16, 4), (4, 8))

@@ -123,7 +123,7 @@ def summary(
     >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
     >>> model = keras_ether.apply(model)
     >>> keras_ether.summary(model, print_fn=str).percentage
-    19.047619047619047
+    34.61538461538461
     """
     print_fn = check_function(print_fn, "print_fn") or print
     tree = tree_of(model)
