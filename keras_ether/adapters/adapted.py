@@ -133,7 +133,7 @@ class AdaptedCall(LayerMixin):
     ) -> Tensor:
         training = internals.is_training(training)
         kept = self.ether.draw_kept(training) if kept is None else kept
-        self._check_examples(inputs)
+        inputs = self._of_examples(inputs)
         if self._computes_with_fold(inputs):
             kernel = ops.convert_to_tensor(self.base_kernel)
             replaced = {self.kernel_attribute: self.ether.fold(kernel, kept)}
@@ -148,18 +148,18 @@ class AdaptedCall(LayerMixin):
             inputs, training, kept, activation or self.activation
         )
 
-    def _check_examples(self, inputs: Tensor) -> None:
-        """Raises where examples with adapters of their own can't be told."""
+    def _of_examples(self, inputs: Tensor) -> Tensor:
+        """The inputs; raises where examples with own adapters can't be told."""
         examples = per_example.current()
         if examples is None:
-            return
-        examples.check(self, inputs)
+            return inputs
         if is_sparse(inputs):
             raise per_example.NoExamplesError(
                 f"Layer '{self.path}' received sparse inputs in a call in "
                 "which every example has an adapter of its own. Pass dense "
                 "ones."
             )
+        return examples.check(self, inputs)
 
     def _computes_with_fold(self, inputs: Tensor) -> bool:
         """Whether the plain layer is to compute with a folded kernel.

@@ -49,7 +49,7 @@ class AdaptedEmbedding(AdaptedCall, AdaptedTable):
     ) -> Tensor:
         training = internals.is_training(training)
         kept = self.ether.draw_kept(training) if kept is None else kept
-        self._check_examples(inputs)
+        inputs = self._of_examples(inputs)
         if self.quantization_mode is None and is_sparse(inputs):
             # The rows taken are sparse too, and can't be transformed.
             table = ops.convert_to_tensor(self.base_kernel)
@@ -90,7 +90,7 @@ class AdaptedReversibleEmbedding(AdaptedEmbedding):
             return super()._settled_call(inputs, training=training, kept=kept)
         training = internals.is_training(training)
         kept = self.ether.draw_kept(training) if kept is None else kept
-        self._check_examples(inputs)
+        inputs = self._of_examples(inputs)
         plain = self._compute()
         if not self.tie_weights:
             return plain(inputs, reverse=True)

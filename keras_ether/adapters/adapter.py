@@ -215,11 +215,13 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
             `(left, right)`, or `None` for a side that is not transformed. Where
             each example has its own, they have one more axis, the first.
         """
+        if side not in self.widths:
+            return None
         examples = per_example.current()
-        if examples is None or side not in self.widths:
-            factors = self.trained_factors(side)
-        else:
-            factors = examples.factors(self, side)
+        if examples is not None:
+            # At full strength: that of this model is not theirs.
+            return _of_kept(examples.factors(self, side), kept, side)
+        factors = self.trained_factors(side)
         if factors is None:
             return None
         left, right = factors
