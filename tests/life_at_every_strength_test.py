@@ -13,12 +13,15 @@ from tests import tuned
 
 # The arguments, and whether training starts at the pretrained model.
 VARIANTS = {
-    "learned": ({"strength": "learned"}, True),
-    "learned, both sides": ({"strength": "learned", "side": "both"}, True),
+    "learned": ({"method": "ether", "strength": "learned"}, True),
+    "learned, both sides": (
+        {"method": "ether", "strength": "learned", "side": "both"},
+        True,
+    ),
     "learned ether+": ({"method": "ether+", "strength": "learned"}, True),
     "learned oft": ({"method": "oft", "strength": "learned"}, True),
-    "half": ({"strength": 0.5}, False),
-    "narrow": ({"side": "narrow"}, False),
+    "half": ({"method": "ether", "strength": 0.5}, False),
+    "narrow": ({"method": "ether", "side": "narrow"}, False),
 }
 # A few run on every backend, all of them on one.
 EVERYWHERE = ("learned ether+", "half")
@@ -90,7 +93,7 @@ def test_weights_files(name, rng, tmp_path):
     plain = tuned.base("mlp")
     plain.load_weights(path)
     np.testing.assert_allclose(models.call(plain, x), active, atol=1e-5)
-    ether = keras_ether.apply(tuned.base("mlp"), **COMMON)
+    ether = keras_ether.apply(tuned.base("mlp"), method="ether", **COMMON)
     if name != "narrow":
         with pytest.raises(ValueError, match="are not those of this model"):
             ether.load_weights(path)
@@ -256,7 +259,9 @@ def test_a_keras_file_whose_optimizer_has_as_many_variables(rng, tmp_path):
             keras.layers.Dense(4, name="head"),
         ]
     )
-    keras_ether.apply(model, seed=0, strength="learned", **COMMON)
+    keras_ether.apply(
+        model, method="ether", seed=0, strength="learned", **COMMON
+    )
     model.compile(keras.optimizers.Adam(0.05), "mse", run_eagerly=True)
     model.train_on_batch(x, np.ones((len(x), 4), "float32"))
     active = models.call(model, x)

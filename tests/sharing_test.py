@@ -85,7 +85,9 @@ def test_only_the_one_of_equal_names_that_is_meant_changes(rng):
     x = rng.standard_normal((4, 8)).astype("float32")
     flags = [v.trainable for v in model.variables]
     base = models.call(model, x)
-    keras_ether.apply(model, targets=["middle/right/dense"], seed=0)
+    keras_ether.apply(
+        model, targets=["middle/right/dense"], seed=0, method="ether"
+    )
     assert adapted(model) == ["middle/right/dense"]
     assert [v.path.rpartition("/")[2] for v in model.trainable_variables] == [
         "input_u"
@@ -130,7 +132,7 @@ def test_model_that_is_called_twice_is_adapted_once(rng):
     model = keras.Model([a, b], keras.layers.Dot(1)([tower(a), tower(b)]))
     data = [rng.standard_normal((4, 8)).astype("float32") for _ in "ab"]
     base = models.call(model, data)
-    keras_ether.apply(model, seed=0)
+    keras_ether.apply(model, seed=0, method="ether")
     assert adapted(model) == ["tower/dense", "tower/out"]
     assert len(model.trainable_variables) == 2
     assert np.abs(models.call(model, data) - base).max() > 1e-4
@@ -173,12 +175,12 @@ def test_two_models_share_a_layer(rng):
     )
     x = rng.standard_normal((4, 8)).astype("float32")
     base = models.call(two, x)
-    keras_ether.apply(one, targets=["shared"], seed=0)
+    keras_ether.apply(one, targets=["shared"], seed=0, method="ether")
     assert adapted(one) == adapted(two) == ["shared"]
     active = models.call(two, x)
     assert np.abs(active - base).max() > 1e-4
     with pytest.raises(ValueError, match="already: 'shared'"):
-        keras_ether.apply(two)
+        keras_ether.apply(two, method="ether")
     with keras_ether.disabled(two):
         np.testing.assert_array_equal(models.call(two, x), base)
     keras_ether.merge(one)
@@ -378,7 +380,7 @@ def test_loop_by_hand_over_a_model_around(rng):
     part = inner("inner")
     outer = levels_around(part)[1]
     x = torch.tensor(rng.standard_normal((4, 8)).astype("float32"))
-    keras_ether.apply(part, seed=0)
+    keras_ether.apply(part, seed=0, method="ether")
     vectors = [y.ether.input_u for y in (part.layers[1], part.layers[2])]
     before = models.values(vectors)
     optimizer = torch.optim.SGD(outer.parameters(), 0.1)

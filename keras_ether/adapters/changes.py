@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from keras_ether import _keras_internals as internals
+from keras_ether.ops import memory
 from keras_ether.ops.values import to_numpy
 from keras_ether.types import Layer
 from keras_ether.types import Variable
@@ -219,6 +220,8 @@ class Backup:
             return lambda: array
         if self.file is None:
             self.file = tempfile.TemporaryFile()  # noqa: SIM115
+        # Of the variable before this one.
+        memory.return_freed()
         start, size = self.file.seek(0, 2), array.nbytes
         self.file.write(array.reshape(-1).view("uint8").data)
         shape, dtype = array.shape, array.dtype

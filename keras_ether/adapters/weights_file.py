@@ -174,14 +174,16 @@ class Loading:
         return None
 
     def pairs(self, same: bool | None) -> list[tuple[Variable, Any]]:
-        """Pairs of the variables to be set and their values."""
+        """Pairs of the variables to be set and their values, handed over."""
         base = {id(v) for v in self.layer.kernel_variables()} if same else ()
-        return [pair for pair in self.read if id(pair[0]) not in base]
+        read, self.read = self.read, []
+        return [pair for pair in read if id(pair[0]) not in base]
 
     def choose_base(self, adapter: "Adapter") -> None:
         """Chooses another base, once the layer and the vectors are set."""
         if adapter.method.orthogonal:
-            self.layer.take_out(adapter)
+            with without_gradients():
+                self.layer.take_out(adapter)
             return
         adapter.restart()
         warnings.warn(
@@ -245,8 +247,11 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
     if loading is not None:
         pairs += loading.pairs(same)
     with _values_kept([variable for variable, _ in pairs], on_error=True):
-        for variable, value in pairs:
+        while pairs:
+            variable, value = pairs.pop()
             variable.assign(value)
+            # A kernel's is freed before the next is made.
+            del value
         if loading is not None and same is False:
             loading.choose_base(adapter)
     memory.return_freed()

@@ -12,6 +12,7 @@ from keras_ether.adapters import changes
 from keras_ether.adapters import kinds
 from keras_ether.adapters import quantized_kernel
 from keras_ether.ops import values
+from keras_ether.ops.backend import without_gradients
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_file
 from keras_ether.saving import loading
@@ -122,12 +123,14 @@ def _fill(
 
 
 def _kernel_sum(kernel: Tensor, terms: list) -> Tensor:
-    base = ops.cast(ops.convert_to_tensor(kernel), "float32")
-    total = base
-    for weight, adapter in terms:
-        if weight:
-            total = total + weight * (adapter.fold_trained(base) - base)
-    return ops.cast(total, kernel.dtype)
+    with without_gradients():
+        base = ops.cast(ops.convert_to_tensor(kernel), "float32")
+        total = base
+        for weight, adapter in terms:
+            if weight:
+                change = adapter.fold_trained(base) - base
+                total = total + weight * change
+        return ops.cast(total, kernel.dtype)
 
 
 def _weight_sum(variable: Variable, terms: list) -> np.ndarray:

@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_ether.adapters import changes
 from keras_ether.conversion import low_rank_update
+from keras_ether.ops import memory
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.surgery import compiled_state
 from keras_ether.surgery import containers
@@ -71,7 +72,10 @@ def to_lora(model: Layer) -> Layer:
     layers = tree.adapted
     low_rank_update.check(layers, _refusal)
     verbs.check_not_disabled(tree, "to_lora")
-    factors = {path: _keras_factors(layer) for path, layer in layers.items()}
+    factors = {
+        path: _keras_factors(layer)
+        for path, layer in memory.one_by_one(layers.items())
+    }
     backbone = _backbone_around(model, layers)
     with changes.all_or_none() as made:
         insertion.take_out(made, tree)

@@ -12,6 +12,7 @@ from keras_ether.adapters import kinds
 from keras_ether.conversion import low_rank_update
 from keras_ether.conversion import marks
 from keras_ether.conversion import model_card
+from keras_ether.ops import memory
 from keras_ether.saving import atomic_write
 from keras_ether.saving import contents
 from keras_ether.saving.adapter_file import path_of
@@ -45,8 +46,10 @@ def export_to_peft(
 
     KerasHub's own `export_to_transformers` gives the names and layouts of the
     kernels in `transformers`. It runs once, into a temporary folder beside
-    `folder` that takes as much space as the model. The base itself can be
-    exported by `keras_ether.remove(task).export_to_transformers(...)`.
+    `folder` that takes as much space as the model. Meanwhile it keeps the
+    exported model in host memory too, twice on JAX and TensorFlow. The base
+    itself can be exported by
+    `keras_ether.remove(task).export_to_transformers(...)`.
 
     Args:
         task: An adapted KerasHub task that has `export_to_transformers`: a
@@ -89,6 +92,7 @@ def export_to_peft(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as passing:
         places = marks.places_of(task, layers, passing)
         loader = model_card.loader_of(passing)
+    memory.return_freed()
     loose = [p for p, place in places.items() if not _is_module(place.tensor)]
     if loose:
         raise ValueError(
@@ -142,7 +146,7 @@ def _exportable(task: Model, skip: list[str] | None) -> dict:
         )
     tree = verbs.adapted_tree(task)
     adapted = tree.adapted
-    everything = contents.layers_of(tree)
+    everything = tree.by_path
     trained = {p: everything[p] for p in contents.trained_beside(everything)}
     layers = low_rank_update.without({**adapted, **trained}, skip)
     beside = [path for path in layers if path in trained]

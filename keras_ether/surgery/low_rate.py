@@ -26,7 +26,7 @@ from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Model
 
 START = "make_train_function"
-# A rate is low if it is the method's own divided by this factor, or less.
+# A rate is low if it is below the method's own by more than this factor.
 FACTOR = 10
 # A warning names the first line outside these packages.
 INSIDE = ("keras", "keras_hub", "keras_ether")
@@ -75,7 +75,7 @@ def _warn(model: Model) -> None:
         for a in adapters
     )
     # The optimizer's rate is a float32.
-    if rate is None or rate > np.float32(first / FACTOR):
+    if rate is None or rate >= np.float32(first / FACTOR):
         return
     warnings.warn(
         f"Model '{model.name}' trains with a learning rate of {rate:.2g}, "

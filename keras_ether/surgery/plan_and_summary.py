@@ -123,7 +123,7 @@ def summary(
     >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
     >>> model = keras_ether.apply(model)
     >>> keras_ether.summary(model, print_fn=str).percentage
-    19.047619047619047
+    34.61538461538461
     """
     print_fn = check_function(print_fn, "print_fn") or print
     tree = tree_of(model)
@@ -163,12 +163,13 @@ def _skipped(
 ) -> tuple[Skipped, ...]:
     adapted = {row.path for row in rows}
     skipped = []
-    for path, layer in tree.with_model.items():
+    for path, layer in tree.by_path.items():
         if path in adapted:
             continue
         known = kinds.kind_of(layer) is not None
         default = "not a target" if known else eligibility.why_unknown(layer)
         if default is not None:
             reason = reasons.get(path, default)
-            skipped.append(Skipped(path, layer.__class__.__name__, reason))
+            name = layer.__class__.__name__
+            skipped.append(Skipped(path or layer.name, name, reason))
     return tuple(skipped)

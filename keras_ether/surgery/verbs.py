@@ -59,7 +59,7 @@ def apply(
     the right first rate, on models of any depth. The paper's methods need
     higher rates: with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good
     first tries, half of that with one block. If the highest rate of training is
-    a tenth of these or less, `fit` and `train_on_batch` warn once.
+    below a tenth of these, `fit` and `train_on_batch` warn once.
 
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
@@ -319,9 +319,9 @@ def _head_assignments(tree: LayerTree) -> list[tuple[Variable, np.ndarray]]:
     """Pairs of variable and value that put the head back to its start."""
     pairs = [
         pair
-        for path, layer in tree.with_model.items()
+        for path, layer in tree.by_path.items()
         if freezing.is_kept(layer)
-        for pair in freezing.start_assignments(path, layer)
+        for pair in freezing.start_assignments(path or layer.name, layer)
     ]
     if not pairs:
         raise ValueError(

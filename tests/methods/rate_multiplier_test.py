@@ -219,7 +219,7 @@ def test_clipping_and_half_precision_do_no_harm(dtype, clip, policy):
         first, *_, last = history.history["loss"]
         found.append(last)
         assert last < 0.9 * first
-    assert found[1] < 1.05 * found[0]
+    assert found[1] < 1.2 * found[0]
     if dtype == "mixed_float16":
         # No step was skipped, since no gradient overflowed.
         assert int(model.optimizer.inner_optimizer.iterations) == 32

@@ -71,7 +71,7 @@ def as_of_before(model, path, version, later):
     """The adapter file that the package wrote before it counted every entry."""
     content = adapter_file.read(path)
     tree = LayerTree(model)
-    layers = contents.layers_of(tree)
+    layers = tree.by_path
     of_layers, rest = contents.base_fingerprints(
         layers,
         tree.adapted,

@@ -1,0 +1,70 @@
+"""What an open bank changes on a model's layers.
+
+Banks may share a model. A method is replaced when the first asks for it, and is
+back when the last lets go.
+"""
+
+import functools
+import threading
+from collections.abc import Callable
+from collections.abc import Iterable
+
+from keras_ether.adapters import changes
+from keras_ether.adapters import per_example
+from keras_ether.bank import heads
+from keras_ether.types import Layer
+
+REMAT = "rematerialized_call"
+
+_LOCK = threading.Lock()
+
+
+class Alterations:
+    """The replaced methods of one bank.
+
+    Args:
+        of_heads: The layers that ask for weights of each example.
+        rematerialized: The layers that Keras may run again in the backward
+            pass, outside of the bank's call.
+    """
+
+    def __init__(
+        self, of_heads: Iterable[Layer], rematerialized: Iterable[Layer]
+    ) -> None:
+        self._owner = changes.Owner()
+        self._held: list[tuple[Layer, str]] = []
+        with _LOCK, changes.all_or_none() as made:
+            for layer in of_heads:
+                answer = functools.partial(heads.call, layer)
+                self._replace(made, layer, heads.CALL, answer)
+            for layer in rematerialized:
+                self._replace(
+                    made, layer, REMAT, per_example.rematerialized_call
+                )
+
+    def _replace(
+        self,
+        made: changes.Transaction,
+        layer: Layer,
+        name: str,
+        function: Callable,
+    ) -> None:
+        self._owner.adapted.add(layer)
+        made.hold(
+            layer,
+            _key(name),
+            self._owner,
+            lambda: (changes.Method(layer, name, function),),
+        )
+        self._held.append((layer, name))
+
+    def undo(self) -> None:
+        """Gives the layers their own methods back."""
+        with _LOCK, changes.all_or_none() as made:
+            for layer, name in self._held:
+                made.release(layer, _key(name), {self._owner})
+        self._held = []
+
+
+def _key(name: str) -> str:
+    return f"{name} of banks"
