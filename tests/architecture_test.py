@@ -30,6 +30,7 @@ ROOMS = {
 EXTRAS = {
     "ops.custom_gradient": {"jax", "torch"},
     "ops.backend": {"jax", "torch"},
+    "ops.fingerprint": {"jax"},
     "saving.torch_generators": {"torch"},
     "diagnostics.logger": {"tensorboard"},
     "diagnostics.plots": {"matplotlib"},

@@ -8,7 +8,6 @@ import pytest
 
 import keras_ether
 from keras_ether.layers import EtherDense
-from keras_ether.saving import adapter_file
 from tests import models
 from tests import tuned
 
@@ -247,37 +246,6 @@ def test_bad_arguments(arguments, text):
         keras_ether.apply(model, **COMMON, **arguments)
     with pytest.raises(ValueError, match=text):
         EtherDense(4, **arguments)
-
-
-@pytest.mark.once
-@pytest.mark.parametrize(
-    ("version", "arguments", "later"),
-    [
-        (1, {"method": "ether"}, ("strength", "rate_multiplier")),
-        (2, VARIANTS["learned ether+"][0], ("rate_multiplier",)),
-    ],
-)
-def test_files_of_earlier_versions_load(version, arguments, later, tmp_path):
-    model = keras_ether.apply(tuned.base("mlp"), **COMMON, **arguments)
-    tuned.move(model.trainable_weights, 1)
-    path = tmp_path / "m.ether.safetensors"
-    keras_ether.save_adapter(model, path)
-    content = adapter_file.read(path)
-    header = content.header | {"format_version": version}
-    header["adapters"] = [
-        {n: v for n, v in group.items() if n not in later}
-        for group in header["adapters"]
-    ]
-    adapter_file.write(path, adapter_file.AdapterFile(header, content.tensors))
-    assert keras_ether.read_adapter_header(path)["format_version"] == version
-    other = keras_ether.load_adapter(tuned.base("mlp"), path)
-    assert other.get_layer("first").ether.config.rate_multiplier == 1.0
-    for ours, theirs in zip(
-        models.values(other.trainable_weights),
-        models.values(model.trainable_weights),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.filterwarnings("ignore:Skipping variable loading for optim")

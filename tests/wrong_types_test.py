@@ -150,6 +150,11 @@ CASES = {
             "min_width": [5],
             "random_start": [None],
             "turns": EITHER,
+            "shapes": [None],
+            "thin": EITHER,
+            "independent": EITHER,
+            "starts_at_identity": EITHER,
+            "identity_at_zero": EITHER,
         },
     ),
     layers.EtherDense: (

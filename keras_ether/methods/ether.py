@@ -93,6 +93,7 @@ register(
         orthogonal=True,
         learning_rate=1e-2,
         turns=True,
+        identity_at_zero=True,
     )
 )
 register(
@@ -106,5 +107,7 @@ register(
         learning_rate=2e-3,
         turns=True,
         random_start=_ether_plus_random_start,
+        starts_at_identity=True,
+        identity_at_zero=True,
     )
 )
