@@ -30,6 +30,8 @@ ROOMS = {
 EXTRAS = {
     "ops.custom_gradient": {"jax", "torch"},
     "ops.backend": {"jax", "torch"},
+    "ops.traced": {"jax", "tensorflow", "torch"},
+    "bank.edges": {"tensorflow"},
     "ops.stacked": {"torch"},
     "ops.unit": {"torch"},
     "saving.torch_generators": {"torch"},
