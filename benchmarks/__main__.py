@@ -24,15 +24,16 @@ BENCHMARKS = {
     "profile": "where PyTorch spends a step, by its profiler",
     "tpu": "memory traffic of a step compiled for a TPU, without one",
     "tpu_bank": "the same of a bank's `predict`, over the base's",
+    "gpu_plan": "kernels and traffic of a step compiled for a GPU, without one",
     "kernels": "kernels that PyTorch starts in a training step",
     "gpu": "step time and memory on an accelerator, in 8 minutes",
     "peers": "PEFT on transformers, each framework over its own limit",
     "tables": "tables and plots of benchmarks/README.md, from the results",
 }
 TORCH_ONLY = ("peers", "profile", "kernels")
-JAX_ONLY = ("tpu", "tpu_bank")
+JAX_ONLY = ("tpu", "tpu_bank", "gpu_plan")
 # These take options of their own.
-WITH_OPTIONS = ("tpu", "tpu_bank", "kernels", "gpu")
+WITH_OPTIONS = (*JAX_ONLY, "kernels", "gpu")
 # How long each model of a benchmark is measured by default.
 SECONDS = {"train": 150, "infer": 60, "bank": 60}
 

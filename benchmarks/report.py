@@ -93,6 +93,20 @@ def save(name, args, tables):
     print(f"\nWritten to {path}")
 
 
+def save_planned(name, args, tables, largest):
+    """Writes what a compiler planned: tables, and the largest operations."""
+    run = {
+        "environment": environment("jax", args.threads),
+        "quick": args.quick,
+        "tables": tables,
+        "largest operations": largest,
+    }
+    args.results.mkdir(parents=True, exist_ok=True)
+    quick = "-quick" if args.quick else ""
+    path = args.results / f"{name}-jax{quick}.json"
+    path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+
+
 def describe(found):
     """An environment in one line."""
     versions = ", ".join(f"{k} {v}" for k, v in found["versions"].items())

@@ -7,9 +7,9 @@ The decoder of `python -m benchmarks tpu`, each example of the batch with
 another adapter of a thousand, over its base.
 """
 
-import json
 import time
 
+from benchmarks import planned
 from benchmarks import report
 from benchmarks import tpu
 
@@ -30,30 +30,17 @@ def main(args):
         compiled = tpu.compile_for(args.chip, *predicting(name, args), ())
         row, profiles[name] = tpu.measure(compiled)
         rows.append({"model": name, **row})
-        for key in ("HBM GB", "Gflops", "temporaries MiB"):
+        for key in tpu.RATIOS:
             ratio = row[key] / (rows[0][key] or 1)
             rows[-1][f"{key.split()[0]} ratio"] = round(ratio, 3)
         seconds = time.perf_counter() - started
         print(f"{rows[-1]} ({seconds:.0f} s to compile)", flush=True)
-        save(args, rows, profiles)
+        title = (
+            f"`predict`, {CAPACITY:,} adapters, "
+            f"{planned.title(args, args.chip)}"
+        )
+        report.save_planned("tpu-bank", args, {title: rows}, profiles)
     print(report.markdown(rows))
-
-
-def save(args, rows, profiles):
-    args.results.mkdir(parents=True, exist_ok=True)
-    title = (
-        f"`predict`, {CAPACITY:,} adapters, {args.layers} layers, "
-        f"{args.width} wide, {args.batch} x {args.tokens} tokens, "
-        f"{args.policy}, {args.chip}"
-    )
-    run = {
-        "environment": report.environment("jax", args.threads),
-        "quick": args.quick,
-        "tables": {title: rows},
-        "largest operations": profiles,
-    }
-    path = args.results / "tpu-bank-jax.json"
-    path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
 
 
 def predicting(name, args):
@@ -62,7 +49,7 @@ def predicting(name, args):
 
     import keras_ether
 
-    model = tpu.decoder(args)
+    model = planned.decoder(args)
     tokens = jax.ShapeDtypeStruct((args.batch, args.tokens), "int32")
     batch = {"token_ids": tokens, "padding_mask": tokens}
     if name != "base":

@@ -32,8 +32,6 @@ EXTRAS = {
     "ops.backend": {"jax", "torch"},
     "ops.traced": {"jax", "tensorflow", "torch"},
     "bank.edges": {"tensorflow"},
-    "ops.stacked": {"torch"},
-    "ops.unit": {"torch"},
     "saving.torch_generators": {"torch"},
     "diagnostics.logger": {"tensorboard"},
     "diagnostics.plots": {"matplotlib"},

@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 pytestmark = pytest.mark.once
@@ -93,33 +92,38 @@ def test_kernels_are_operations_that_are_no_views():
     assert found.counts == {"aten::mm": 1, "aten::add_": 1}
 
 
-@pytest.mark.parametrize(
-    ("name", "atol"),
-    [("ETHER", 1e-8), ("ETHER+ one-sided", 1e-2), ("ETHER+", 5e-2)],
-)
-def test_the_nearest_update_of_a_method_to_one_of_its_own(name, atol):
-    from benchmarks import nearest
+def test_kernels_of_a_gpu_are_counted_by_kind():
+    from benchmarks import gpu_plan
 
-    rng = np.random.default_rng(0)
-    kernel = rng.normal(size=(16, 24))
+    text = """
+%fused_product (p: f16[512,512]) -> f16[512,512] {
+  %p = f16[512,512]{1,0} parameter(0)
+  ROOT %d = f16[512,512]{1,0} dot(%p, %p), lhs_contracting_dims={1}
+}
 
-    def side(width):
-        shape = (nearest.BLOCKS, width // nearest.BLOCKS)
-        u, v = (rng.normal(size=shape) for _ in "uv")
-        u, v = (w / np.linalg.norm(w, axis=1, keepdims=True) for w in (u, v))
-        outer = np.einsum("bi,bj->bij", u, u)
-        added = np.einsum("bi,bj->bij", v, v)
-        blocks = np.eye(shape[1]) - outer
-        blocks = blocks - outer if name == "ETHER" else blocks + added
-        matrix = np.zeros((width, width))
-        for block, start in zip(blocks, range(0, width, shape[1]), strict=True):
-            stop = start + shape[1]
-            matrix[start:stop, start:stop] = block
-        return matrix
+%fused_sum (q: f16[512,512]) -> f16[512] {
+  %q = f16[512,512]{1,0} parameter(0)
+  ROOT %r = f16[512]{0} reduce(%q), dimensions={1}
+}
 
-    target = side(16) @ kernel
-    if name == "ETHER+":
-        target = target @ side(24)
-    found = nearest.METHODS[name](kernel, target)
-    error = np.linalg.norm(found - target) / np.linalg.norm(kernel - target)
-    assert error < atol
+%body (b: f16[512]) -> f16[512] {
+  %b = f16[512]{0} parameter(0)
+  ROOT %n = f16[512]{0} negate(%b)
+}
+
+ENTRY %main (a: f16[512,512]) -> f16[512] {
+  %a = f16[512,512]{1,0} parameter(0)
+  %product = f16[512,512]{1,0} fusion(%a), kind=kCustom, \
+calls=%fused_product, metadata={op_name="jit(step)/dense/dot"}
+  %sum = f16[512]{0} fusion(%product), kind=kInput, calls=%fused_sum
+  %view = f16[512]{0} bitcast(%sum)
+  %large = f16[512,512]{1,0} add(%product, %product)
+  ROOT %loop = f16[512]{0} while(%view), condition=%c, body=%body, \
+backend_config={"known_trip_count":{"n":"3"}}
+}
+"""
+    found = gpu_plan.kernels(text)
+    kinds = [kernel["kind"] for kernel in found]
+    assert kinds == ["product", "small", "large", *["small"] * 3]
+    assert found[0]["of"] == "jit(step)/dense/dot"
+    assert found[0]["MB"] == round(2 * 2 * 512 * 512 / 1e6, 4)

@@ -93,7 +93,7 @@ def structure_of(model: Model) -> Structure:
                 f"Layer '{path}' can't have an adapter for each example: "
                 f"{reason}. Leave it out, by `exclude` of `keras_ether.apply`."
             )
-    layers = contents.layers_of(tree)
+    layers = tree.by_path
     weights = contents.trained_beside(layers)
     for path, own in weights.items():
         heads.check(path or model.name, layers[path], own)

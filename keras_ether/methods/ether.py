@@ -1,21 +1,13 @@
 """ETHER and ETHER+ (Bini et al., ICML 2024, sections 3.2 and 3.3)."""
 
 import numpy as np
-from keras import ops
 
 from keras_ether.methods.registry import Method
 from keras_ether.methods.registry import register
 from keras_ether.ops.backend import concatenate
 from keras_ether.ops.backend import float32
 from keras_ether.ops.backend import reciprocal_norm
-from keras_ether.ops.backend import swap_first
-from keras_ether.ops.custom_gradient import in_few_operations
-from keras_ether.ops.unit import lengths
 from keras_ether.ops.unit import unit
-from keras_ether.ops.unit import unit_gradient
-from keras_ether.types import Arrays
-from keras_ether.types import Gradients
-from keras_ether.types import Kept
 from keras_ether.types import Tensor
 
 
@@ -28,7 +20,8 @@ def ether_factors(u: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `(left, right)`, float32 tensors of shape `(blocks, 1, width)`.
     """
-    return _reflection(float32(u))
+    left = unit(u)[:, None]
+    return left, -2.0 * left
 
 
 def ether_plus_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,38 +37,8 @@ def ether_plus_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `(left, right)`, float32 tensors of shape `(blocks, 2, width)`.
     """
-    return _difference_of_projections(float32(u), float32(v))
-
-
-def _reflection_plain(u: Tensor) -> tuple[Tensor, Tensor]:
-    left = unit(u)[:, None]
-    return left, -2.0 * left
-
-
-def _reflection_forward(u: Tensor) -> tuple[tuple[Tensor, Tensor], Kept]:
-    length = lengths(u)
-    left = (u / length)[:, None]
-    return (left, -2.0 * left), ((length,),)
-
-
-def _reflection_backward(
-    arguments: Arrays, kept: Kept, d_left: Tensor, d_right: Tensor
-) -> Gradients:
-    (u,), ((length,),) = arguments, kept
-    upstream = d_left.sub(d_right, alpha=2)
-    return (unit_gradient(u, length, upstream),)
-
-
-_reflection = in_few_operations(
-    _reflection_plain, _reflection_forward, _reflection_backward
-)
-
-
-def _difference_of_projections_plain(
-    u: Tensor, v: Tensor
-) -> tuple[Tensor, Tensor]:
     # Stacked, so that the same operations compute both norms.
-    pair = concatenate([u[:, None], v[:, None]], axis=1)
+    pair = concatenate([float32(u)[:, None], float32(v)[:, None]], axis=1)
     r = reciprocal_norm(pair)
     u, v, r_u, r_v = pair[:, :1], pair[:, 1:], r[:, :1], r[:, 1:]
     # With `r = 1 / ‖·‖`, `v̂ − û = (v − u r_u / r_v) r_v`. Not
@@ -86,36 +49,6 @@ def _difference_of_projections_plain(
         concatenate([p, u * r_u], axis=1),
         concatenate([v * r_v, p], axis=1),
     )
-
-
-def _difference_of_projections_forward(
-    u: Tensor, v: Tensor
-) -> tuple[tuple[Tensor, Tensor], Kept]:
-    # One array of `v̂`, `p` and `û`, of which both factors are views.
-    vectors = concatenate([v[None], v[None], u[None]])
-    length = lengths(vectors)
-    rows = vectors / length
-    rows[1].sub_(rows[2])
-    return (swap_first(rows[1:]), swap_first(rows[:2])), (
-        (vectors[1:], length[1:]),
-    )
-
-
-def _difference_of_projections_backward(
-    arguments: Arrays, kept: Kept, d_left: Tensor, d_right: Tensor
-) -> Gradients:
-    ((pair, length),) = kept
-    d_p = d_left[:, 0] + d_right[:, 1]
-    upstream = ops.stack((d_right[:, 0] + d_p, d_left[:, 1] - d_p))
-    d_v, d_u = unit_gradient(pair, length, upstream)
-    return d_u, d_v
-
-
-_difference_of_projections = in_few_operations(
-    _difference_of_projections_plain,
-    _difference_of_projections_forward,
-    _difference_of_projections_backward,
-)
 
 
 def _random_normals(

@@ -230,17 +230,8 @@ def is_transformed() -> bool:
     return BACKEND == "torch" and torch._C._are_functorch_transforms_active()
 
 
-def is_eager_torch() -> bool:
-    """Whether operations run one by one, on PyTorch."""
-    return BACKEND == "torch" and not torch.compiler.is_compiling()
-
-
 def not_compiled(function: Callable) -> Callable:
-    """A function that PyTorch's compiler does not look into.
-
-    Where it gives up a function, it runs that one as it is, and tries each that
-    is called in there.
-    """
+    """A function that PyTorch's compiler does not look into."""
     return torch.compiler.disable(function) if BACKEND == "torch" else function
 
 

@@ -22,38 +22,26 @@ from keras_ether.types import Tensor
 # With more rows than this, products with a block-diagonal matrix, most of which
 # is zero, take longer than those with parts of it.
 MAX_ROWS = 16
-# The attribute of a factor that was arranged together with others.
-ARRANGED = "_ether_arranged"
 
 
 def arrange(factor: Tensor) -> Tensor:
     """A factor in the form in which products with rows are cheapest.
 
     Args:
-        factor: Tensor of shape `(..., blocks, k, width)`; leading axes are
-            those of several factors.
+        factor: Tensor of shape `(blocks, k, width)`.
 
     Returns:
-        A block-diagonal matrix, `(..., blocks * k, blocks * width)`, or, where
-        that has too many rows, those of groups of blocks,
-        `(..., groups, group * k, group * width)`.
+        A block-diagonal matrix, `(blocks * k, blocks * width)`, or, where that
+        has too many rows, those of groups of blocks, `(groups, group * k, group
+        * width)`.
     """
-    known = getattr(factor, ARRANGED, None)
-    if known is not None:
-        return known
-    *leading, blocks, k, width = factor.shape
+    blocks, k, width = factor.shape
     group = _group(blocks, k)
     if group > 1:
         factor = block_diagonal(reshape(factor, (-1, group, k, width)))
     if group == blocks:
-        return reshape(factor, (*leading, blocks * k, blocks * width))
-    return reshape(factor, (*leading, -1, group * k, group * width))
-
-
-def with_arranged(factor: Tensor, arranged: Tensor) -> Tensor:
-    """A factor that has its arranged form with it, for PyTorch's tensors."""
-    setattr(factor, ARRANGED, arranged)
-    return factor
+        return reshape(factor, (blocks * k, blocks * width))
+    return reshape(factor, (-1, group * k, group * width))
 
 
 def _group(blocks: int, k: int) -> int:

@@ -72,53 +72,6 @@ def with_gradient(
     return function
 
 
-def in_few_operations(
-    plain: Callable[..., Any], forward: Callable[..., Any], backward: Callable
-) -> Callable[..., Any]:
-    """A function of a few arrays in closed form on eager PyTorch.
-
-    Automatic differentiation of many small operations takes many more, each of
-    which is started at every step. Compilers fuse them.
-
-    Args:
-        plain: Function of arrays that returns an array or a tuple of them.
-        forward: The same on PyTorch, returning intermediate values too, as in
-            `with_gradient`. It need not be differentiable.
-        backward: Function `(arguments, kept, *upstream)`, with an upstream
-            gradient of each output, that returns a gradient for each of the
-            arguments. It need not be differentiable.
-
-    Returns:
-        A function of the same arguments and outputs as `plain`.
-    """
-    if BACKEND != "torch":
-        return plain
-
-    def again(arguments: Arrays, *upstream: Tensor) -> list[Tensor | None]:
-        create_graph = torch.is_grad_enabled()
-        wanted = [a for a in arguments if a.requires_grad]
-        with torch.enable_grad():
-            outputs = plain(*arguments)
-        found = iter(
-            torch.autograd.grad(
-                outputs, wanted, upstream, create_graph=create_graph
-            )
-        )
-        return [next(found) if a.requires_grad else None for a in arguments]
-
-    def function(*arguments: Tensor) -> Any:
-        x = arguments[0]
-        if (
-            torch.compiler.is_compiling()
-            or x.device.type not in ("cpu", "cuda")
-            or _torch_wants_plain_operations(x)
-        ):
-            return plain(*arguments)
-        return _Function.apply(forward, backward, again, *arguments)
-
-    return function
-
-
 def is_gradient_wanted(training: bool | Tensor | None) -> bool:
     """Whether a gradient may be asked of what is computed now.
 
@@ -176,14 +129,10 @@ def _for_jax(
 
 
 def _for_torch(forward: Forward, backward: Backward) -> Callable[..., Tensor]:
-    def again(arguments: Arrays, upstream: Tensor) -> Gradients:
-        # What was kept does not know where it comes from.
-        return backward(arguments, forward(*arguments)[1], upstream)
-
     def function(*arguments: Tensor) -> Tensor:
         if _torch_wants_plain_operations(arguments[0]):
             return forward(*arguments)[0]
-        return _Function.apply(forward, backward, again, *arguments)
+        return _Function.apply(forward, backward, *arguments)
 
     return function
 
@@ -218,26 +167,25 @@ if BACKEND == "torch":
         @staticmethod
         def forward(
             ctx: Any,
-            forward: Callable[..., Any],
-            backward: Callable,
-            again: Callable,
+            forward: Forward,
+            backward: Backward,
             *arguments: Tensor,
-        ) -> Any:
-            outputs, kept = forward(*arguments)
-            ctx.functions = backward, again
+        ) -> Tensor:
+            output, kept = forward(*arguments)
+            ctx.functions = forward, backward
             ctx.counts = [len(arguments), *map(len, kept)]
             ctx.save_for_backward(*arguments, *chain.from_iterable(kept))
-            return outputs
+            return output
 
         @staticmethod
-        def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-            backward, again = ctx.functions
+        def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+            forward, backward = ctx.functions
             saved = iter(ctx.saved_tensors)
             arguments, *kept = [tuple(islice(saved, n)) for n in ctx.counts]
             if torch.is_grad_enabled() or is_transformed():
-                # For a second derivative, or several upstream gradients.
-                found = again(arguments, *upstream)
-            else:
-                found = backward(arguments, kept, *upstream)
-            needed = ctx.needs_input_grad[3:]
-            return None, None, None, *map(_where_needed, found, needed)
+                # For a second derivative, or several upstream gradients. What
+                # was kept does not know where it comes from.
+                _, kept = forward(*arguments)
+            found = backward(arguments, kept, upstream)
+            needed = ctx.needs_input_grad[2:]
+            return None, None, *map(_where_needed, found, needed)

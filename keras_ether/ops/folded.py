@@ -1,11 +1,12 @@
-"""The forms that multiply by a folded kernel, `FOLD` and `TURN`."""
+"""The form that multiplies by a folded kernel, `FOLD`.
 
-from keras_ether.ops.backend import add_product
+y = x (W + Σ pᵀ q) + bias
+"""
+
 from keras_ether.ops.backend import add_to
 from keras_ether.ops.backend import transpose
 from keras_ether.ops.block_diagonal import add_outer
 from keras_ether.ops.block_diagonal import contract
-from keras_ether.ops.block_diagonal import kernel_rows
 from keras_ether.ops.block_diagonal import project
 from keras_ether.ops.block_diagonal import spread
 from keras_ether.ops.forms import Form
@@ -37,9 +38,6 @@ def layer_output(
     for bias in biases:
         y = add_to(y, bias)
     return y
-
-
-# A kernel plus pairs of factors: `y = x (W + Σ pᵀ q) + bias`.
 
 
 def _fold(
@@ -103,84 +101,4 @@ def _fold_tangent(
     return sum_of(found, *biases_of(d_rest))
 
 
-# An orthogonal `H = I + pᵀ r` on the narrow side of a kernel that is wider than
-# high: `y = x H W + bias`. Since `dx = dz Hᵀ`, the gradient at `z = x H` is
-# `dz = dx H`, and nothing as wide as the outputs is read a second time:
-#
-#     dp = (dz rᵀ)ᵀ x = (dx (r Hᵀ)ᵀ)ᵀ x        dr = (x pᵀ)ᵀ dz = (x pᵀ)ᵀ dx H
-
-
-def _turn(
-    view: MatrixView,
-    x: Tensor,
-    kernel: Tensor,
-    p: Tensor,
-    r: Tensor,
-    *biases: Tensor,
-) -> tuple[Tensor, Kept]:
-    matrix = view.kernel_matrix(kernel)
-    folded = add_outer(matrix, p, kernel_rows(r, matrix))
-    s = project(view.inputs_matrix(x), p)
-    return layer_output(view, x, folded, kernel, biases), ((folded, s),)
-
-
-def _turn_gradients(
-    view: MatrixView,
-    arguments: Arrays,
-    kept: Kept,
-    upstream: Tensor,
-) -> Gradients:
-    (x, kernel, p, r, *biases), ((folded, s),) = arguments, kept
-    rows, dy = view.inputs_matrix(x), view.outputs_matrix(upstream)
-    dx = dy @ transpose(folded)
-    dp = contract(project(dx, _times_transposed(r, p, r)), rows, p)
-    dr = contract(s, dx, r)
-    dr = add_product(dr, dr @ transpose(p), r)
-
-    def d_kernel() -> Tensor:
-        gradient = transpose(rows) @ dy
-        thin = kernel_rows(p, gradient)
-        gradient = add_outer(gradient, r, thin)
-        return view.from_kernel_matrix(gradient, kernel.shape)
-
-    d_biases = bias_gradients(upstream, biases)
-    return view.from_inputs_matrix(dx, x), d_kernel, dp, dr, *d_biases
-
-
-def _turn_tangent(
-    view: MatrixView,
-    arguments: Arrays,
-    kept: Kept,
-    y: Tensor,
-    tangents: Arrays,
-) -> Tensor:
-    (x, kernel, p, r, *_), ((folded, s),) = arguments, kept
-    dx, d_kernel, dp, dr, *d_biases = tangents
-    rows = view.inputs_matrix(x)
-    # The tangent of `x H` times `Hᵀ`, since the folded kernel contains `H`.
-    thin = [] if dx is None else [dx]
-    for dz in (
-        None
-        if dp is None
-        else spread(project(rows, dp), _times_transposed(r, p, r)),
-        None if dr is None else spread(s, _times_transposed(dr, p, r)),
-    ):
-        if dz is not None:
-            thin.append(view.from_inputs_matrix(dz, x))
-    found = []
-    if thin:
-        folded = view.from_kernel_matrix(folded, kernel.shape)
-        found.append(view.product(sum(thin[1:], thin[0]), folded))
-    if d_kernel is not None:
-        z = view.from_inputs_matrix(rows + spread(s, r), x)
-        found.append(view.product(z, d_kernel))
-    return sum_of(found, *d_biases)
-
-
-def _times_transposed(factor: Tensor, p: Tensor, r: Tensor) -> Tensor:
-    """`factor Hᵀ` for `H = I + pᵀ r`."""
-    return add_product(factor, factor @ transpose(r), p)
-
-
 FOLD: Form = _fold, _fold_gradients, _fold_tangent
-TURN: Form = _turn, _turn_gradients, _turn_tangent

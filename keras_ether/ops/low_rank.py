@@ -20,10 +20,10 @@ from collections.abc import Sequence
 
 from keras import ops
 
-from keras_ether.ops import both_sides
 from keras_ether.ops import reflections
 from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.backend import as_it_is
+from keras_ether.ops.backend import concatenate
 from keras_ether.ops.backend import dtype_name
 from keras_ether.ops.backend import is_float32
 from keras_ether.ops.backend import transpose
@@ -34,7 +34,6 @@ from keras_ether.ops.block_diagonal import kernel_rows
 from keras_ether.ops.custom_gradient import gradients_by_hand_serve
 from keras_ether.ops.custom_gradient import with_gradient
 from keras_ether.ops.folded import FOLD
-from keras_ether.ops.folded import TURN
 from keras_ether.ops.folded import add_pairs
 from keras_ether.ops.folded import layer_output
 from keras_ether.ops.forms import Form
@@ -101,7 +100,6 @@ def folded_product(
     inputs: Factors | None,
     outputs: Factors | None,
     bias: Tensor | None,
-    orthogonal: bool,
     training: bool,
 ) -> Tensor:
     """`x H W G + bias` by a folded kernel, or by its pairs beside the product.
@@ -113,7 +111,6 @@ def folded_product(
         inputs: Factors `(left, right)` of `H`, or `None`.
         outputs: Factors `(left, right)` of `G`, or `None`.
         bias: Bias of the layer, or `None`.
-        orthogonal: Whether every block is orthogonal.
         training: Whether a gradient will be asked for. Values and gradients are
             the same either way; with `False`, plain operations are what every
             exporter can read.
@@ -127,19 +124,9 @@ def folded_product(
             x, kernel, view, inputs, outputs, biases, training
         )
     matrix = view.kernel_matrix(kernel)
-    d, f = matrix.shape
-    if (
-        training
-        and orthogonal
-        and inputs is not None
-        and outputs is None
-        and d < f
-    ):
-        term, form = tuple(map(arrange, inputs)), TURN
-    else:
-        term, form = low_rank_term(matrix, inputs, outputs), FOLD
+    term = low_rank_term(matrix, inputs, outputs)
     if training:
-        return _with_gradient(form, view, x, kernel, *term, *biases)
+        return _with_gradient(FOLD, view, x, kernel, *term, *biases)
     folded = add_pairs(matrix, pairs_of(term))
     return layer_output(view, x, folded, kernel, biases)
 
@@ -245,10 +232,6 @@ def low_rank_term(
         `(p, q)` or `(p, q, p, q)`, each of as many rows as the blocks have
         factors, in the form that `block_diagonal.arrange` gives.
     """
-    if inputs is not None and outputs is not None:
-        p, t = arrange(inputs[0]), arrange(outputs[1])
-        if len(p.shape) == len(t.shape) == 2:
-            return both_sides.term(kernel, p, inputs[1], outputs[0], t)
     term: tuple[Tensor, ...] = ()
     if inputs is not None:
         left, right = inputs
@@ -259,4 +242,7 @@ def low_rank_term(
         for p, q in pairs_of(term):
             rows = add_spread(rows, kernel_rows(m, transpose(q)), p)
         term += rows, arrange(t)
+    if len(term) == 4 and all(len(factor.shape) == 2 for factor in term):
+        # One pair of twice the rows takes little longer than one of them.
+        return concatenate(term[::2]), concatenate(term[1::2])
     return term

@@ -65,7 +65,11 @@ def test_an_adapter_of_fewer_layers_is_the_identity_on_the_others(
 ):
     part = tuned.base("mlp")
     keras_ether.apply(
-        part, rank_blocks=2, targets=["second"], trainable=["head"]
+        part,
+        rank_blocks=2,
+        targets=["second"],
+        trainable=["head"],
+        method="ether",
     )
     tuned.move(part.trainable_weights, 3)
     bank, _ = banks.bank_of()
@@ -137,7 +141,9 @@ def _more_layers(tmp_path):
 
 def _no_head(tmp_path):
     model = tuned.base("mlp")
-    keras_ether.apply(model, rank_blocks=2, targets=["first", "second"])
+    keras_ether.apply(
+        model, rank_blocks=2, targets=["first", "second"], method="ether"
+    )
     return model, "beside the adapters must be"
 
 

@@ -73,7 +73,6 @@ def folded(
         sides["input"],
         sides["output"],
         bias,
-        orthogonal=method == "ether",
         training=training,
     )
 
@@ -180,7 +179,6 @@ def test_gradients_of_any_orthogonal_method_equal_finite_differences(
             (left, right),
             None,
             None,
-            orthogonal=True,
             training=True,
         )
         return ops.mean(ops.square(y) * y)

@@ -1,8 +1,7 @@
-"""Records of an object's attributes, from which they are restored."""
+"""The lists, dictionaries and sets among an object's attributes."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from keras_ether import _keras_internals as internals
@@ -10,39 +9,27 @@ from keras_ether import _keras_internals as internals
 CONTAINERS = (OrderedDict, dict, list, set)
 
 
-@dataclass(frozen=True)
-class Attributes:
-    """An object's class and attributes at one moment.
+class Contents:
+    """Keeps the attributes of a layer or optimizer, as a change.
 
-    Attributes:
-        owner: The object.
-        kind: Its class.
-        contents: Pairs of a container and its items: the object's dictionary,
-            and the lists, dictionaries and sets among its attributes, which
-            others may hold too.
+    `do` changes nothing; `undo` brings back all attributes and what is in the
+    lists, dictionaries and sets among them. For changes that Keras makes.
     """
 
-    owner: object
-    kind: type
-    contents: tuple
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+        self.before: list[tuple[Any, list]] = []
 
+    def do(self) -> None:
+        tracker = internals.tracker_attributes(self.owner)
+        held = containers_in((vars(self.owner), tracker))
+        self.before = [(container, items(container)) for container in held]
 
-def taken(owner: object) -> Attributes:
-    """The current attributes of a Keras layer or optimizer."""
-    tracked = internals.tracker_attributes(owner)
-    containers = containers_in((vars(owner), tracked))
-    return Attributes(
-        owner, type(owner), tuple((c, items(c)) for c in containers)
-    )
-
-
-def put_back(before: Attributes) -> None:
-    """Restores an object's class and attributes."""
-    if type(before.owner) is not before.kind:
-        before.owner.__class__ = before.kind
-    for container, parts in before.contents:
-        if not _same(items(container), parts):
-            refill(container, parts)
+    def undo(self) -> None:
+        for container, parts in self.before:
+            if not _are_same(items(container), parts):
+                refill(container, parts)
+        self.before = []
 
 
 def containers_in(value: object) -> list:
@@ -72,6 +59,15 @@ def refill(container: Any, parts: list) -> None:
         base.update(container, parts)
 
 
+def _are_same(parts: Sequence, others: Sequence) -> bool:
+    """Whether the objects are identical, without comparing them by value."""
+    return len(parts) == len(others) and all(
+        one is other
+        or (type(one) is type(other) is tuple and _are_same(one, other))
+        for one, other in zip(parts, others, strict=True)
+    )
+
+
 def _parts(whole: object) -> tuple[list, list]:
     containers: dict[int, Any] = {}
     others, todo = [], [whole]
@@ -86,12 +82,3 @@ def _parts(whole: object) -> tuple[list, list]:
             inner = value.values() if isinstance(value, dict) else value
             todo.extend(inner)
     return list(containers.values()), others
-
-
-def _same(parts: Sequence, others: Sequence) -> bool:
-    """Whether the objects are identical, without comparing them by value."""
-    return len(parts) == len(others) and all(
-        one is other
-        or (type(one) is type(other) is tuple and _same(one, other))
-        for one, other in zip(parts, others, strict=True)
-    )

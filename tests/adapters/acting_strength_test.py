@@ -6,7 +6,6 @@ import pytest
 from keras import ops
 
 import keras_ether
-from keras_ether.adapters.switch import Switch
 from keras_ether.surgery.layer_tree import LayerTree
 from tests import kinds
 from tests import models
@@ -16,31 +15,35 @@ def value(variable):
     return float(ops.convert_to_numpy(variable))
 
 
+def adapter():
+    layer = keras.layers.Dense(4)
+    layer.build((None, 4))
+    return keras_ether.apply(layer, rank_blocks=2).ether
+
+
 def test_blocks_may_be_nested_and_overlap():
-    variable = keras.Variable(1.0)
-    switch = Switch()
-    first, second, third = (switch.held_at_zero(variable) for _ in range(3))
+    ether = adapter()
+    first, second, third = (ether.switched_off() for _ in range(3))
     first.__enter__()
     second.__enter__()
-    assert value(variable) == 0
+    assert value(ether.strength) == 0
     first.__exit__(None, None, None)
-    assert value(variable) == 0
+    assert value(ether.strength) == 0
     third.__enter__()
     third.__exit__(None, None, None)
-    assert value(variable) == 0
+    assert value(ether.strength) == 0
     second.__exit__(None, None, None)
-    assert value(variable) == 1
+    assert value(ether.strength) == 1
 
 
 def test_blocks_of_several_threads_leave_the_value_from_before():
-    variable = keras.Variable(1.0)
-    switch = Switch()
+    ether = adapter()
     seen = []
 
     def hold():
         for _ in range(50):
-            with switch.held_at_zero(variable):
-                seen.append(value(variable))
+            with ether.switched_off():
+                seen.append(value(ether.strength))
 
     threads = [threading.Thread(target=hold) for _ in range(8)]
     for thread in threads:
@@ -48,17 +51,14 @@ def test_blocks_of_several_threads_leave_the_value_from_before():
     for thread in threads:
         thread.join()
     assert set(seen) == {0.0}
-    assert value(variable) == 1
+    assert value(ether.strength) == 1
 
 
 def test_a_block_that_fails_ends():
-    variable = keras.Variable(1.0)
-    with (
-        pytest.raises(RuntimeError),
-        Switch().held_at_zero(variable),
-    ):
+    ether = adapter()
+    with pytest.raises(RuntimeError), ether.switched_off():
         raise RuntimeError
-    assert value(variable) == 1
+    assert value(ether.strength) == 1
 
 
 CASES = [
@@ -145,7 +145,9 @@ def test_a_loss_may_ask_the_base(compiled, rng):
     x = rng.standard_normal((8, 8)).astype("float32")
     model(x)
     base = ops.convert_to_numpy(model.first(x))
-    keras_ether.apply(model, trainable=["head"], rank_blocks=2, seed=0)
+    keras_ether.apply(
+        model, trainable=["head"], rank_blocks=2, seed=0, method="ether"
+    )
     vectors = model.first.ether.vectors["input_u"]
     before = np.array(ops.convert_to_numpy(vectors))
     distance = np.mean((ops.convert_to_numpy(model.first(x)) - base) ** 2)
@@ -161,7 +163,7 @@ def test_a_loss_may_ask_the_base(compiled, rng):
 def test_a_callback_may_ask_the_base(rng):
     model, x = models.mlp(), models.inputs_of("mlp", rng)
     base = models.call(model, x)
-    keras_ether.apply(model, trainable=["head"], rank_blocks=2)
+    keras_ether.apply(model, trainable=["head"], rank_blocks=2, method="ether")
     asked = []
 
     class Ask(keras.callbacks.Callback):

@@ -1,0 +1,156 @@
+"""What several TPU chips tell each other in a training step, by the compiler.
+
+    python -m benchmarks tpu --chips 8 --layout model
+
+The model is built on as many devices of the processor, under a
+`keras.distribution`; the shards of its variables are then those of the step
+that is compiled for the chips.
+
+- `model`: KerasHub's layout map over one row of chips.
+- `data`: the batch is cut up, and every chip has all variables.
+- `fsdp`: the batch is cut up, and so is each kernel, along its first axis that
+  the number of chips divides.
+"""
+
+import functools
+import os
+import re
+import time
+
+from benchmarks import hlo
+from benchmarks import planned
+from benchmarks import report
+
+LAYOUTS = ("model", "data", "fsdp")
+TOPOLOGIES = {4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4"}
+RATIOS = ("collectives MB", "collectives", "temporaries MiB")
+LARGEST = 20
+KINDS = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+COLLECTIVE = re.compile(rf"({'|'.join(KINDS)})(-start)?")
+AXES = ("batch", "model")
+
+
+def set_environment(chips):
+    """To be called before JAX is imported."""
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={chips}"
+
+
+def main(args):
+    rows, profiles = [], {}
+    for name in planned.chosen(args):
+        started = time.perf_counter()
+        row, profiles[name] = measure(compile_step(name, args))
+        row = {"method": name, **row}
+        rows.append(planned.with_ratios(row, rows, RATIOS))
+        seconds = time.perf_counter() - started
+        print(f"{row} ({seconds:.0f} s to compile)", flush=True)
+        title = planned.title(args, f"{args.chips} chips, {args.layout}")
+        report.save_planned(
+            f"tpu-{args.chips}-{args.layout}", args, {title: rows}, profiles
+        )
+    print(report.markdown(rows))
+
+
+def compile_step(name, args):
+    """A training step, compiled for one of the chips."""
+    import jax
+    import keras
+    import numpy as np
+    from jax.experimental import topologies
+    from jax.sharding import Mesh
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec
+
+    with distribution(args).scope():
+        step, state, batch = planned.training_step(name, args)
+    keras.distribution.set_distribution(None)
+    chips = topologies.get_topology_desc(
+        TOPOLOGIES[args.chips], platform="tpu"
+    ).devices
+    mesh = Mesh(np.reshape(chips, mesh_shape(args)), AXES)
+
+    def placed(x, spec):
+        return jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+        )
+
+    state = jax.tree.map(lambda x: placed(x, x.sharding.spec), state)
+    by_example = PartitionSpec(AXES[0])
+    batch = jax.tree.map(functools.partial(placed, spec=by_example), batch)
+    with jax.set_mesh(mesh):
+        return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
+
+
+def mesh_shape(args):
+    return (1, args.chips) if args.layout == "model" else (args.chips, 1)
+
+
+def distribution(args):
+    import keras
+    import keras_hub
+
+    devices = keras.distribution.list_devices("cpu")[: args.chips]
+    mesh = keras.distribution.DeviceMesh(mesh_shape(args), AXES, devices)
+    if args.layout == "model":
+        layouts = keras_hub.models.Llama3Backbone.get_layout_map(mesh)
+    else:
+        layouts = keras.distribution.LayoutMap(mesh)
+    if args.layout == "fsdp":
+        # The heads of keys and values may be fewer than the chips.
+        layouts[r".*(query|key|value|dense)/kernel"] = ("batch",)
+        layouts[r".*attention_output/kernel"] = (None, None, "batch")
+        layouts["token_embedding/embeddings"] = ("batch",)
+    return keras.distribution.ModelParallel(
+        layout_map=layouts, batch_dim_name=AXES[0]
+    )
+
+
+def measure(compiled):
+    """A row of the table, and the collectives that move most."""
+    found = collectives(compiled.as_text())
+    memory = compiled.memory_analysis()
+    kinds = [op["kind"] for op in found]
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    row = {
+        "collectives MB": round(sum(op["MB"] for op in found), 2),
+        "collectives": len(found),
+        **{kind: kinds.count(kind) for kind in KINDS},
+        "temporaries MiB": round(memory.temp_size_in_bytes / 2**20),
+        "HBM MiB": round(held / 2**20),
+    }
+    return row, sorted(found, key=lambda op: -op["MB"])[:LARGEST]
+
+
+def collectives(text):
+    """Each collective of a chip: its larger end, `n` times if in a loop."""
+    found = []
+    for name, lines in hlo.computations(text).items():
+        types = {operation: kind for operation, kind, *_ in lines}
+        for operation, kind, opcode, operands, rest in lines:
+            match = COLLECTIVE.fullmatch(opcode)
+            if not match:
+                continue
+            ends = [types[o] for o in operands if o in types]
+            ends.append(kind)
+            sizes = (sum(s for s, _ in hlo.arrays(t)) for t in ends[:-1])
+            # What starts gives its operands beside its results.
+            result = [s for s, _ in hlo.arrays(kind)]
+            size = max(*sizes, max(result) if match[2] else sum(result))
+            layer = re.search(r'op_name="([^"]*)"', rest)
+            found.append(
+                {
+                    "collective": operation,
+                    "kind": match[1],
+                    "of": layer[1].replace("\\'", "'") if layer else "",
+                    "MB": round(size / 1e6, 4),
+                    "writes": hlo.shapes(kind),
+                    "in": name,
+                }
+            )
+    return found
