@@ -1,5 +1,6 @@
 """The mixin that puts an adapter around a `Dense` or `EinsumDense` layer."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 from typing import ClassVar
@@ -9,6 +10,7 @@ from keras_ether.adapters.adapted import AdaptedCall
 from keras_ether.adapters.adapted import AdaptedKernel
 from keras_ether.ops import each_example
 from keras_ether.ops import low_rank
+from keras_ether.ops import placement
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.custom_gradient import is_gradient_wanted
 from keras_ether.types import Factors
@@ -109,6 +111,9 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
                     if bias is None
                     else tensor(bias, self.compute_dtype),
                     training=gradient,
+                    place=functools.partial(
+                        placement.as_activations, kernel=self.base_kernel
+                    ),
                 )
                 return outputs if activation is None else activation(outputs)
         return super()._adapted(inputs, training, kept, activation, sides)

@@ -229,6 +229,11 @@ def is_transformed() -> bool:
     return BACKEND == "torch" and torch._C._are_functorch_transforms_active()
 
 
+def is_for_gpu() -> bool:
+    """Whether XLA compiles for a GPU what JAX traces now."""
+    return BACKEND == "jax" and jax.default_backend() == "gpu"
+
+
 def is_sparse(x: Tensor) -> bool:
     """Whether a tensor, symbolic or not, is sparse."""
     if isinstance(x, keras.KerasTensor):
