@@ -33,7 +33,7 @@ from keras_ether.conversion import blend
 from keras_ether.conversion import export_to_peft
 from keras_ether.conversion import lora_factors
 from keras_ether.conversion import to_lora
-from keras_ether.saving import copies
+from keras_ether.saving import copy
 from keras_ether.saving import load_adapter
 from keras_ether.saving import read_adapter_header
 from keras_ether.saving import save_adapter
@@ -46,14 +46,13 @@ from keras_ether.surgery import strength
 from keras_ether.surgery import summary
 from keras_ether.version import __version__
 
-copies.install()
-
 __all__ = [
     "AdapterBank",
     "__version__",
     "apply",
     "blend",
     "callbacks",
+    "copy",
     "diagnostics",
     "disabled",
     "export_to_peft",

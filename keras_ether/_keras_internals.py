@@ -5,9 +5,10 @@ and PyTorch.
 """
 
 import contextlib
-import functools
+import gc
 import io
-from collections.abc import Callable
+from collections.abc import Iterable
+from itertools import compress
 from typing import Any
 
 import keras
@@ -43,24 +44,23 @@ def add_sublayer(layer: Layer, name: str, sublayer: Layer) -> None:
     """Sets a sub-layer as an attribute of a layer, locked or not."""
     locked = layer._tracker.locked
     layer._tracker.unlock()
-    setattr(layer, name, sublayer)
-    if locked:
-        layer._tracker.lock()
+    try:
+        setattr(layer, name, sublayer)
+    finally:
+        if locked:
+            layer._tracker.lock()
 
 
-def remove_sublayer(layer: Layer, name: str) -> None:
-    """Undoes `add_sublayer`."""
-    locked = layer._tracker.locked
-    layer._tracker.unlock()
-    layer._tracker.untrack(getattr(layer, name))
-    delattr(layer, name)
-    if locked:
-        layer._tracker.lock()
+def remove_sublayer(layer: Layer, name: str, sublayer: Layer) -> None:
+    """Undoes `add_sublayer`, wherever it was interrupted."""
+    layer._tracker.untrack(sublayer)
+    if getattr(layer, name, None) is sublayer:
+        delattr(layer, name)
 
 
-def set_trainable(layer: Layer, value: Any) -> None:
-    """Sets a layer's own flag, without the recursion of its property."""
-    layer._trainable = value
+# The attribute that holds a layer's own flag, without the recursion of its
+# property.
+TRAINABLE = "_trainable"
 
 
 def tracker_attributes(owner: object) -> dict[str, Any]:
@@ -82,17 +82,6 @@ def unwrapped(value: Any) -> object:
     return value
 
 
-def own_attributes(optimizer: Optimizer) -> dict[str, Any]:
-    """An optimizer's attributes, without the lists of all its variables."""
-    lists = ("_variables", "_trainable_variables")
-    return {
-        name: value
-        for name, value in vars(optimizer).items()
-        # TensorFlow's records of checkpoint dependencies.
-        if name not in lists and not name.startswith("_self_")
-    }
-
-
 def tracked_variables(optimizer: Optimizer) -> list[Variable]:
     """An optimizer's own variables, in the order of their creation."""
     return optimizer._variables
@@ -110,6 +99,11 @@ def update_count(optimizer: Optimizer) -> Variable:
     is that of the wrapped optimizer.
     """
     return optimizer._iterations
+
+
+def optimizer_for(optimizer: Optimizer, variable: Variable) -> Any:
+    """The optimizer that a `MultiOptimizer` has for a variable."""
+    return optimizer._optimizer_map(variable)
 
 
 def rate_set(optimizer: Optimizer) -> Any:
@@ -150,15 +144,24 @@ def set_unbuilt(optimizer: Optimizer, slots: set[int]) -> None:
     optimizer.built = False
 
 
-def renew_torch_parameters(layer: Layer) -> None:
-    """Shows a layer's current variables to PyTorch; elsewhere does nothing."""
-    if hasattr(layer, "_torch_params"):
-        layer._track_variables()
+class TorchParameters:
+    """Shows a layer's current variables to PyTorch, as a change.
 
+    On PyTorch a Keras layer lists its variables, and those of its sub-layers,
+    when it is built. Elsewhere nothing is done.
+    """
 
-def torch_layer_class() -> type:
-    """The PyTorch module class that every Keras layer inherits there."""
-    return keras.src.backend.torch.layer.TorchLayer
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.before: Any = getattr(layer, "_torch_params", None)
+
+    def do(self) -> None:
+        if self.before is not None:
+            self.layer._track_variables()
+
+    def undo(self) -> None:
+        if self.before is not None:
+            self.layer._torch_params = self.before
 
 
 def everything_in(layer: Layer) -> list:
@@ -166,20 +169,34 @@ def everything_in(layer: Layer) -> list:
     return layer._flatten_layers()
 
 
-def hook_layer_reduction(reduce: Callable) -> None:
-    """Lets a function override how Keras copies and pickles a layer.
+def layers_around(layers: Iterable[Layer]) -> list[Layer]:
+    """All layers in memory that hold one of these, directly or not.
 
-    Args:
-        reduce: Function from a layer to the result of `__reduce__`, or to
-            `None` for Keras's own.
+    A layer does not know the layers and models that it is part of, so they are
+    looked for among the objects of Python's garbage collector.
     """
-    original = keras.layers.Layer.__reduce__
-
-    @functools.wraps(original)
-    def method(layer: Layer) -> Any:
-        return reduce(layer) or original(layer)
-
-    keras.layers.Layer.__reduce__ = method
+    kinds = {keras.layers.Layer}
+    todo = [keras.layers.Layer]
+    while todo:
+        new = set(todo.pop().__subclasses__()) - kinds
+        kinds |= new
+        todo += new
+    objects = gc.get_objects()
+    holders: dict[int, list[Layer]] = {}
+    for owner in compress(objects, map(kinds.__contains__, map(type, objects))):
+        for child in vars(owner).get("_layers", ()):
+            holders.setdefault(id(child), []).append(owner)
+    del objects
+    known = {id(layer) for layer in layers}
+    found: list[Layer] = []
+    ids = list(known)
+    while ids:
+        for owner in holders.get(ids.pop(), ()):
+            if id(owner) not in known:
+                known.add(id(owner))
+                ids.append(id(owner))
+                found.append(owner)
+    return found
 
 
 def to_archive(layer: Layer) -> bytes:
@@ -221,11 +238,6 @@ def optimized_variables(optimizer: Optimizer) -> list:
     return inner._trainable_variables
 
 
-def is_called_in_another_model(model: Layer) -> bool:
-    """Whether the graph of another functional model calls `model`."""
-    return bool(model._inbound_nodes)
-
-
 def strategy_scope(owner: Any) -> contextlib.AbstractContextManager:
     """The scope of the `tf.distribute` strategy of a model or an optimizer.
 
@@ -238,17 +250,17 @@ def strategy_scope(owner: Any) -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def forget_compiled_trainable_state(model: Layer) -> None:
-    """Tells a model that its compiled state fits its current flags.
+# The attribute of a compiled model that says which of its layers trained when
+# it was compiled.
+COMPILED_TRAINABLE_STATE = "_compiled_trainable_state"
 
-    Otherwise `fit` would warn that flags changed since `compile`.
+
+def trainable_state(model: Layer) -> dict[Layer, bool]:
+    """The flags of a model and its layers, as Keras keeps them.
+
+    If those kept are others, `fit` warns that flags changed since `compile`.
     """
-    if hasattr(model, "_compiled_trainable_state"):
-        # Hidden from the trackers, as in Keras: the keys of a tracked
-        # dictionary are sorted when PyTorch exports the model.
-        model.__dict__["_compiled_trainable_state"] = {
-            layer: layer.trainable for layer in model._flatten_layers()
-        }
+    return {layer: layer.trainable for layer in model._flatten_layers()}
 
 
 def is_training(argument: bool | Tensor | None = None) -> bool | Tensor:
@@ -291,6 +303,11 @@ def recomputes_activation(layer: Layer) -> bool:
     )
 
 
+def is_rematerialized(layer: Layer) -> bool:
+    """Whether a layer was made in a `RematScope`, and may run again."""
+    return getattr(layer, "_remat_mode", None) is not None
+
+
 def inputs_struct(model: Model) -> Any:
     """The symbolic inputs of a functional model, nested as it takes them."""
     return model._inputs_struct
@@ -322,9 +339,23 @@ def int4_block_size(layer: Layer) -> int | None:
     return layer._int4_block_size
 
 
+def mask_of(tensor: Any) -> Any:
+    """The mask that Keras has attached to a tensor, or `None`."""
+    return keras.src.backend.get_keras_mask(tensor)
+
+
+def loss_of(identifier: Any) -> keras.losses.Loss:
+    """The loss that `compile` makes of a name, a function or a loss."""
+    loss = keras.losses.get(identifier)
+    if isinstance(loss, keras.losses.Loss):
+        return loss
+    name = identifier if isinstance(identifier, str) else loss.__name__
+    return keras.src.losses.losses.LossFunctionWrapper(loss, name=name)
+
+
 def copy_mask(source: Any, target: Any) -> None:
     """Copies the mask of one tensor to another, if there is one."""
-    mask = keras.src.backend.get_keras_mask(source)
+    mask = mask_of(source)
     if mask is not None:
         keras.src.backend.set_keras_mask(target, mask)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 
+from keras_ether.adapters import changes
 from keras_ether.adapters.arguments import check_boolean
 from keras_ether.ops import values
 from keras_ether.saving import adapter_file
@@ -14,8 +15,7 @@ from keras_ether.saving import save_and_load
 from keras_ether.saving import training_state
 from keras_ether.saving.adapter_file import AdapterFile
 from keras_ether.saving.training_state import Position
-from keras_ether.surgery import insertion
-from keras_ether.surgery import undo
+from keras_ether.surgery import optimizer_slots
 from keras_ether.surgery import verbs
 from keras_ether.surgery.layer_tree import tree_of
 from keras_ether.types import Layer
@@ -277,18 +277,17 @@ def resume(
         )
     position = training_state.position_of(content.header)
     fill = save_and_load.prepare(model, content, filepath, check_base)
-    if fill.plan is not None:
-        insertion.warn_of_outer_model(model)
-    with undo.on_error(fill.tree) as back:
-        fill.put_in()
+    with changes.all_or_none() as made:
+        fill.put_in(made)
+        optimizer_slots.keep(made, [model])
         try:
             state = training_state.fitting_state(model, content)
-            training_state.set_global_generators(model, content, back)
+            training_state.set_global_generators(model, content, made)
         except ValueError as error:
             raise ValueError(
                 f"Training of model '{model.name}' can't go on from "
                 f"'{filepath}': {error}"
             ) from error
         for variable, value in [*fill.assignments, *state]:
-            undo.assign(back, variable, value)
+            made.assign(variable, value)
     return position

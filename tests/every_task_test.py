@@ -74,7 +74,7 @@ def test_fit_moves_vectors_and_head(make):
 
 def adapt(task):
     # One block: the first convolution of an image model has three channels.
-    keras_ether.apply(task, rank_blocks=1, seed=0)
+    keras_ether.apply(task, rank_blocks=1, seed=0, method="ether")
 
 
 def predictions(task, x):
@@ -97,7 +97,9 @@ def test_generate_is_the_same_when_merged(make, prompts):
     randomize(task)
     base = task.generate(prompts)
     # All: the tied output head decides on the token where weights are random.
-    keras_ether.apply(task, targets="all", rank_blocks=1, seed=0)
+    keras_ether.apply(
+        task, targets="all", rank_blocks=1, seed=0, method="ether"
+    )
     active = task.generate(prompts)
     assert active != base
     keras_ether.merge(task)

@@ -29,7 +29,7 @@ pytestmark = [
 
 def example_model():
     model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
-    return keras_ether.apply(model)
+    return keras_ether.apply(model, method="ether")
 
 
 def names():

@@ -8,17 +8,21 @@ import pytest
 
 import keras_ether
 from keras_ether.layers import EtherDense
+from keras_ether.saving import adapter_file
 from tests import models
 from tests import tuned
 
 # The arguments, and whether training starts at the pretrained model.
 VARIANTS = {
-    "learned": ({"strength": "learned"}, True),
-    "learned, both sides": ({"strength": "learned", "side": "both"}, True),
+    "learned": ({"method": "ether", "strength": "learned"}, True),
+    "learned, both sides": (
+        {"method": "ether", "strength": "learned", "side": "both"},
+        True,
+    ),
     "learned ether+": ({"method": "ether+", "strength": "learned"}, True),
     "learned oft": ({"method": "oft", "strength": "learned"}, True),
-    "half": ({"strength": 0.5}, False),
-    "narrow": ({"side": "narrow"}, False),
+    "half": ({"method": "ether", "strength": 0.5}, False),
+    "narrow": ({"method": "ether", "side": "narrow"}, False),
 }
 # A few run on every backend, all of them on one.
 EVERYWHERE = ("learned ether+", "half")
@@ -90,7 +94,7 @@ def test_weights_files(name, rng, tmp_path):
     plain = tuned.base("mlp")
     plain.load_weights(path)
     np.testing.assert_allclose(models.call(plain, x), active, atol=1e-5)
-    ether = keras_ether.apply(tuned.base("mlp"), **COMMON)
+    ether = keras_ether.apply(tuned.base("mlp"), method="ether", **COMMON)
     if name != "narrow":
         with pytest.raises(ValueError, match="are not those of this model"):
             ether.load_weights(path)
@@ -246,22 +250,28 @@ def test_bad_arguments(arguments, text):
 
 
 @pytest.mark.once
-def test_files_of_the_first_version_load(tmp_path):
-    model = keras_ether.apply(tuned.base("mlp"), **COMMON)
+@pytest.mark.parametrize(
+    ("version", "arguments", "later"),
+    [
+        (1, {"method": "ether"}, ("strength", "rate_multiplier")),
+        (2, VARIANTS["learned ether+"][0], ("rate_multiplier",)),
+    ],
+)
+def test_files_of_earlier_versions_load(version, arguments, later, tmp_path):
+    model = keras_ether.apply(tuned.base("mlp"), **COMMON, **arguments)
     tuned.move(model.trainable_weights, 1)
     path = tmp_path / "m.ether.safetensors"
     keras_ether.save_adapter(model, path)
-    from keras_ether.saving import adapter_file
-
     content = adapter_file.read(path)
-    header = content.header | {"format_version": 1}
+    header = content.header | {"format_version": version}
     header["adapters"] = [
-        {n: v for n, v in group.items() if n != "strength"}
+        {n: v for n, v in group.items() if n not in later}
         for group in header["adapters"]
     ]
     adapter_file.write(path, adapter_file.AdapterFile(header, content.tensors))
-    assert keras_ether.read_adapter_header(path)["format_version"] == 1
+    assert keras_ether.read_adapter_header(path)["format_version"] == version
     other = keras_ether.load_adapter(tuned.base("mlp"), path)
+    assert other.get_layer("first").ether.config.rate_multiplier == 1.0
     for ours, theirs in zip(
         models.values(other.trainable_weights),
         models.values(model.trainable_weights),
@@ -281,7 +291,9 @@ def test_a_keras_file_whose_optimizer_has_as_many_variables(rng, tmp_path):
             keras.layers.Dense(4, name="head"),
         ]
     )
-    keras_ether.apply(model, seed=0, strength="learned", **COMMON)
+    keras_ether.apply(
+        model, method="ether", seed=0, strength="learned", **COMMON
+    )
     model.compile(keras.optimizers.Adam(0.05), "mse", run_eagerly=True)
     model.train_on_batch(x, np.ones((len(x), 4), "float32"))
     active = models.call(model, x)

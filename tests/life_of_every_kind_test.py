@@ -6,7 +6,6 @@ import pytest
 
 import keras_ether
 from keras_ether.adapters import kinds as table
-from keras_ether.adapters import twin_class
 from tests import kinds
 from tests import models
 
@@ -41,7 +40,7 @@ def test_life(kind, rng, tmp_path):
     found = keras_ether.summary(model, print_fn=str)
     assert [row.path for row in found.rows] == ["target"]
     assert found.rows == planned.rows
-    assert twin_class.plain_class(layer) is layer_class
+    assert layer.plain_class is layer_class
     np.testing.assert_array_equal(models.call(model, x), base)
 
     vectors = layer.ether.vectors.values()

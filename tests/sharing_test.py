@@ -64,7 +64,8 @@ def test_paths_in_nested_models_tell_equal_names_apart():
     assert planned(model, "all-linear") == NESTED
     assert planned(model, ["out"]) == ["middle/left/out", "middle/right/out"]
     assert planned(model, ["middle/right/out"]) == ["middle/right/out"]
-    assert planned(model, "dense") == ["dense"]
+    assert planned(model, "dense") == planned(model, ["dense"])
+    assert planned(model, "middle/(left|right)/dense") == [NESTED[0], NESTED[2]]
     assert planned(model, r"middle/(left|right)/dense") == [
         "middle/left/dense",
         "middle/right/dense",
@@ -84,7 +85,9 @@ def test_only_the_one_of_equal_names_that_is_meant_changes(rng):
     x = rng.standard_normal((4, 8)).astype("float32")
     flags = [v.trainable for v in model.variables]
     base = models.call(model, x)
-    keras_ether.apply(model, targets=["middle/right/dense"], seed=0)
+    keras_ether.apply(
+        model, targets=["middle/right/dense"], seed=0, method="ether"
+    )
     assert adapted(model) == ["middle/right/dense"]
     assert [v.path.rpartition("/")[2] for v in model.trainable_variables] == [
         "input_u"
@@ -129,7 +132,7 @@ def test_model_that_is_called_twice_is_adapted_once(rng):
     model = keras.Model([a, b], keras.layers.Dot(1)([tower(a), tower(b)]))
     data = [rng.standard_normal((4, 8)).astype("float32") for _ in "ab"]
     base = models.call(model, data)
-    keras_ether.apply(model, seed=0)
+    keras_ether.apply(model, seed=0, method="ether")
     assert adapted(model) == ["tower/dense", "tower/out"]
     assert len(model.trainable_variables) == 2
     assert np.abs(models.call(model, data) - base).max() > 1e-4
@@ -172,12 +175,12 @@ def test_two_models_share_a_layer(rng):
     )
     x = rng.standard_normal((4, 8)).astype("float32")
     base = models.call(two, x)
-    keras_ether.apply(one, targets=["shared"], seed=0)
+    keras_ether.apply(one, targets=["shared"], seed=0, method="ether")
     assert adapted(one) == adapted(two) == ["shared"]
     active = models.call(two, x)
     assert np.abs(active - base).max() > 1e-4
     with pytest.raises(ValueError, match="already: 'shared'"):
-        keras_ether.apply(two)
+        keras_ether.apply(two, method="ether")
     with keras_ether.disabled(two):
         np.testing.assert_array_equal(models.call(two, x), base)
     keras_ether.merge(one)
@@ -332,7 +335,6 @@ def levels_around(inner):
     return functional, sequential, subclassed
 
 
-outer_warning = pytest.mark.filterwarnings("ignore:Model .* is part of another")
 torch_only = pytest.mark.skipif(
     keras.config.backend() != "torch", reason="it is PyTorch's"
 )
@@ -346,7 +348,6 @@ def check_parameters(outer):
 
 
 @torch_only
-@outer_warning
 @pytest.mark.parametrize("verb", ["merge", "remove"])
 @pytest.mark.parametrize("fitted", [False, True])
 def test_parameters_of_models_around(fitted, verb, rng):
@@ -372,7 +373,6 @@ def test_parameters_of_models_around(fitted, verb, rng):
 
 
 @torch_only
-@outer_warning
 def test_loop_by_hand_over_a_model_around(rng):
     """Vectors train, and gradients do not pile up."""
     import torch
@@ -380,7 +380,7 @@ def test_loop_by_hand_over_a_model_around(rng):
     part = inner("inner")
     outer = levels_around(part)[1]
     x = torch.tensor(rng.standard_normal((4, 8)).astype("float32"))
-    keras_ether.apply(part, seed=0)
+    keras_ether.apply(part, seed=0, method="ether")
     vectors = [y.ether.input_u for y in (part.layers[1], part.layers[2])]
     before = models.values(vectors)
     optimizer = torch.optim.SGD(outer.parameters(), 0.1)
@@ -395,7 +395,6 @@ def test_loop_by_hand_over_a_model_around(rng):
         assert np.abs(now - was).max() > 1e-6
 
 
-@outer_warning
 def test_model_around_is_fitted_after_compiling_again(rng):
     x = rng.standard_normal((4, 8)).astype("float32")
 
@@ -413,16 +412,3 @@ def test_model_around_is_fitted_after_compiling_again(rng):
 
     for one, other in zip(fitted(True), fitted(False), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
-
-
-@pytest.mark.parametrize("verb", ["apply", "merge", "remove"])
-def test_warning_about_a_model_around_comes_first(verb):
-    part = inner("inner")
-    levels_around(part)
-    if verb != "apply":
-        with pytest.warns(UserWarning, match="is part of another model"):
-            keras_ether.apply(part)
-    before = adapted(part), [v.trainable for v in part.variables]
-    with pytest.raises(UserWarning, match="is part of another model"):
-        getattr(keras_ether, verb)(part)
-    assert before == (adapted(part), [v.trainable for v in part.variables])

@@ -62,6 +62,7 @@ CASES = {
     keras_ether.apply: (
         lambda: {"model": plain()},
         {
+            "method": [None],
             "targets": [None],
             "exclude": [None],
             "side": [None],

@@ -1,17 +1,15 @@
 """How far an adapter acts, as a variable that compiled functions read."""
 
 import contextlib
+import threading
+from collections.abc import Iterator
 
 import keras
-from keras import ops
 
-from keras_ether.adapters.switch import Switch
-from keras_ether.methods import Method
-from keras_ether.ops.backend import BACKEND
-from keras_ether.ops.backend import tensor
+from keras_ether.ops.backend import snapshot
 from keras_ether.ops.values import to_numpy
-from keras_ether.types import Factors
 from keras_ether.types import LayerMixin
+from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 
@@ -19,22 +17,23 @@ class ActingStrength(LayerMixin):
     """The strength of an adapter's blocks, `I + strength (block − I)`.
 
     `keras_ether.strength` sets it, 1 at first, and it is 0 within
-    `keras_ether.disabled`. A subclass has a `method`.
+    `keras_ether.disabled`: as long as any block of code asks for that. Such
+    blocks may be nested, and may overlap in several threads or while one of
+    them is traced; the variable gets its value back when the last one ends.
 
     Attributes:
         strength: The scalar variable, made by `build_strength`.
-        switch: The `Switch` that holds it at zero.
-        acts_wholly: Whether the blocks are those of the method, or the identity
-            while switched off. A Python value: traced code depends on it.
     """
 
-    method: Method
     strength: Variable
+    _before: list[tuple[object, Tensor]]
 
     def __init__(self, name: str, dtype: str) -> None:
         super().__init__(name=name, dtype=dtype)
-        self.switch = Switch()
-        self.acts_wholly = True
+        self._switching = threading.Lock()
+        # The value that each open block restores, the original one first.
+        # Hidden from Keras's trackers.
+        self.__dict__["_before"] = []
 
     def build_strength(self, vector: Variable) -> None:
         """Makes the variable.
@@ -58,41 +57,46 @@ class ActingStrength(LayerMixin):
                 name="ether_strength",
             )
 
-    @property
-    def orthogonal(self) -> bool:
-        """Whether every block is orthogonal at the current strength."""
-        return self.acts_wholly and self.method.orthogonal
-
-    def set_strength(self, value: float) -> bool:
-        """Sets the blocks' strength; within `disabled` it acts after the block.
-
-        Returns:
-            Whether functions traced before may rely on an orthogonality lost
-            now.
-        """
-        was_orthogonal = self.orthogonal
-        self.acts_wholly = self.acts_wholly and value in (0.0, 1.0)
-        self.switch.assign(self.strength, value)
-        return was_orthogonal and not self.orthogonal
+    def set_strength(self, value: float) -> None:
+        """Sets the blocks' strength; within `switched_off` it acts after it."""
+        with self._switching:
+            if self._before:
+                block, _ = self._before[0]
+                self._before[0] = (block, value)
+            else:
+                self.strength.assign(value)
 
     @property
     def is_switched_off(self) -> bool:
-        """Whether the adapter is off. Compiled functions can't read this."""
+        """Whether the strength is zero. Compiled functions can't read this."""
         return not to_numpy(self.strength)
 
-    def switched_off(self) -> contextlib.AbstractContextManager:
+    @property
+    def is_held_at_zero(self) -> bool:
+        """Whether a block of code currently asks for zero."""
+        return bool(self._before)
+
+    @contextlib.contextmanager
+    def switched_off(self) -> Iterator[None]:
         """A context in which every call computes with the base kernel."""
-        return self.switch.held_at_zero(self.strength)
+        block = object()
+        with self._switching:
+            self._before.append((block, snapshot(self.strength)))
+            self.strength.assign(0.0)
+        try:
+            yield
+        finally:
+            with self._switching:
+                self._end(block)
 
-    def checked(self, factors: Factors | None) -> Factors | None:
-        """The factors, or NaN if orthogonal blocks are not orthogonal when run.
-
-        A user's function that was traced before another strength was set would
-        give wrong gradients without a warning.
-        """
-        if factors is None or BACKEND == "torch" or not self.orthogonal:
-            return factors
-        left, right = factors
-        strength = tensor(self.strength)
-        holds = ops.logical_or(strength == 0.0, strength == 1.0)
-        return ops.where(holds, left, float("nan")), right
+    def _end(self, block: object) -> None:
+        blocks = [opened for opened, _ in self._before]
+        place = blocks.index(block)
+        _, before = self._before.pop(place)
+        if place == len(self._before):
+            self.strength.assign(before)
+        else:
+            # The next block began within this one: it restores this one's
+            # value.
+            opened, _ = self._before[place]
+            self._before[place] = (opened, before)

@@ -1,34 +1,36 @@
 """The layer that owns one kernel's vectors."""
 
-import functools
 import random
 from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_ether.adapters import per_example
+from keras_ether.adapters import optimizer_state
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.acting_strength import ActingStrength
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
+from keras_ether.adapters.call import Call
 from keras_ether.adapters.quantized_kernel import quantizing_error
+from keras_ether.adapters.reduction import Reduced
 from keras_ether.ops import placement
 from keras_ether.ops import reflections
 from keras_ether.ops.backend import precise_products
-from keras_ether.ops.backend import snapshot
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.conv_view import ConvView
-from keras_ether.ops.custom_gradient import is_gradient_wanted
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.types import Factors
+from keras_ether.types import Sides
+from keras_ether.types import Sizes
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 
-class Adapter(ActingStrength, keras.layers.Layer):
+class Adapter(Reduced, ActingStrength, keras.layers.Layer):
     """The trained transformation of one kernel, `H W G`.
 
     It is a sub-layer of the layer whose kernel it transforms, so Keras tracks,
@@ -39,6 +41,9 @@ class Adapter(ActingStrength, keras.layers.Layer):
     Args:
         config: An `AdapterConfig`: method, blocks, side and dropout.
         seed: Integer or `None`, for the random start and for dropout.
+        values: Dictionary from the name of a vector, such as `"input_u"`, to
+            its first value, or `None` for the method's start. Nothing is drawn
+            then but a seed for dropout. Defaults to `None`.
         name: String, name of the layer. Defaults to `"ether"`.
 
     Raises:
@@ -49,15 +54,19 @@ class Adapter(ActingStrength, keras.layers.Layer):
         self,
         config: AdapterConfig,
         seed: int | None = None,
+        values: Mapping[str, np.ndarray] | None = None,
         name: str = "ether",
     ) -> None:
         seed = checked_seed(seed)
+        if seed is None and (values is None or config.dropout):
+            seed = random.randrange(2**31 - 1)
         # Float32 under any dtype policy: 16 bits would lose a vector's small
         # steps.
         super().__init__(name=name, dtype="float32")
         self.config = config.resolved
         self.method = config.variant
-        self.seed = random.randrange(2**31 - 1) if seed is None else seed
+        self.seed = seed
+        self._values = values
         self.seed_generator = (
             keras.random.SeedGenerator(self.seed) if config.dropout else None
         )
@@ -65,6 +74,9 @@ class Adapter(ActingStrength, keras.layers.Layer):
         # `keras_ether.adapters.weights_file`.
         self.base_fingerprint = None
         self.loading = None
+        # Handed over by a model while a file is written or read, see
+        # `keras_ether.adapters.optimizer_state`. Hidden from Keras's trackers.
+        self.__dict__["optimizers"] = []
 
     def build(
         self, view: MatrixView | ConvView, kernel_shape: tuple[int, ...]
@@ -75,8 +87,10 @@ class Adapter(ActingStrength, keras.layers.Layer):
         self.config = self.config.for_sizes(sizes)
         self.blocks = sizes[0] * self.config.rank_blocks
         self.widths = self.config.widths(sizes)
-        for name, value in self._start().items():
-            setattr(self, name, self._add_vector(name, value))
+        values = self._start() if self._values is None else self._values
+        self._values = None
+        for name in self._names:
+            setattr(self, name, self._add_vector(name, values[name]))
         self.build_strength(next(iter(self.vectors.values())))
 
     def _add_vector(self, name: str, value: np.ndarray) -> Variable:
@@ -99,7 +113,7 @@ class Adapter(ActingStrength, keras.layers.Layer):
             ) from error
 
     def _start(self) -> dict[str, np.ndarray]:
-        rng = np.random.default_rng(self.seed)
+        rng = np.random.default_rng(self.seed or 0)
         return {
             f"{side}_{name}": value
             for side, width in self.widths.items()
@@ -118,11 +132,15 @@ class Adapter(ActingStrength, keras.layers.Layer):
     @property
     def vectors(self) -> dict:
         """The trained variables by name, such as `"input_u"`."""
-        return {
-            f"{side}_{name}": getattr(self, f"{side}_{name}")
+        return {name: getattr(self, name) for name in self._names}
+
+    @property
+    def _names(self) -> list[str]:
+        return [
+            f"{side}_{name}"
             for side in self.widths
             for name in self.method.weights
-        }
+        ]
 
     def draw_kept(self, training: bool | Tensor | None = False) -> dict:
         """Draws which blocks dropout keeps in one call, by side.
@@ -172,112 +190,60 @@ class Adapter(ActingStrength, keras.layers.Layer):
         """The trained variables of one side, the arguments of its factors."""
         return [getattr(self, f"{side}_{name}") for name in self.method.weights]
 
-    def factors_of_sides(
-        self, kept: dict | None
-    ) -> tuple[Factors | None, Factors | None]:
-        """`factors` of either side, at one strength."""
-        strength = snapshot(self.strength)
-        return (
-            self.factors("input", kept, strength),
-            self.factors("output", kept, strength),
-        )
-
-    def factors(
-        self,
-        side: str,
-        kept: dict | None = None,
-        strength: Tensor | None = None,
-    ) -> Factors | None:
-        """The factors of one side's blocks as they act in a call.
+    def transform_inputs(
+        self, x: Tensor, factors: Factors | None, gradient: bool = False
+    ) -> Tensor:
+        """`x H`, or `x` where `factors` is `None`.
 
         Args:
-            side: `"input"` or `"output"`.
-            kept: The result of `draw_kept` for this call, or `None` for all
-                blocks. Defaults to `None`.
-            strength: Scalar tensor, or `None` for the current strength.
-                Defaults to `None`.
-
-        Returns:
-            `(left, right)`, or `None` for a side that is not transformed. Where
-            each example has its own, they have one more axis, the first.
+            x: The layer's inputs.
+            factors: Those of the input side, see `Call.factors`.
+            gradient: Whether a gradient may be asked for. Defaults to `False`.
         """
-        examples = per_example.current()
-        if examples is None or side not in self.widths:
-            factors = self.trained_factors(side)
-        else:
-            factors = examples.factors(self, side)
-        if factors is None:
-            return None
-        left, right = factors
-        left = left * (
-            snapshot(self.strength) if strength is None else strength
-        )
-        if kept:
-            left = left * ops.cast(kept[side], left.dtype)
-        return left, right
-
-    def transform_inputs(
-        self,
-        x: Tensor,
-        factors: Factors | None,
-        training: bool | Tensor | None = False,
-    ) -> Tensor:
-        """`x H`, or `x` where `factors` is `None`."""
-        return self._transform(x, factors, self.view.map_inputs, training)
+        return _transform(x, factors, self.view.map_inputs, gradient)
 
     def transform_outputs(
-        self,
-        y: Tensor,
-        factors: Factors | None,
-        training: bool | Tensor | None = False,
+        self, y: Tensor, factors: Factors | None, gradient: bool = False
     ) -> Tensor:
         """`y G`, or `y` where `factors` is `None`.
 
-        Nothing else may refer to `y`: its memory may be reused.
+        Args:
+            y: The layer's outputs before its bias. Nothing else may refer to
+                them: their memory may be reused.
+            factors: Those of the output side, see `Call.factors`.
+            gradient: Whether a gradient may be asked for. Defaults to `False`.
         """
-        return self._transform(
-            y, factors, self.view.map_outputs, training, owned=True
+        return _transform(
+            y, factors, self.view.map_outputs, gradient, owned=True
         )
 
-    def _transform(
-        self,
-        x: Tensor,
-        factors: Factors | None,
-        map_axis: Callable,
-        training: bool | Tensor | None,
-        owned: bool = False,
-    ) -> Tensor:
-        if factors is None:
-            return x
-        return map_axis(
-            lambda rows: reflections.multiply(
-                rows,
-                *factors,
-                training=is_gradient_wanted(training),
-                owned=owned,
-            ),
-            x,
-        )
-
-    def fold(self, kernel: Tensor, kept: dict | None = None) -> Tensor:
+    def fold(self, kernel: Tensor, call: Call | None = None) -> Tensor:
         """`H W G` as it acts in a call, in the dtype of the kernel.
 
         Computed in float32.
+
+        Args:
+            kernel: Tensor of the kernel's shape.
+            call: The record of the call, or `None` outside of any. Defaults to
+                `None`.
         """
-        return self._fold(kernel, lambda side: self.factors(side, kept))
+        return self._fold(kernel, (call or Call.outside()).factors(self))
 
     def fold_trained(self, kernel: Tensor) -> Tensor:
         """`H W G`, at full strength."""
-        return self._fold(kernel, self.trained_factors)
+        return self._fold(kernel, self._trained())
 
     def unfold(self, kernel: Tensor) -> Tensor:
         """`H⁻¹ W G⁻¹` at full strength, for methods of orthogonal blocks."""
-        return self._fold(kernel, self.trained_factors, inverse=True)
+        return self._fold(kernel, self._trained(), inverse=True)
+
+    def _trained(self) -> Sides:
+        return {s: self.trained_factors(s) for s in ("input", "output")}
 
     def _fold(
         self,
         kernel: Tensor,
-        factors_of: Callable[[str], Factors | None],
+        factors_of: Sides,
         inverse: bool = False,
     ) -> Tensor:
         dtype = kernel.dtype
@@ -288,21 +254,22 @@ class Adapter(ActingStrength, keras.layers.Layer):
             ("input", self.view.map_kernel_inputs, not inverse),
             ("output", self.view.map_kernel_outputs, inverse),
         ):
-            factors = factors_of(side)
+            factors = factors_of[side]
             if factors is None:
                 continue
             if transposed:
                 factors = reflections.transpose(*factors)
-            multiply = functools.partial(_multiply, factors)
             with precise_products():
-                kernel = map_axis(multiply, kernel)
+                kernel = _transform(kernel, factors, map_axis)
         return ops.cast(kernel, dtype)
 
     def save_own_variables(self, store: Any) -> None:
         weights_file.save_vectors(self, store)
+        optimizer_state.save(self, store)
 
     def load_own_variables(self, store: Any) -> None:
         weights_file.load_vectors(self, store)
+        optimizer_state.load(self, store)
 
     def quantize(
         self,
@@ -315,5 +282,38 @@ class Adapter(ActingStrength, keras.layers.Layer):
         raise quantizing_error(self.path.rpartition("/")[0], mode)
 
 
-def _multiply(factors: Factors, rows: Tensor) -> Tensor:
-    return reflections.multiply(rows, *factors)
+def vector_shapes(
+    config: AdapterConfig, sizes: Sizes
+) -> dict[str, tuple[int, ...]]:
+    """The shapes of an adapter's vectors, by name.
+
+    Args:
+        config: The `AdapterConfig`.
+        sizes: `(experts, d, f)` of the kernel.
+    """
+    method, rng = config.variant, np.random.default_rng(0)
+    blocks = sizes[0] * config.rank_blocks
+    return {
+        f"{side}_{name}": value.shape
+        for side, width in config.widths(sizes).items()
+        for name, value in zip(
+            method.weights, method.start(blocks, width, rng), strict=True
+        )
+    }
+
+
+def _transform(
+    x: Tensor,
+    factors: Factors | None,
+    map_axis: Callable,
+    gradient: bool = False,
+    owned: bool = False,
+) -> Tensor:
+    if factors is None:
+        return x
+    return map_axis(
+        lambda rows: reflections.multiply(
+            rows, *factors, training=gradient, owned=owned
+        ),
+        x,
+    )

@@ -1,24 +1,28 @@
-"""Freezing of layers, and thawing them again.
+"""Layers that are frozen, or kept trainable, while a model is adapted.
 
-A frozen layer keeps a record of its previous flags, so that they can be
-restored from any model, or part of one, that the layer has become part of. Its
-configuration, and so a file of the model, has the previous flag too.
+A frozen layer's configuration, and so a file of its model, has the flag from
+before.
 """
 
 import functools
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from keras_ether import _keras_internals as internals
-from keras_ether.adapters import shadowing
+from keras_ether.adapters import changes
+from keras_ether.ops import values
 from keras_ether.types import Layer
+from keras_ether.types import Variable
 
-RECORD = "_ether_trainable_before"
-KEPT = "_ether_kept_trainable"
-CONFIG = "get_config"
+FROZEN = "frozen"
+KEPT = "kept trainable"
 
 
-def own_variables(layer: Layer) -> list:
+def own_variables(layer: Layer) -> list[Variable]:
     """The variables of a layer that none of its sub-layers has."""
     inner = {
         id(variable)
@@ -28,112 +32,183 @@ def own_variables(layer: Layer) -> list:
     return [v for v in layer.variables if id(v) not in inner]
 
 
-def freeze(layer: Layer, trainable: bool = False) -> None:
+def own_weights(layer: Layer) -> list[Variable]:
+    """Those of a layer's `own_variables` that are weights."""
+    weights = {id(weight) for weight in layer.weights}
+    return [v for v in own_variables(layer) if id(v) in weights]
+
+
+def freeze(
+    made: changes.Transaction,
+    layer: Layer,
+    owner: changes.Owner,
+    trainable: bool = False,
+) -> None:
     """Freezes the variables that a layer owns itself.
 
     Args:
+        made: The transaction that it is part of.
         layer: A Keras layer.
+        owner: The owner that holds it frozen.
         trainable: The new value of the layer's own flag: true if one of its
             sub-layers trains. A layer whose flag is false also computes as in
             inference, which keeps batch normalization's moving statistics
             unchanged.
     """
     variables = own_variables(layer)
-    if RECORD not in layer.__dict__:
-        flags = tuple((variable, variable.trainable) for variable in variables)
-        layer.__dict__[RECORD] = (layer.trainable, flags)
     # Float8 scales are overwritten with their gradients, and must be.
     frozen = [v for v in variables if not v.overwrite_with_gradient]
     trainable = trainable or len(frozen) < len(variables)
-    internals.set_trainable(layer, trainable)
-    if trainable != layer.__dict__[RECORD][0]:
-        shadowing.shadow(
-            layer, CONFIG, functools.partial(_config_from_before, layer)
-        )
+    made.hold(
+        layer,
+        FROZEN,
+        owner,
+        lambda: _freezing(layer, frozen, trainable),
+        (layer.trainable, {id(v): v.trainable for v in variables}),
+    )
+    if layer.trainable != trainable:
+        made.set(layer, internals.TRAINABLE, trainable)
+
+
+def _freezing(
+    layer: Layer, frozen: list[Variable], trainable: bool
+) -> Iterator[changes.Change]:
+    before = layer.trainable
+    yield changes.Attribute(layer, internals.TRAINABLE, trainable)
+    yield changes.Method(
+        layer, "get_config", functools.partial(_config_from_before, before)
+    )
     for variable in frozen:
-        variable.trainable = False
-
-
-def keep(layer: Layer) -> None:
-    """Marks a layer to stay trainable when adapters are added later."""
-    layer.__dict__[KEPT] = True
-
-
-def is_kept(layer: Layer) -> bool:
-    """Whether `keep` marked the layer."""
-    return KEPT in layer.__dict__
-
-
-def thaw(layer: Layer) -> None:
-    """Undoes `freeze` and `keep`."""
-    layer.__dict__.pop(KEPT, None)
-    record = layer.__dict__.pop(RECORD, None)
-    if record is None:
-        return
-    shadowing.restore(layer, CONFIG)
-    trainable, flags = record
-    internals.set_trainable(layer, trainable)
-    for variable, flag in flags:
-        variable.trainable = flag
-
-
-def is_frozen(layer: Layer) -> bool:
-    """Whether `freeze` was called and `thaw` was not, whatever the flags."""
-    return RECORD in layer.__dict__
-
-
-def flags_of(layer: Layer) -> dict:
-    """A layer's current flags and those before `freeze`, for `set_flags`."""
-    own = own_variables(layer)
-    flags = {
-        "trainable": layer.trainable,
-        "variables": [variable.trainable for variable in own],
-        "kept": is_kept(layer),
-        "before": None,
-        "config": shadowing.is_shadowed(layer, CONFIG),
-    }
-    if is_frozen(layer):
-        trainable, pairs = layer.__dict__[RECORD]
-        known = {id(variable): flag for variable, flag in pairs}
-        flags["before"] = (trainable, [known.get(id(v)) for v in own])
-    return flags
-
-
-def set_flags(layer: Layer, flags: dict) -> None:
-    """Gives a layer the flags of another one with as many variables.
-
-    Args:
-        layer: A Keras layer.
-        flags: The result of `flags_of`.
-    """
-    thaw(layer)
-    own = own_variables(layer)
-    if flags["kept"]:
-        keep(layer)
-    if flags["before"] is not None:
-        trainable, before = flags["before"]
-        layer.__dict__[RECORD] = (
-            trainable,
-            tuple(
-                (variable, flag)
-                for variable, flag in zip(own, before, strict=True)
-                if flag is not None
-            ),
-        )
-    if flags["config"]:
-        shadowing.shadow(
-            layer, CONFIG, functools.partial(_config_from_before, layer)
-        )
-    internals.set_trainable(layer, flags["trainable"])
-    for variable, flag in zip(own, flags["variables"], strict=True):
-        variable.trainable = flag
+        yield changes.Flag(variable, False)
 
 
 def _config_from_before(
-    layer: Layer, get_config: Callable[[], dict]
+    trainable: bool, get_config: Callable[[], dict]
 ) -> dict[str, Any]:
-    """The layer's configuration, with the flag that it had before `freeze`."""
     config = get_config()
     if "trainable" in config:
-        config["trainable"] = layer.__dict__[RECORD][0]
+        config["trainable"] = trainable
     return config
+
+
+def freeze_since(
+    made: changes.Transaction,
+    layer: Layer,
+    owner: changes.Owner,
+    before: tuple[bool, list[bool]],
+) -> None:
+    """Freezes a copy of a layer whose flags were others before.
+
+    Args:
+        made: The transaction that it is part of.
+        layer: A Keras layer.
+        owner: The owner that holds it frozen.
+        before: The result of `flags_before` for the original.
+    """
+    set_flags(layer, *before)
+    freeze(made, layer, owner)
+
+
+def is_frozen(layer: Layer) -> bool:
+    """Whether an owner holds the layer frozen, whatever its flags are."""
+    return changes.held(layer, FROZEN) is not None
+
+
+def flags_before(layer: Layer) -> tuple[bool, list[bool]] | None:
+    """The flags of a layer and its variables before it was frozen.
+
+    `None` if it is not frozen.
+    """
+    found = changes.held(layer, FROZEN)
+    if found is None:
+        return None
+    trainable, flags = found.data
+    own = own_variables(layer)
+    return trainable, [flags.get(id(v), v.trainable) for v in own]
+
+
+def set_flags(layer: Layer, trainable: bool, flags: Iterable[bool]) -> None:
+    """Sets the flags of a layer and of the variables that it owns itself."""
+    vars(layer)[internals.TRAINABLE] = trainable
+    for variable, flag in zip(own_variables(layer), flags, strict=False):
+        if variable.trainable != flag:
+            variable.trainable = flag
+
+
+def keep(
+    made: changes.Transaction,
+    layer: Layer,
+    owner: changes.Owner,
+    start: tuple[np.ndarray, ...] | None = None,
+) -> None:
+    """Keeps a layer trainable, even if an earlier call has frozen it.
+
+    A layer that trains in full is no part of an adapter, so removing the
+    adapters would leave it with what it has learned. A copy of its weights is
+    kept in host memory.
+
+    Args:
+        made: The transaction that it is part of.
+        layer: A Keras layer.
+        owner: The owner that keeps it trainable.
+        start: The weights that it is put back to, or `None` for those that it
+            has. Defaults to `None`.
+    """
+    made.release(layer, FROZEN)
+    if start is None and not is_kept(layer):
+        start = _values_of(layer)
+    made.hold(layer, KEPT, owner, lambda: (), start)
+
+
+def is_kept(layer: Layer) -> bool:
+    """Whether an owner keeps the layer trainable."""
+    return changes.held(layer, KEPT) is not None
+
+
+def let_go(
+    made: changes.Transaction, layer: Layer, owners: set[changes.Owner]
+) -> None:
+    """Undoes `freeze` and `keep` of some owners."""
+    for name in (FROZEN, KEPT):
+        made.release(layer, name, owners)
+
+
+def start_assignments(
+    path: str, layer: Layer
+) -> list[tuple[Variable, np.ndarray]]:
+    """Pairs of variable and value that put a kept layer back to its start.
+
+    Args:
+        path: The layer's path, for the message.
+        layer: A Keras layer that is kept trainable.
+
+    Raises:
+        ValueError: if the layer has other weights now, or if they were spread
+            over several processes.
+    """
+    own, start = own_weights(layer), start_of(layer)
+    shapes = [tuple(weight.shape) for weight in own]
+    if start is None or shapes != [value.shape for value in start]:
+        why = (
+            "its weights are spread over several processes"
+            if start is None
+            else f"its weights have other shapes now, {shapes}"
+        )
+        raise ValueError(
+            f"Layer '{path}' can't be put back to its start: {why}. Pass "
+            "`reset_head=False`, and set its weights yourself."
+        )
+    return list(zip(own, start, strict=True))
+
+
+def start_of(layer: Layer) -> tuple[np.ndarray, ...] | None:
+    """The weights that a layer had when it was first kept trainable."""
+    found = changes.held(layer, KEPT)
+    return None if found is None else found.data
+
+
+def _values_of(layer: Layer) -> tuple[np.ndarray, ...] | None:
+    own = own_weights(layer)
+    # No process has the whole of an array spread over several.
+    whole = all(getattr(v.value, "is_fully_addressable", True) for v in own)
+    return tuple(map(values.to_numpy, own)) if whole else None

@@ -1,12 +1,14 @@
 """The class that a layer becomes when an adapter is put into it."""
 
-import functools
+from collections.abc import Iterator
 from typing import Any
 
 from keras_ether import _keras_internals as internals
+from keras_ether.adapters import changes
+from keras_ether.adapters import freezing
+from keras_ether.adapters import kinds
 from keras_ether.adapters import quantized_kernel
-from keras_ether.adapters.kinds import computes_itself
-from keras_ether.adapters.kinds import known_kind
+from keras_ether.adapters.adapter import Adapter
 from keras_ether.adapters.quantized_weights_file import CalibratedFile
 from keras_ether.adapters.quantized_weights_file import IntegerFile
 from keras_ether.adapters.weights_file import PlainFile
@@ -20,29 +22,66 @@ FILES = {
 }
 
 
+# The name of the changes that make a layer an adapted one.
+ADAPTED = "adapted"
+
+
+def hold_standalone(layer: Layer, adapter: Adapter) -> None:
+    """Freezes a layer of its own adapter, and says how to make it plain.
+
+    Args:
+        layer: A layer of `keras_ether.layers`.
+        adapter: Its sub-layer.
+    """
+    owner = changes.Owner()
+    owner.adapted.add(layer)
+    with changes.all_or_none() as made:
+        made.hold(
+            layer,
+            ADAPTED,
+            owner,
+            lambda: (
+                changes.Class(layer, type(layer), layer.plain_class),
+                changes.SubLayer(layer, kinds.ADAPTER, adapter),
+            ),
+        )
+        freezing.freeze(made, layer, owner, trainable=True)
+
+
+def adapting(layer: Layer, adapter: Adapter) -> Iterator[changes.Change]:
+    """The changes that make a plain layer an adapted one."""
+    plain = type(layer)
+    yield changes.Class(layer, adapted_class(layer), plain)
+    yield changes.SubLayer(layer, kinds.ADAPTER, adapter)
+
+
 def adapted_class(layer: Layer) -> type:
     """The class that a layer becomes when an adapter is put into it."""
-    kind = known_kind(layer)
-    folds = computes_itself(layer, kind)
+    kind = kinds.known_kind(layer)
+    folds = kinds.computes_itself(layer, kind)
     mixin = kind.folded if folds else kind.adapted
     file = FILES.get(layer.quantization_mode, PlainFile)
-    layer_class: Any = type(layer)
-    return _adapted_class(layer_class, mixin, file)
+    plain: Any = type(layer)
+    bases = (file, mixin, plain)
+    # A class knows its subclasses by weak references, so that a user's class
+    # and its twin are freed when no layer is of them.
+    for known in plain.__subclasses__():
+        if known.__bases__ == bases and is_twin_class(known):
+            return known
+    return _twin(plain, bases)
 
 
 def is_twin(layer: Layer) -> bool:
     """Whether `adapted_class` made the layer's class."""
-    return getattr(type(layer), "is_twin", False)
+    return is_twin_class(type(layer))
 
 
-def plain_class(layer: Layer) -> type:
-    """The class that an adapted layer had, or that it stands for."""
-    return layer.plain_class
+def is_twin_class(layer_class: type) -> bool:
+    return vars(layer_class).get("is_twin", False)
 
 
-@functools.cache
-def _adapted_class(layer_class: type[Layer], mixin: type, file: type) -> type:
-    """A twin of `layer_class` that files name as they name the original.
+def _twin(plain: Any, bases: tuple[type, ...]) -> type:
+    """A twin of a class that files name as they name the original.
 
     Keras's files name classes: containers keep their layers' weights under the
     class's name, a configuration names class and module, or the name that the
@@ -51,18 +90,18 @@ def _adapted_class(layer_class: type[Layer], mixin: type, file: type) -> type:
     class.
     """
     twin = type(
-        layer_class.__name__,
-        (file, mixin, layer_class),
+        plain.__name__,
+        bases,
         {
-            "__module__": layer_class.__module__,
-            "__qualname__": layer_class.__qualname__,
-            "__doc__": layer_class.__doc__,
-            "plain_class": layer_class,
+            "__module__": plain.__module__,
+            "__qualname__": plain.__qualname__,
+            "__doc__": plain.__doc__,
+            "plain_class": plain,
             "is_twin": True,
             "from_config": classmethod(
-                lambda cls, config: layer_class.from_config(config)
+                lambda cls, config: plain.from_config(config)
             ),
         },
     )
-    internals.share_registered_names(layer_class, twin)
+    internals.share_registered_names(plain, twin)
     return twin

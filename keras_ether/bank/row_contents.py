@@ -70,7 +70,7 @@ def values_for(content: AdapterFile, structure: Structure) -> dict[str, Any]:
     variables = dict(structure.head)
     for path in groups:
         variables |= structure.vectors(path)
-    pairs = loading.fitting(variables, content.tensors)
+    pairs = loading.pairs(variables, content.tensors)
     return dict(zip(variables, (value for _, value in pairs), strict=True))
 
 

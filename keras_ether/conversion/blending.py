@@ -1,5 +1,6 @@
 """Weighted sums of adapters over one base."""
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
+from keras_ether.adapters import changes
 from keras_ether.adapters import kinds
 from keras_ether.adapters import quantized_kernel
 from keras_ether.ops import values
@@ -14,7 +16,6 @@ from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_file
 from keras_ether.saving import loading
 from keras_ether.saving import save_and_load
-from keras_ether.surgery import undo
 from keras_ether.types import Layer
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
@@ -66,15 +67,9 @@ def blend(model: Layer, weights: Mapping, check_base: bool = True) -> Layer:
             layer = fill.tree.layers[path]
             terms = kernels.setdefault(path, (layer, []))[1]
             terms.append((weight, adapter))
-        vectors = {
-            id(v) for a in fill.adapters.values() for v in a.vectors.values()
-        }
         for variable, value in fill.assignments:
-            if id(variable) in vectors:
-                variable.assign(value)
-            else:
-                terms = others.setdefault(id(variable), (variable, []))[1]
-                terms.append((weight, value))
+            terms = others.setdefault(id(variable), (variable, []))[1]
+            terms.append((weight, value))
     for path, (layer, _) in kernels.items():
         if layer.quantization_mode in quantized_kernel.CODES:
             raise ValueError(
@@ -82,12 +77,13 @@ def blend(model: Layer, weights: Mapping, check_base: bool = True) -> Layer:
                 f"{layer.quantization_mode}, and adapters can't be blended "
                 "into it. Blend before quantizing."
             )
-    with undo.on_error(fills[0][0].tree) as back:
+    sums = [_weight_sum(variable, terms) for variable, terms in others.values()]
+    with changes.all_or_none() as made:
         for layer, terms in kernels.values():
             kernel = getattr(layer, kinds.known_kind(layer).kernel)
-            undo.assign(back, kernel, _kernel_sum(kernel, terms))
-        for variable, terms in others.values():
-            undo.assign(back, variable, _weight_sum(variable, terms))
+            made.assign(kernel, functools.partial(_kernel_sum, kernel, terms))
+        for (variable, _), value in zip(others.values(), sums, strict=True):
+            made.assign(variable, value)
     return model
 
 

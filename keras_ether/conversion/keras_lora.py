@@ -14,11 +14,12 @@ import math
 import keras
 import numpy as np
 
+from keras_ether.adapters import changes
 from keras_ether.conversion import low_rank_update
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.surgery import compiled_state
+from keras_ether.surgery import containers
 from keras_ether.surgery import insertion
-from keras_ether.surgery import undo
 from keras_ether.surgery import verbs
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Layer
@@ -69,11 +70,15 @@ def to_lora(model: Layer) -> Layer:
     tree = verbs.adapted_tree(model)
     layers = tree.adapted
     low_rank_update.check(layers, _refusal)
-    insertion.warn_of_outer_model(model)
+    verbs.check_not_disabled(tree, "to_lora")
     factors = {path: _keras_factors(layer) for path, layer in layers.items()}
     backbone = _backbone_around(model, layers)
-    with undo.on_error(tree):
-        insertion.take_out(tree)
+    with changes.all_or_none() as made:
+        insertion.take_out(made, tree)
+        for part in tree.everything:
+            made.make(containers.Contents(part))
+        for variable in model.variables:
+            made.make(changes.Flag(variable, variable.trainable))
         if backbone is None:
             for path, layer in layers.items():
                 layer.enable_lora(factors[path][0].shape[-1])
@@ -88,7 +93,7 @@ def to_lora(model: Layer) -> Layer:
                 np.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, more)])
             )
             layer.lora_kernel_b.assign(np.pad(b, ((0, more), (0, 0))))
-        compiled_state.reset(tree)
+        compiled_state.reset(made, tree)
     return model
 
 

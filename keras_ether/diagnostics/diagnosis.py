@@ -129,7 +129,7 @@ def diagnose(
     Example:
 
     >>> model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
-    >>> model = keras_ether.apply(model, rank_blocks=2)
+    >>> model = keras_ether.apply(model, rank_blocks=2, method="ether")
     >>> found = keras_ether.diagnostics.diagnose(model, print_fn=str)
     >>> [round(distance, 4) for distance in found.rows[0].input_distances]
     [2.0, 2.0]

@@ -2,11 +2,14 @@
 
 from typing import Any
 
-from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
+from keras_ether.adapters import twin_class
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.types import LayerMixin
+
+# A layer on its own doesn't know how many others its network has.
+USUAL_KERNELS = 90
 
 
 class StandaloneLayer(LayerMixin):
@@ -25,10 +28,13 @@ class StandaloneLayer(LayerMixin):
         dropout: float = 0.0,
         seed: int | None = None,
         strength: float | str | None = None,
+        rate_multiplier: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        config = AdapterConfig(method, rank_blocks, side, dropout, strength)
+        config = AdapterConfig(
+            method, rank_blocks, side, dropout, strength, rate_multiplier
+        ).for_network(USUAL_KERNELS)
         self.ether = Adapter(kinds.config_for(self, config), seed=seed)
         self.method = method
         self.side = side
@@ -36,6 +42,7 @@ class StandaloneLayer(LayerMixin):
         self.rank_blocks = config.rank_blocks
         self.dropout = config.dropout
         self.strength = config.strength
+        self.rate_multiplier = config.rate_multiplier
         self.seed = None if seed is None else self.ether.seed
 
     def build(self, input_shape: tuple[int | None, ...] | None = None) -> None:
@@ -43,7 +50,7 @@ class StandaloneLayer(LayerMixin):
         view = kinds.view_of(self)
         kernel_shape = kinds.kernel_shape(self)
         self.ether.config.check_fits(self.name, view.sizes(kernel_shape))
-        freezing.freeze(self, trainable=True)
+        twin_class.hold_standalone(self, self.ether)
         self.ether.build(view, kernel_shape)
 
     def save_own_variables(self, store: Any) -> None:
@@ -58,4 +65,10 @@ class StandaloneLayer(LayerMixin):
             "dropout": self.dropout,
             "seed": self.seed,
             "strength": self.strength,
+            "rate_multiplier": self.rate_multiplier,
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        # Configs without it are older than it.
+        return super().from_config({"rate_multiplier": 1.0} | config)

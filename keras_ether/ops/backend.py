@@ -9,6 +9,7 @@ and PyTorch's share.
 """
 
 import contextlib
+from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
@@ -232,6 +233,11 @@ def is_transformed() -> bool:
 def is_for_gpu() -> bool:
     """Whether XLA compiles for a GPU what JAX traces now."""
     return BACKEND == "jax" and jax.default_backend() == "gpu"
+
+
+def not_compiled(function: Callable) -> Callable:
+    """A function that PyTorch's compiler does not look into."""
+    return torch.compiler.disable(function) if BACKEND == "torch" else function
 
 
 def is_sparse(x: Tensor) -> bool:

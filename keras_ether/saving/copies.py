@@ -1,4 +1,4 @@
-"""Copies of adapted models, by `copy` and `pickle`.
+"""Copies of adapted models, by `keras_ether.copy`, `copy` and `pickle`.
 
 Keras copies a layer by its `.keras` format, in which an adapted model is the
 plain model with the fine-tuned kernels. A copy in memory is the adapted model
@@ -14,20 +14,22 @@ As with any Keras layer, `copy.copy` is as deep as `copy.deepcopy`.
 import inspect
 import re
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
 from keras_ether import _keras_internals as internals
+from keras_ether.adapters import changes
 from keras_ether.adapters import freezing
-from keras_ether.adapters import head_start
 from keras_ether.adapters import kinds
+from keras_ether.adapters import reduction
 from keras_ether.adapters import twin_class
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.adapter import Adapter
+from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.ops.values import to_numpy
-from keras_ether.saving import contents
 from keras_ether.surgery import insertion
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.surgery.planning import Target
@@ -42,15 +44,69 @@ EXPECTED = (
 )
 
 
-def install() -> None:
-    """Makes Python's `copy` and `pickle` support adapters.
+def copy(model: Layer) -> Layer:
+    """A copy of a model with its adapters, head, flags and optimizer.
 
-    Keras gives `__reduce__` to every layer, and the layer that is copied may be
-    a plain one, such as a model built around an adapted one after `apply`: a
-    method of adapted layers, or one put onto instances by `apply`, would not be
-    called. Layers without adapters are left to Keras.
+    Python's `copy.deepcopy` and `pickle` give the same for a model that
+    `keras_ether.apply` or `keras_ether.load_adapter` has met, and for models
+    around it. Of a class that was first used around adapters afterwards they
+    know nothing, and copy it as Keras does: its copy is the plain model with
+    the fine-tuned kernels. This function needs to have met nothing.
+
+    Args:
+        model: A Keras model or layer.
+
+    Returns:
+        The copy.
+
+    Raises:
+        ValueError: if Keras makes another model from the model's own
+            configuration, or within `keras_ether.disabled`.
+
+    Example:
+
+    >>> twin = keras_ether.copy(model)
+    >>> base = keras_ether.remove(twin)
     """
-    internals.hook_layer_reduction(_reduce)
+    rebuild, arguments = _reduce(model) or model.__reduce__()
+    return rebuild(*arguments)
+
+
+@dataclass(frozen=True)
+class _LayerState:
+    """The variables and flags of one layer.
+
+    Attributes:
+        variables: Description, path and value of each variable that it owns.
+        trainable: Its flag.
+        flags: The flags of the variables.
+        before: Its flag and those of the variables from before it was frozen,
+            or `None`.
+        kept: Whether it is kept trainable.
+        start: The weights that it had when it was first kept.
+        guarded: Whether it refuses unsupported calls.
+    """
+
+    variables: list
+    trainable: bool
+    flags: list[bool]
+    before: tuple[bool, list[bool]] | None
+    kept: bool
+    start: tuple[np.ndarray, ...] | None
+    guarded: bool
+
+    @classmethod
+    def of(cls, layer: Layer) -> "_LayerState":
+        own = freezing.own_variables(layer)
+        return cls(
+            [(_described(v), v.path, to_numpy(v)) for v in own],
+            layer.trainable,
+            [v.trainable for v in own],
+            freezing.flags_before(layer),
+            freezing.is_kept(layer),
+            freezing.start_of(layer),
+            changes.held(layer, insertion.GUARDED) is not None,
+        )
 
 
 class State:
@@ -60,25 +116,19 @@ class State:
     """
 
     def __init__(self, layer: Layer) -> None:
-        layers = contents.layers_of(LayerTree(layer))
+        layers = LayerTree(layer).by_path
         _check_active(layers)
         self.name = layer.name
         with weights_file.of_base():
             self.archive = internals.to_archive(layer)
         self.adapters = {
-            path: _arguments(part.ether)
+            path: (part.ether.config, part.ether.seed)
             for path, part in layers.items()
             if _is_adapted(part)
         }
         self.twins = [p for p in self.adapters if twin_class.is_twin(layers[p])]
-        self.layers = {
-            path: (_variables(part), freezing.flags_of(part))
-            for path, part in layers.items()
-        }
-        self.starts = {
-            path: head_start.of(part) for path, part in layers.items()
-        }
-        places = _places(layers)
+        self.layers = {p: _LayerState.of(part) for p, part in layers.items()}
+        places = {id(v): i for i, v in enumerate(_in_order(layers))}
         self.compiled = {
             path: _Compiled(part, places)
             for path, part in layers.items()
@@ -93,9 +143,9 @@ class AdapterState:
     """Everything that makes a copy of an adapter alone."""
 
     def __init__(self, adapter: Adapter) -> None:
-        self.arguments = _arguments(adapter)
+        self.config, self.seed = adapter.config, adapter.seed
         self.built = (adapter.view, adapter.kernel_shape)
-        self.layers = {"": (_variables(adapter), freezing.flags_of(adapter))}
+        self.layers = {"": _LayerState.of(adapter)}
         self.name = adapter.name
 
     def __deepcopy__(self, memo: dict) -> Any:
@@ -116,6 +166,9 @@ def _reduce(layer: Layer) -> tuple | None:
     return None
 
 
+reduction.use(_reduce)
+
+
 def _rebuild(state: State) -> Layer:
     """Makes the copy.
 
@@ -126,26 +179,49 @@ def _rebuild(state: State) -> Layer:
         for message in EXPECTED:
             warnings.filterwarnings("ignore", message)
         copy = _from_archive(state)
-    layers = contents.layers_of(LayerTree(copy))
+    layers = LayerTree(copy).by_path
+    adapters = {}
     for path in state.twins:
         if path not in layers or not kinds.kind_of(layers[path]):
             raise _other(state, f"it has no layer '{path}'")
-        _adapt(path, layers[path], state.adapters[path])
-    layers = contents.layers_of(LayerTree(copy))
+        adapters[path] = _adapter(path, layers[path], *state.adapters[path])
+    with changes.all_or_none() as made:
+        _put_in(made, state, layers, adapters)
+    layers = LayerTree(copy).by_path
     _fill(state, layers)
-    for path, arguments in state.adapters.items():
-        adapter = layers[path].ether
-        adapter.seed = arguments["seed"]
-        adapter.set_strength(float(to_numpy(adapter.strength)))
-    for path, values in state.starts.items():
-        head_start.give(layers[path], values)
-    insertion.put_up_guards(LayerTree(copy))
-    for part in layers.values():
-        internals.renew_torch_parameters(part)
+    for path, (_, seed) in state.adapters.items():
+        layers[path].ether.seed = seed
+    parts = list(layers.values())
+    for part in parts + internals.layers_around(parts):
+        internals.TorchParameters(part).do()
     variables = _in_order(layers)
     for path, compiled in state.compiled.items():
         compiled.compile(layers[path], variables)
     return copy
+
+
+def _put_in(
+    made: changes.Transaction,
+    state: State,
+    layers: dict[str, Layer],
+    adapters: dict[str, Adapter],
+) -> None:
+    """Makes the changes again that the original's owners hold."""
+    owner = changes.Owner()
+    root = layers.get("", next(iter(layers.values())))
+    for path, adapter in adapters.items():
+        insertion.adapt(made, layers[path], adapter, owner)
+    for path, layer in layers.items():
+        known = state.layers.get(path)
+        if known is None:
+            continue
+        if known.before is not None:
+            freezing.freeze_since(made, layer, owner, known.before)
+        if known.kept:
+            freezing.keep(made, layer, owner, known.start)
+        if known.guarded:
+            insertion.guard(made, layer, root, owner)
+        reduction.meet(layer)
 
 
 def _from_archive(state: State) -> Layer:
@@ -159,17 +235,18 @@ def _from_archive(state: State) -> Layer:
 
 
 def _rebuild_adapter(state: AdapterState) -> Adapter:
-    adapter = Adapter(**state.arguments, name=state.name)
+    adapter = Adapter(state.config, state.seed, name=state.name)
     adapter.build(*state.built)
     _fill(state, {"": adapter})
-    internals.renew_torch_parameters(adapter)
+    internals.TorchParameters(adapter).do()
     return adapter
 
 
-def _adapt(path: str, layer: Layer, arguments: dict[str, Any]) -> None:
-    target = Target.of(path, layer, arguments["config"])
-    adapter = insertion.build_adapter(target, arguments["seed"])
-    insertion.place(layer, adapter)
+def _adapter(
+    path: str, layer: Layer, config: AdapterConfig, seed: int | None
+) -> Adapter:
+    target = Target.of(path, layer, config)
+    return insertion.built(target, Adapter(config, seed))
 
 
 def _fill(state: State | AdapterState, layers: dict[str, Layer]) -> None:
@@ -178,7 +255,7 @@ def _fill(state: State | AdapterState, layers: dict[str, Layer]) -> None:
         paths = sorted(layers.keys() ^ state.layers.keys())
         raise _other(state, f"only one of them has the layers {paths}")
     for path, layer in layers.items():
-        expected = [described for described, _, _ in state.layers[path][0]]
+        expected = [described for described, *_ in state.layers[path].variables]
         if not _put_in_order(layer, expected):
             received = [_described(v) for v in freezing.own_variables(layer)]
             raise _other(
@@ -186,12 +263,14 @@ def _fill(state: State | AdapterState, layers: dict[str, Layer]) -> None:
                 f"layer '{path}' has variables {received}, not {expected}",
             )
     for path, layer in layers.items():
-        variables, flags = state.layers[path]
+        known = state.layers[path]
         own = freezing.own_variables(layer)
-        for variable, (_, name, value) in zip(own, variables, strict=True):
+        for variable, (_, name, value) in zip(
+            own, known.variables, strict=True
+        ):
             variable.assign(value)
             internals.set_variable_path(variable, name)
-        freezing.set_flags(layer, flags)
+        freezing.set_flags(layer, known.trainable, known.flags)
 
 
 def _put_in_order(layer: Layer, expected: list) -> bool:
@@ -232,7 +311,7 @@ class _Compiled:
         serialize = keras.saving.serialize_keras_object
         if "optimizer" in self.config:
             self.config["optimizer"] = serialize(optimizer)
-        self.values = [_value(v) for v in optimizer.variables]
+        self.values = [to_numpy(v) for v in optimizer.variables]
         if optimizer.built:
             optimized = internals.optimized_variables(optimizer)
             self.optimized = [places.get(id(v)) for v in optimized]
@@ -295,12 +374,12 @@ def _extras(model: Model, config: Any) -> dict[str, Any]:
 
 def _check_active(layers: dict[str, Layer]) -> None:
     for path, layer in layers.items():
-        if _is_adapted(layer) and layer.ether.switch.is_open:
+        if _is_adapted(layer) and layer.ether.is_held_at_zero:
             raise ValueError(
                 f"A model can't be copied within `keras_ether.disabled`: the "
                 f"adapter of layer '{path}' would stay disabled. Copy the "
-                "model before; `keras_ether.remove(copy.deepcopy(model))` is "
-                "its base model."
+                "model before; `keras_ether.remove(keras_ether.copy(model))` "
+                "is its base model."
             )
 
 
@@ -308,30 +387,10 @@ def _is_adapted(layer: Layer) -> bool:
     return kinds.is_adapted(layer) and layer.ether.built
 
 
-def _arguments(adapter: Adapter) -> dict[str, Any]:
-    return {"config": adapter.config, "seed": adapter.seed}
-
-
-def _variables(layer: Layer) -> list:
-    return [
-        (_described(v), v.path, _value(v))
-        for v in freezing.own_variables(layer)
-    ]
-
-
 def _described(variable: Variable) -> tuple:
     """Name (without a count within the process), shape and dtype."""
     name = re.sub(r"(_\d+)?$", "", variable.name)
     return name, tuple(variable.shape), variable.dtype
-
-
-def _value(variable: Variable) -> np.ndarray:
-    # A copy: an array on JAX or PyTorch would share the variable's memory.
-    return to_numpy(variable)
-
-
-def _places(layers: dict[str, Layer]) -> dict[int, int]:
-    return {id(v): place for place, v in enumerate(_in_order(layers))}
 
 
 def _in_order(layers: dict[str, Layer]) -> list[Variable]:

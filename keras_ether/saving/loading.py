@@ -1,16 +1,18 @@
 """Matching the values of an adapter file with a model's variables."""
 
-import dataclasses
-import functools
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+from typing import NamedTuple
 
 import keras
 import numpy as np
 
+from keras_ether.adapters import changes
 from keras_ether.adapters import kinds
 from keras_ether.adapters.adapter import Adapter
+from keras_ether.adapters.adapter import vector_shapes
 from keras_ether.saving import adapter_header
 from keras_ether.saving import contents
 from keras_ether.saving.adapter_file import AdapterFile
@@ -20,6 +22,7 @@ from keras_ether.surgery import insertion
 from keras_ether.surgery import planning
 from keras_ether.surgery import targets as targets_lib
 from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.surgery.planning import Target
 from keras_ether.types import Layer
 
 
@@ -31,9 +34,9 @@ class Fill:
         tree: The layers of the model.
         weights: The variables that the file's weights are for, by layer path
             and name.
-        plan: The adapters to insert first, or `None` if the model has those of
-            the file already.
-        adapters: Built adapters for the plan, by layer path.
+        plan: The plan of the file's adapters, or `None` if the model has them
+            already.
+        adapters: Built adapters for the plan with the file's values, by path.
         assignments: Pairs of variable and value.
     """
 
@@ -43,10 +46,22 @@ class Fill:
     adapters: dict[str, Adapter]
     assignments: list[tuple[keras.Variable, np.ndarray]]
 
-    def put_in(self) -> None:
-        """Inserts the adapters, if the model has none yet."""
+    def put_in(self, made: changes.Transaction) -> None:
+        """Puts the adapters into the model, if it has none yet."""
         if self.plan is not None:
-            insertion.put_in(self.plan, list(self.adapters.values()))
+            insertion.put_in(made, self.plan, self.adapters)
+
+
+class Expected(NamedTuple):
+    """The form of a tensor in a file: that of a variable."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    path: str
+
+    @classmethod
+    def of(cls, variable: keras.Variable) -> "Expected":
+        return cls(tuple(variable.shape), variable.dtype, variable.path)
 
 
 def checked(tree: LayerTree, content: AdapterFile) -> Fill:
@@ -56,34 +71,75 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
         ValueError: if the content does not fit the model.
     """
     header = content.header
-    layers = contents.layers_of(tree)
+    layers = tree.by_path
     groups = adapter_header.layers_of(header)
     _check_paths(layers, [*groups, *header["weights"], *header["trainable"]])
     adapted = {path: layer.ether for path, layer in tree.adapted.items()}
-    plan, adapters = None, {}
+    weights = _weights(layers, header)
     if adapted:
         _check_same(adapted, groups)
-    else:
-        plan = _plan(tree, layers, header)
-        paths = [target.path for target in plan.targets]
-        built = insertion.build_adapters(plan)
-        adapted = adapters = dict(zip(paths, built, strict=True))
-    weights = _weights(layers, header, plan)
-    variables = {
-        adapter_header.tensor_name("adapter", path, name): vector
-        for path, adapter in adapted.items()
-        for name, vector in adapter.vectors.items()
-    } | {
-        adapter_header.tensor_name("weights", path, name): variable
-        for path, own in weights.items()
-        for name, variable in own.items()
-    }
-    assignments = fitting(variables, content.tensors)
+        _check_complete(contents.trained_beside(layers), weights)
+        variables = {
+            adapter_header.tensor_name("adapter", path, name): vector
+            for path, adapter in adapted.items()
+            for name, vector in adapter.vectors.items()
+        } | _tensors_of(weights)
+        assignments = pairs(variables, content.tensors)
+        return Fill(tree, weights, None, {}, assignments)
+    kept = [
+        layer
+        for path, layer in layers.items()
+        if id(layer) in tree.head or path in header["trainable"]
+    ]
+    plan = planning.Plan.of(
+        tree,
+        {path: group.config for path, group in groups.items()},
+        kept,
+        [
+            variable
+            for path, own in weights.items()
+            if path in groups
+            for variable in own.values()
+        ],
+    )
+    _check_complete(
+        {
+            path: contents.own_weights(layer)
+            for path, layer in layers.items()
+            if id(layer) in plan.kept
+        },
+        weights,
+    )
+    adapters = insertion.build_adapters(
+        plan, lambda target: _adapter(target, content.tensors)
+    )
+    assignments = pairs(_tensors_of(weights), content.tensors)
     return Fill(tree, weights, plan, adapters, assignments)
 
 
+def _adapter(target: Target, tensors: dict[str, np.ndarray]) -> Adapter:
+    """The adapter of a file for one layer, unbuilt."""
+    shapes = vector_shapes(target.config, target.sizes)
+    names = {
+        name: adapter_header.tensor_name("adapter", target.path, name)
+        for name in shapes
+    }
+    owner = f"{target.layer.path or target.layer.name}/{kinds.ADAPTER}"
+    found = fitting(
+        {
+            names[name]: Expected(shape, "float32", f"{owner}/{name}")
+            for name, shape in shapes.items()
+        },
+        tensors,
+    )
+    values = {name: found[names[name]] for name in shapes}
+    # Dropout wants a seed, and loading draws none.
+    seed = zlib.crc32(target.path.encode()) >> 1
+    return Adapter(target.config, seed, values)
+
+
 def _weights(
-    layers: dict[str, Layer], header: Header, plan: planning.Plan | None
+    layers: dict[str, Layer], header: Header
 ) -> dict[str, dict[str, keras.Variable]]:
     """The model's variables for the file's weights."""
     found = {}
@@ -96,14 +152,14 @@ def _weights(
                 f"has {sorted(own)}."
             )
         found[path] = {name: own[name] for name in names}
-    if plan is None:
-        needed = contents.trained_beside(layers)
-    else:
-        needed = {
-            path: contents.own_weights(layer)
-            for path, layer in layers.items()
-            if id(layer) in plan.kept
-        }
+    return found
+
+
+def _check_complete(
+    needed: dict[str, dict[str, keras.Variable]],
+    found: dict[str, dict[str, keras.Variable]],
+) -> None:
+    """Raises a `ValueError` unless a file has all weights that train."""
     have = {id(v) for own in found.values() for v in own.values()}
     for path, own in needed.items():
         missing = [name for name, v in own.items() if id(v) not in have]
@@ -112,39 +168,59 @@ def _weights(
                 f"the file has no {missing} for layer '{_shown(path)}', which "
                 "trains beside the adapters."
             )
-    return found
 
 
-def fitting(variables: dict, tensors: dict) -> list:
-    """Pairs of variable and value, each value in its variable's dtype.
+def _tensors_of(
+    weights: dict[str, dict[str, keras.Variable]],
+) -> dict[str, keras.Variable]:
+    return {
+        adapter_header.tensor_name("weights", path, name): variable
+        for path, own in weights.items()
+        for name, variable in own.items()
+    }
+
+
+def pairs(
+    variables: dict[str, keras.Variable], tensors: dict[str, np.ndarray]
+) -> list[tuple[keras.Variable, np.ndarray]]:
+    """Pairs of variable and value, see `fitting`."""
+    expected = {name: Expected.of(v) for name, v in variables.items()}
+    found = fitting(expected, tensors)
+    return [(variable, found[name]) for name, variable in variables.items()]
+
+
+def fitting(
+    expected: dict[str, Expected], tensors: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """The tensors of a file in the form of the variables that they are for.
 
     Args:
-        variables: Dictionary from name to variable.
-        tensors: Dictionary from name to array, with at least the same names.
+        expected: Dictionary from name to form.
+        tensors: Dictionary from name to array.
 
     Raises:
         ValueError: if a tensor is missing, or has another shape or kind, or a
             value that the variable's dtype does not hold.
     """
-    pairs = []
-    for name, variable in variables.items():
-        where = f"tensor '{name}', for variable '{variable.path}',"
+    found = {}
+    for name, form in expected.items():
+        where = f"tensor '{name}', for variable '{form.path}',"
         value = tensors.get(name)
         if value is None:
             raise ValueError(f"{where} is missing.")
-        if value.shape != tuple(variable.shape):
+        if value.shape != form.shape:
             raise ValueError(
-                f"{where} must have shape {tuple(variable.shape)}. Received: "
+                f"{where} must have shape {form.shape}. Received: "
                 f"shape={value.shape}"
             )
-        cast = _cast(value, variable.dtype)
+        cast = _cast(value, form.dtype)
         if cast is None:
             raise ValueError(
-                f"{where} must fit dtype {variable.dtype}. Received: "
+                f"{where} must fit dtype {form.dtype}. Received: "
                 f"dtype={value.dtype.name}"
             )
-        pairs.append((variable, cast))
-    return pairs
+        found[name] = cast
+    return found
 
 
 def _cast(value: Any, dtype: str) -> np.ndarray | None:
@@ -196,42 +272,3 @@ def _check_same(adapted: dict[str, Adapter], groups: dict[str, Group]) -> None:
                 "`keras_ether.remove(model)` first to load the file's adapters "
                 "in place of the model's."
             )
-
-
-def _plan(
-    tree: LayerTree, layers: dict[str, Layer], header: Header
-) -> planning.Plan:
-    """The plan of `apply`, called once for each of the file's groups."""
-    for path in adapter_header.layers_of(header):
-        if kinds.kind_of(layers[path]) is None:
-            raise ValueError(
-                f"layer '{path}' of class {type(layers[path]).__name__} can't "
-                "have an adapter."
-            )
-    plans = []
-    for group in adapter_header.groups_of(header):
-        if not group.layers:
-            continue
-        plan = planning.make_plan(
-            tree,
-            group.config,
-            targets=functools.partial(_is_in, group),
-        )
-        planned = {target.path: target.config for target in plan.targets}
-        if planned != dict.fromkeys(group.layers, group.config):
-            raise ValueError(
-                f"of {targets_lib.shorten(group.layers)} only "
-                f"{targets_lib.shorten(planned)} can be adapted on "
-                f"side='{group.config.side}'."
-            )
-        plans.append(plan)
-    kept = {id(layers[path]) for path in header["trainable"]}
-    return dataclasses.replace(
-        plans[0],
-        targets=tuple(target for plan in plans for target in plan.targets),
-        kept=plans[0].kept | kept,
-    )
-
-
-def _is_in(group: Group, path: str, layer: Layer) -> bool:
-    return path in group.layers

@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 from keras_ether import version
+from keras_ether.adapters import changes
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.arguments import check_boolean
 from keras_ether.ops.values import to_numpy
@@ -17,8 +18,6 @@ from keras_ether.saving import hubs
 from keras_ether.saving import loading
 from keras_ether.saving.adapter_file import AdapterFile
 from keras_ether.saving.adapter_header import Header
-from keras_ether.surgery import insertion
-from keras_ether.surgery import undo
 from keras_ether.surgery import verbs
 from keras_ether.surgery.layer_tree import tree_of
 from keras_ether.types import Layer
@@ -112,12 +111,10 @@ def load_adapter(
     >>> model = keras_ether.load_adapter(base, "m.ether.safetensors")
     """
     fill = prepare(model, adapter_file.read(filepath), filepath, check_base)
-    if fill.plan is not None:
-        insertion.warn_of_outer_model(model)
-    with undo.on_error(fill.tree) as back:
-        fill.put_in()
+    with changes.all_or_none() as made:
+        fill.put_in(made)
         for variable, value in fill.assignments:
-            undo.assign(back, variable, value)
+            made.assign(variable, value)
     return model
 
 
@@ -157,7 +154,7 @@ def content_of(model: Layer, metadata: dict | None = None) -> AdapterFile:
     """
     tree = verbs.adapted_tree(model)
     adapted = tree.adapted
-    layers = contents.layers_of(tree)
+    layers = tree.by_path
     weights = contents.trained_beside(layers)
     fingerprints = contents.base_fingerprints(layers, adapted, weights)
     header = header_of(layers, adapted, weights, fingerprints, metadata)
@@ -183,7 +180,7 @@ def header_of(
     """The header of an adapter file, but for its checksum.
 
     Args:
-        layers: Dictionary from path to layer, see `contents.layers_of`.
+        layers: Dictionary from path to layer, see `LayerTree.by_path`.
         adapted: Those of them that have an adapter in the file.
         weights: The weights that train beside them, see
             `contents.trained_beside`.
@@ -275,7 +272,7 @@ def _other_base(fill: loading.Fill, header: Header) -> str | None:
     """A text on weights that differ from the file's base, or `None`."""
     layers = adapter_header.layers_of(header)
     of_layers, base = contents.base_fingerprints(
-        contents.layers_of(fill.tree), layers, fill.weights
+        fill.tree.by_path, layers, fill.weights
     )
     others = [
         path

@@ -51,3 +51,19 @@ def set_generator_state(generator: Any, state: np.ndarray) -> None:
     except RuntimeError as error:
         raise ValueError(f"it is not a generator's state ({error})") from None
     generator.set_state(value)
+
+
+class GeneratorState:
+    """Sets the state of a generator, as a change."""
+
+    def __init__(self, generator: Any, state: np.ndarray) -> None:
+        self.generator, self.state = generator, state
+        self.before: list[np.ndarray] = []
+
+    def do(self) -> None:
+        self.before = [generator_state(self.generator)]
+        set_generator_state(self.generator, self.state)
+
+    def undo(self) -> None:
+        if self.before:
+            set_generator_state(self.generator, self.before.pop())

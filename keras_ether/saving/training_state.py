@@ -5,7 +5,6 @@ their order, which follows that of the trained variables, since their names
 count up within a process.
 """
 
-import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +12,14 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_ether.adapters.changes import Transaction
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_header
 from keras_ether.saving import contents
 from keras_ether.saving import torch_generators
 from keras_ether.saving.adapter_file import AdapterFile
 from keras_ether.saving.adapter_header import Header
-from keras_ether.saving.loading import fitting
+from keras_ether.saving.loading import pairs
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Layer
 from keras_ether.types import Optimizer
@@ -78,7 +78,7 @@ def content_of(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The header's entry and the tensors for a model's training state."""
     optimizer = optimizer_of(model)
-    states = contents.random_states(contents.layers_of(LayerTree(model)))
+    states = contents.random_states(LayerTree(model).by_path)
     generators = torch_generators.global_generators()
     entry = {
         "epoch": epoch,
@@ -112,7 +112,7 @@ def fitting_state(model: Layer, content: AdapterFile) -> list:
     """
     entry = content.header["training"]
     optimizer = optimizer_of(model)
-    states = contents.random_states(contents.layers_of(LayerTree(model)))
+    states = contents.random_states(LayerTree(model).by_path)
     counts = {path: len(own) for path, own in states.items()}
     for what, has, wants in (
         ("optimizer", described(optimizer), entry["optimizer"]),
@@ -127,21 +127,19 @@ def fitting_state(model: Layer, content: AdapterFile) -> list:
             raise ValueError(
                 f"the model's {what} is {has}, the file's {wants}."
             )
-    return fitting(
-        _optimizer_variables(optimizer) | _random_variables(states),
-        content.tensors,
-    )
+    variables = _optimizer_variables(optimizer) | _random_variables(states)
+    return pairs(variables, content.tensors)
 
 
 def set_global_generators(
-    model: Layer, content: AdapterFile, undo: contextlib.ExitStack
+    model: Layer, content: AdapterFile, made: Transaction
 ) -> None:
     """Sets the global generators, if they match those of the file.
 
     Args:
         model: The model that continues from there.
         content: An `AdapterFile` with a training state.
-        undo: A `contextlib.ExitStack` that restores them.
+        made: The transaction that it is part of.
 
     Raises:
         ValueError: if the file has no state of a generator for one of them.
@@ -155,14 +153,9 @@ def set_global_generators(
         content.tensors[f"global_generators/{i}"]
         for i in range(len(generators))
     ]
-    for generator in generators:
-        undo.callback(
-            torch_generators.set_generator_state,
-            generator,
-            torch_generators.generator_state(generator),
-        )
-    _set_generators(states)
-    model.__dict__[PENDING] = (entry["step"], states)
+    for generator, state in zip(generators, states, strict=True):
+        made.make(torch_generators.GeneratorState(generator, state))
+    made.set(model, PENDING, (entry["step"], states))
 
 
 def set_global_generators_again(model: Layer) -> None:

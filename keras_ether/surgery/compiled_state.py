@@ -1,11 +1,9 @@
-"""The compiled state of models whose layers change."""
-
-from typing import Any
+"""The compiled state of all models that reach layers which change."""
 
 import keras
 
 from keras_ether import _keras_internals as internals
-from keras_ether.ops.values import to_numpy
+from keras_ether.adapters import changes
 from keras_ether.surgery import optimizer_slots
 from keras_ether.surgery.layer_tree import LayerTree
 
@@ -17,41 +15,35 @@ FUNCTIONS = (
 )
 
 
-def reset(tree: LayerTree) -> None:
-    """Makes a model, and the models in it, use their current layers.
+def reset(made: changes.Transaction, tree: LayerTree) -> None:
+    """Makes models use the current layers.
 
-    Their functions are traced again. Their optimizers keep all their settings;
-    only their slots start again.
+    These are a model, the models in it, and all others that reach a layer which
+    the transaction has changed: models around it, and models that share some of
+    its layers. Their functions are traced again. Their optimizers keep all
+    their settings; only their slots start again.
+
+    Args:
+        made: The transaction that has changed layers of the model.
+        tree: The layers of the model.
     """
-    drop_functions(tree)
-    for optimizer in optimizer_slots.optimizers_of(tree):
-        optimizer_slots.drop(optimizer)
-    for layer in tree.everything:
-        internals.renew_torch_parameters(layer)
-    for model in tree.models:
-        internals.forget_compiled_trainable_state(model)
-
-
-def drop_functions(tree: LayerTree, names: tuple[str, ...] = FUNCTIONS) -> None:
-    """Drops compiled functions, so that the next call traces them again."""
-    for model in tree.models:
-        for name in names:
-            if getattr(model, name, None) is not None:
-                setattr(model, name, None)
-
-
-def constant_learning_rate(model: keras.layers.Layer) -> float | None:
-    """The rate that a model is compiled with, unless it follows a schedule."""
-    optimizer: Any = getattr(model, "optimizer", None)
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        return None
-    rate = internals.rate_set(optimizer)
-    # A schedule is a user's function, for `fit` to call; and an optimizer that
-    # chooses among others has no rate.
-    if not isinstance(rate, keras.Variable):
-        return None
-    if getattr(optimizer, "learning_rate", None) is not rate:
-        return None
-    return float(to_numpy(rate))
+    layers = tree.everything + internals.layers_around(made.layers)
+    layers = list({id(layer): layer for layer in layers}.values())
+    models = [layer for layer in layers if isinstance(layer, keras.Model)]
+    for model in models:
+        for name in FUNCTIONS:
+            if vars(model).get(name) is not None:
+                made.set(model, name, None)
+    for optimizer in optimizer_slots.optimizers_of(models):
+        optimizer_slots.drop(made, optimizer)
+    for layer in layers:
+        made.make(internals.TorchParameters(layer))
+    for model in models:
+        if hasattr(model, internals.COMPILED_TRAINABLE_STATE):
+            # Hidden from the trackers, as in Keras: the keys of a tracked
+            # dictionary are sorted when PyTorch exports the model.
+            made.set(
+                model,
+                internals.COMPILED_TRAINABLE_STATE,
+                internals.trainable_state(model),
+            )

@@ -1,41 +1,46 @@
-"""Inserting built adapters into a model, and removing them."""
+"""Putting adapters into a model, and taking them out."""
 
-import warnings
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable
+from collections.abc import Iterator
 
 import keras
 
 from keras_ether import _keras_internals as internals
+from keras_ether.adapters import changes
 from keras_ether.adapters import freezing
-from keras_ether.adapters import head_start
 from keras_ether.adapters import kinds
+from keras_ether.adapters import reduction
 from keras_ether.adapters import twin_class
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.surgery import compiled_state
 from keras_ether.surgery import low_rate
+from keras_ether.surgery import optimizer_files
 from keras_ether.surgery import refusals
-from keras_ether.surgery import torch_parameters
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.surgery.planning import Plan
 from keras_ether.surgery.planning import Target
 from keras_ether.types import Layer
 
+# The name of the methods that an adapted model refuses, or warns in.
+GUARDED = "guarded"
+
 
 def build_adapters(
-    plan: Plan, seeds: Sequence[int | None] | None = None
-) -> list[Adapter]:
-    """Adapters for a plan's targets, not yet in the model."""
-    seeds = seeds or [None] * len(plan.targets)
+    plan: Plan, make: Callable[[Target], Adapter]
+) -> dict[str, Adapter]:
+    """Built adapters for a plan's targets, by path, not yet in the model.
+
+    Args:
+        plan: The plan.
+        make: Function that returns the adapter of a target, unbuilt.
+    """
     with internals.strategy_scope(plan.tree.model):
-        return [
-            build_adapter(target, seed)
-            for target, seed in zip(plan.targets, seeds, strict=True)
-        ]
+        return {t.path: built(t, make(t)) for t in plan.targets}
 
 
-def build_adapter(target: Target, seed: int | None) -> Adapter:
-    """One adapter, built for a target."""
-    adapter = Adapter(target.config, seed=seed)
+def built(target: Target, adapter: Adapter) -> Adapter:
+    """An adapter, built for a target."""
     # As if built by the layer itself, so that the rules of a layout map for the
     # layer find the vectors.
     parent, _, name = (target.layer.path or target.layer.name).rpartition("/")
@@ -44,44 +49,102 @@ def build_adapter(target: Target, seed: int | None) -> Adapter:
     return adapter
 
 
-def put_in(plan: Plan, adapters: Sequence[Adapter]) -> None:
-    """Inserts built adapters into a model, and freezes the other layers."""
-    _freeze_all_but(plan)
-    for target, adapter in zip(plan.targets, adapters, strict=True):
-        place(target.layer, adapter)
-    put_up_guards(plan.tree)
-    compiled_state.reset(plan.tree)
+def put_in(
+    made: changes.Transaction, plan: Plan, adapters: dict[str, Adapter]
+) -> None:
+    """Puts built adapters into a model, and freezes the other layers.
+
+    Args:
+        made: The transaction that it is part of.
+        plan: The plan.
+        adapters: Adapters for the plan's targets, by path.
+    """
+    owner = changes.Owner()
+    _freeze_all_but(made, plan, owner)
+    for target in plan.targets:
+        adapt(made, target.layer, adapters[target.path], owner)
+    for layer in plan.tree.everything:
+        guard(made, layer, plan.tree.model, owner)
+        reduction.meet(layer)
+    for variable in plan.trained:
+        made.make(changes.Flag(variable, True))
+    compiled_state.reset(made, plan.tree)
 
 
-def place(layer: Layer, adapter: Adapter) -> None:
+def adapt(
+    made: changes.Transaction,
+    layer: Layer,
+    adapter: Adapter,
+    owner: changes.Owner,
+) -> None:
     """Makes a plain layer an adapted one."""
-    layer.__class__ = twin_class.adapted_class(layer)
-    internals.add_sublayer(layer, kinds.ADAPTER, adapter)
-    torch_parameters.renew()
+    made.hold(
+        layer,
+        twin_class.ADAPTED,
+        owner,
+        functools.partial(_adapting, layer, adapter),
+    )
+    made.make(changes.Member(owner.adapted, layer))
 
 
-def put_up_guards(tree: LayerTree) -> None:
-    """Makes an adapted model refuse, or warn of, unsupported calls."""
-    refusals.forbid(tree)
-    low_rate.watch(tree)
+def guard(
+    made: changes.Transaction,
+    layer: Layer,
+    model: Layer,
+    owner: changes.Owner,
+) -> None:
+    """Makes a layer refuse, or warn of, unsupported calls.
+
+    Args:
+        made: The transaction that it is part of.
+        layer: A layer of the model, or the model itself.
+        model: The adapted model.
+        owner: The owner that holds it so.
+    """
+    made.hold(layer, GUARDED, owner, functools.partial(_guards, layer, model))
 
 
-def take_out(tree: LayerTree) -> None:
-    """Makes adapted layers plain again."""
+def take_out(made: changes.Transaction, tree: LayerTree) -> None:
+    """Makes adapted layers plain again.
+
+    Whoever put the adapters in lets go of the model's layers, and of all others
+    where none of its adapters is left.
+    """
+    leaving: set[changes.Owner] = set()
     for layer in tree.adapted.values():
-        plain_class = twin_class.plain_class(layer)
-        internals.remove_sublayer(layer, kinds.ADAPTER)
-        layer.__class__ = plain_class
-    torch_parameters.renew()
-    refusals.allow(tree)
-    low_rate.unwatch(tree)
-    for layer in tree.everything:
-        freezing.thaw(layer)
-        head_start.forget(layer)
-    compiled_state.reset(tree)
+        # Code that was traced with the adapter computes without it then.
+        made.assign(layer.ether.strength, 0.0)
+        found = changes.held(layer, twin_class.ADAPTED)
+        owners = set() if found is None else set(found.owners)
+        made.release(layer, twin_class.ADAPTED)
+        for owner in owners:
+            made.make(changes.Inverse(changes.Member(owner.adapted, layer)))
+        leaving |= owners
+    layers = list(tree.everything)
+    for owner in leaving:
+        if not owner.adapted:
+            layers += owner.layers
+    for layer in layers:
+        made.release(layer, GUARDED, leaving)
+        freezing.let_go(made, layer, leaving)
+    compiled_state.reset(made, tree)
 
 
-def _freeze_all_but(plan: Plan) -> None:
+def _adapting(layer: Layer, adapter: Adapter) -> Iterator[changes.Change]:
+    yield from twin_class.adapting(layer, adapter)
+    yield refusals.quantizing(layer)
+
+
+def _guards(layer: Layer, model: Layer) -> Iterator[changes.Change]:
+    yield from refusals.of(layer, model)
+    if isinstance(layer, keras.Model):
+        yield low_rate.of(layer)
+        yield optimizer_files.WithAdapter(layer)
+
+
+def _freeze_all_but(
+    made: changes.Transaction, plan: Plan, owner: changes.Owner
+) -> None:
     """Freezes all but the kept layers and the parents of trained ones."""
     targets = {id(target.layer) for target in plan.targets}
     holds: dict[int, bool] = {}
@@ -99,27 +162,6 @@ def _freeze_all_but(plan: Plan) -> None:
 
     for layer in plan.tree.everything:
         if id(layer) in plan.kept:
-            # An earlier `apply` may have frozen it.
-            freezing.thaw(layer)
-            freezing.keep(layer)
-            head_start.remember(layer)
+            freezing.keep(made, layer, owner)
         elif not freezing.is_kept(layer) and not kinds.is_adapter(layer):
-            freezing.freeze(layer, trainable=trains(layer))
-
-
-def warn_of_outer_model(model: Layer) -> None:
-    """Warns of a compiled outer model, which can't be found from here.
-
-    Call it before any change, since a warning may be made an error.
-    """
-    if isinstance(model, keras.Model) and internals.is_called_in_another_model(
-        model
-    ):
-        warnings.warn(
-            f"Model '{model.name}' is part of another model. If that one is "
-            "compiled, call `compile(...)` on it again before it is used: its "
-            "compiled functions and its optimizer know nothing of the change. "
-            "Or pass it, the outermost model, instead.",
-            # The line that calls the verb.
-            stacklevel=3,
-        )
+            freezing.freeze(made, layer, owner, trainable=trains(layer))

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_ether.adapters import shadowing
-from keras_ether.surgery import compiled_state
+from keras_ether.adapters import changes
+from keras_ether.surgery import learning_rate
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Model
 
@@ -32,22 +32,15 @@ FACTOR = 10
 INSIDE = ("keras", "keras_hub", "keras_ether")
 
 
-def watch(tree: LayerTree) -> None:
-    """Makes the models of a tree compare their learning rate before training.
+def of(model: Model) -> changes.Change:
+    """The change that makes a model compare its learning rate before training.
 
     Args:
-        tree: The layers of an adapted model.
+        model: An adapted model, or a model in it.
     """
-    for model in tree.models:
-        shadowing.shadow(
-            model, START, functools.partial(_start, weakref.ref(model), [])
-        )
-
-
-def unwatch(tree: LayerTree) -> None:
-    """Undoes `watch`."""
-    for model in tree.models:
-        shadowing.restore(model, START)
+    return changes.Method(
+        model, START, functools.partial(_start, weakref.ref(model), [])
+    )
 
 
 def _start(
@@ -68,24 +61,25 @@ def _start(
 
 
 def _warn(model: Model) -> None:
-    rate = compiled_state.constant_learning_rate(model)
     adapters = [
         layer.ether
         for layer in LayerTree(model).adapted.values()
         if layer.ether.trainable_weights
     ]
-    if rate is None or not adapters:
+    if not adapters:
         return
+    vector = adapters[0].trainable_weights[0]
+    rate = learning_rate.highest_for(model.optimizer, vector)
     first, name = max(
         (a.method.learning_rate_for(a.config.rank_blocks), a.method.name)
         for a in adapters
     )
     # The optimizer's rate is a float32.
-    if rate >= np.float32(first / FACTOR):
+    if rate is None or rate >= np.float32(first / FACTOR):
         return
     warnings.warn(
-        f"Model '{model.name}' trains with a learning rate of {rate:g}, which "
-        f"is low for '{name}': its vectors would hardly move. Around "
+        f"Model '{model.name}' trains with a learning rate of {rate:.2g}, "
+        f"which is low for '{name}': its vectors would hardly move. Around "
         f"{first:.2g} is a good first try with Adam: "
         "pass it to `model.compile`.",
         stacklevel=_level_of_user(),

@@ -6,30 +6,36 @@ settings and stay: its learning rate, schedule, exclusions, and the variables
 that a subclass makes in `__init__`.
 """
 
-import math
-import warnings
+from collections.abc import Iterable
+from typing import Any
 
 import keras
 
 from keras_ether import _keras_internals as internals
-from keras_ether.surgery import attributes
-from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.adapters import changes
+from keras_ether.surgery import containers
 from keras_ether.types import Optimizer
 from keras_ether.types import Variable
 
 
-def optimizers_of(tree: LayerTree) -> list[keras.optimizers.Optimizer]:
-    """Every optimizer of a model and of the models in it, wrapped ones too.
+def optimizers_of(models: Iterable[keras.Model]) -> list[Optimizer]:
+    """Every optimizer among the attributes of models, wrapped ones too.
 
     A wrapper comes before the optimizer that it wraps.
     """
-    found: dict[int, keras.optimizers.Optimizer] = {}
-    for model in tree.models:
-        found |= _optimizers_in(model)
+    found: dict[int, Optimizer] = {}
+    todo: list[Any] = list(models)
+    while todo:
+        owner = todo.pop(0)
+        for part in containers.leaves(vars(owner)):
+            is_optimizer = isinstance(part, keras.optimizers.Optimizer)
+            if is_optimizer and id(part) not in found:
+                found[id(part)] = part
+                todo.append(part)
     return list(found.values())
 
 
-def drop(optimizer: Optimizer) -> None:
+def drop(made: changes.Transaction, optimizer: Optimizer) -> None:
     """Makes a built optimizer unbuilt again.
 
     `fit` then builds it for the trained variables, and only then allocates
@@ -38,125 +44,77 @@ def drop(optimizer: Optimizer) -> None:
     not touched.
 
     Args:
+        made: The transaction that it is part of.
         optimizer: A Keras optimizer. Those that it wraps are not changed.
     """
     if not optimizer.built:
         return
-    slots = _slots(optimizer)
-    _forget(optimizer, slots)
-    internals.update_count(optimizer).assign(0)
+    made.assign(internals.update_count(optimizer), 0)
+    made.make(containers.Contents(optimizer))
+    _forget(optimizer, slots_of(optimizer))
 
 
-def _slots(optimizer: Optimizer) -> set[int]:
+def keep(made: changes.Transaction, models: Iterable[keras.Model]) -> None:
+    """Lets a transaction that fails bring the optimizers of models back."""
+    for optimizer in optimizers_of(models):
+        made.make(containers.Contents(optimizer))
+
+
+def slots_of(optimizer: Optimizer) -> set[int]:
     """The ids of the variables that `build` has made.
 
-    Nothing marks these variables, so the optimizer is built again for one small
-    variable, and then restored: variables that it no longer holds in between
-    are slots.
+    Keras's own classes make no others but a count and a rate. A subclass may
+    make some in `__init__`: there, slots begin at the first variable that is
+    named after one that is trained. What the `build` of a subclass makes before
+    it calls that of its base counts as a setting.
     """
-    named = _named_after_trained(optimizer)
-    since = _tracked_since(optimizer, named)
-    before = {
-        name: (value, _variables_in(value))
-        for name, value in internals.own_attributes(optimizer).items()
-    }
-    states = [
-        attributes.taken(part)
-        for part in (optimizer, *_optimizers_in(optimizer).values())
+    settings = (
+        internals.update_count(optimizer),
+        internals.rate_set(optimizer),
+    )
+    own = [
+        variable
+        for variable in internals.tracked_variables(optimizer)
+        if not any(variable is setting for setting in settings)
     ]
-    smallest = sorted(internals.trained_variables(optimizer), key=_size)[:1]
-    try:
-        _forget(optimizer, named)
-        start = set(_variables_in(list(vars(optimizer).values())))
-        with warnings.catch_warnings(), internals.strategy_scope(optimizer):
-            warnings.simplefilter("ignore")
-            optimizer.build(smallest)
-        after = internals.own_attributes(optimizer)
-        held = _variables_in(list(after.values()))
-        found = {i for _, own in before.values() for i in own} - held.keys()
-        for name, (value, own) in before.items():
-            # A list from `__init__` that `build` fills holds slots.
-            is_filled = _variables_in(value).keys() - start
-            if after.get(name) is value and is_filled:
-                found |= own.keys()
-    except Exception:
-        # This `build` can't be tried; if that is an error, `fit` will raise it.
-        found = since
-    finally:
-        for state in states:
-            attributes.put_back(state)
-    trained = {id(v) for v in internals.trained_variables(optimizer)}
-    return (named | found) - trained
+    start = 0
+    if not type(optimizer).__module__.startswith("keras."):
+        start = next(
+            (i for i, v in enumerate(own) if _is_named(v, optimizer)), len(own)
+        )
+    return {id(variable) for variable in own[start:]}
 
 
-def _named_after_trained(optimizer: Optimizer) -> set[int]:
-    """The ids of variables made by `add_variable_from_reference`."""
-    shapes: dict[tuple, list[str]] = {}
+def _is_named(slot: Variable, optimizer: Optimizer) -> bool:
+    """Whether a variable is named after one that an optimizer trains."""
     for variable in internals.trained_variables(optimizer):
         path = getattr(variable, "path", variable.name).replace("/", "_")
-        shapes.setdefault(tuple(variable.shape), []).append(f"{path}_")
-    return {
-        id(variable)
-        for variable in internals.tracked_variables(optimizer)
-        if variable.name.startswith(
-            tuple(shapes.get(tuple(variable.shape), ()))
-        )
-    }
-
-
-def _tracked_since(optimizer: Optimizer, named: set[int]) -> set[int]:
-    """The ids of the first of these variables and of all made after it."""
-    ids = [id(v) for v in internals.tracked_variables(optimizer)]
-    first = next((i for i, known in enumerate(ids) if known in named), len(ids))
-    return set(ids[first:])
+        if slot.name.startswith(f"{path}_") and slot.shape == variable.shape:
+            return True
+    return False
 
 
 def _forget(optimizer: Optimizer, slots: set[int]) -> None:
     """Removes variables from an optimizer's attributes, and unbuilds it."""
 
     def is_slot(part: object) -> bool:
-        return any(id(leaf) in slots for leaf in attributes.leaves(part))
+        return any(id(leaf) in slots for leaf in containers.leaves(part))
 
     own = vars(optimizer)
-    for container in attributes.containers_in(own):
+    for container in containers.containers_in(own):
         if container is own:
             continue
-        parts = attributes.items(container)
+        parts = containers.items(container)
         values = container.values() if isinstance(container, dict) else parts
         kept = [
             part
             for part, value in zip(parts, list(values), strict=True)
             # Inner containers stay, and lose their own entries.
-            if isinstance(value, attributes.CONTAINERS) or not is_slot(value)
+            if isinstance(value, containers.CONTAINERS) or not is_slot(value)
         ]
         if len(kept) < len(parts):
-            attributes.refill(container, kept)
+            containers.refill(container, kept)
     for name, value in list(own.items()):
-        if not isinstance(value, attributes.CONTAINERS) and is_slot(value):
+        if not isinstance(value, containers.CONTAINERS) and is_slot(value):
             own[name] = None
     internals.set_unbuilt(optimizer, slots)
-
-
-def _optimizers_in(owner: object) -> dict[int, Optimizer]:
-    """The optimizers among an object's attributes, and inner ones, by id."""
-    found, todo = {}, [owner]
-    while todo:
-        for part in attributes.leaves(vars(todo.pop(0))):
-            is_optimizer = isinstance(part, keras.optimizers.Optimizer)
-            if is_optimizer and part is not owner and id(part) not in found:
-                found[id(part)] = part
-                todo.append(part)
-    return found
-
-
-def _variables_in(value: object) -> dict[int, Variable]:
-    """The variables that a value holds, by id."""
-    return {
-        id(leaf): leaf
-        for leaf in attributes.leaves(value)
-        if isinstance(leaf, keras.Variable)
-    }
-
-
-def _size(variable: Variable) -> int:
-    return math.prod(variable.shape)

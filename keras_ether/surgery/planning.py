@@ -1,6 +1,9 @@
-"""The plan of `apply`: every check, before any change."""
+"""The plan of a change: which layers get which adapter, and what trains."""
 
+from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field
 
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import eligibility
@@ -11,8 +14,10 @@ from keras_ether.ops.conv_view import ConvView
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.surgery import targets as targets_lib
 from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.surgery.targets import Selection
 from keras_ether.surgery.targets import Targets
 from keras_ether.types import Layer
+from keras_ether.types import Variable
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,17 @@ class Target:
 
     @classmethod
     def of(cls, path: str, layer: Layer, config: AdapterConfig) -> "Target":
-        """The target for a layer of a known kind."""
+        """The target for a layer of a known kind.
+
+        Raises:
+            ValueError: if the layer has no such side, or the blocks don't fit.
+        """
+        config = kinds.config_for(layer, config)
         view, kernel_shape = kinds.view_of(layer), kinds.kernel_shape(layer)
         config = config.for_sizes(view.sizes(kernel_shape))
-        return cls(path, layer, view, kernel_shape, config)
+        target = cls(path, layer, view, kernel_shape, config)
+        config.check_fits(path, target.sizes)
+        return target
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -40,20 +52,53 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """The arguments of `apply`, checked and resolved on one model.
+    """What `apply` or `load_adapter` does to one model, after every check.
 
     Attributes:
         tree: The layers of the model.
         targets: The layers that get an adapter.
         kept: Ids of the layers that stay trainable: the head, and those that
             the user named.
+        trained: Further variables that train, of layers with an adapter.
         reasons: The reasons why candidates are left out, by path.
     """
 
     tree: LayerTree
     targets: tuple[Target, ...]
     kept: frozenset[int]
-    reasons: dict[str, str]
+    trained: tuple[Variable, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        tree: LayerTree,
+        configs: Mapping[str, AdapterConfig],
+        kept: Iterable[Layer],
+        trained: Iterable[Variable] = (),
+    ) -> "Plan":
+        """The plan of given adapters.
+
+        Args:
+            tree: The layers of a model.
+            configs: The config of each adapter, by the path of its layer.
+            kept: The layers that stay trainable.
+            trained: Further variables that train, of layers with an adapter.
+
+        Raises:
+            ValueError: if a layer can't have its adapter.
+        """
+        chosen = {path: tree.layers[path] for path in configs}
+        for path, layer in chosen.items():
+            reason = _refusal(layer, configs[path])
+            if reason is not None:
+                raise ValueError(f"Layer '{path}' can't be adapted: {reason}.")
+        _check_unshared(tree, chosen)
+        targets = tuple(
+            Target.of(path, layer, configs[path])
+            for path, layer in chosen.items()
+        )
+        return cls(tree, targets, frozenset(map(id, kept)), tuple(trained))
 
 
 def make_plan(
@@ -75,11 +120,11 @@ def make_plan(
     Raises:
         ValueError: if the model or an argument is invalid.
     """
-    targets = targets_lib.checked(targets, "targets")
-    exclude = targets_lib.checked(exclude, "exclude")
-    trainable = targets_lib.checked(trainable, "trainable")
+    selected = targets_lib.checked(targets, "targets")
+    left_out = targets_lib.checked(exclude, "exclude")
+    kept = targets_lib.checked(trainable, "trainable")
     layers = tree.without_adapters
-    named = targets_lib.match_kept(tree, trainable)
+    named = targets_lib.match_kept(tree, kept)
     for path in sorted(named & layers.keys()):
         if kinds.is_adapted(layers[path]):
             raise ValueError(
@@ -97,53 +142,41 @@ def make_plan(
         for path, layer in layers.items()
         if kinds.kind_of(layer) and path not in reasons
     }
-    matched = targets_lib.match(tree, candidates, targets)
-    excluded = targets_lib.match_excluded(tree, candidates, exclude)
-    if isinstance(targets, list):
-        _check_named(tree, candidates, reasons, targets, excluded)
+    matched, by_name = targets_lib.match(tree, candidates, selected)
+    excluded = targets_lib.match_excluded(tree, candidates, left_out)
+    _check_named(tree, candidates, reasons, selected, excluded)
     reasons |= dict.fromkeys(matched & excluded, "excluded")
-    chosen = {
-        path: layer
-        for path, layer in candidates.items()
-        if path in matched - excluded
-    }
-    by_name = targets not in (None, "all-linear", "all")
+    chosen = {p: y for p, y in candidates.items() if p in matched - excluded}
     refused = _refused(chosen, config, by_name)
     reasons |= refused
     chosen = {p: layer for p, layer in chosen.items() if p not in refused}
     if not chosen:
-        hint = ""
-        if by_name and isinstance(targets, str) and not matched | excluded:
-            hint = targets_lib.pattern_hint("targets", targets)
         raise ValueError(
             f"No layer of model '{tree.model.name}' matches "
-            f"targets={targets!r}, exclude={exclude!r}. {hint}Layers that "
-            "could have matched: "
-            f"{targets_lib.shorten(candidates) or 'none'}."
+            f"targets={targets!r}, exclude={exclude!r}. Layers that could "
+            f"have matched: {targets_lib.shorten(candidates) or 'none'}."
         )
     _check_unshared(tree, chosen)
-    resolved = tuple(
-        Target.of(path, layer, kinds.config_for(layer, config))
-        for path, layer in chosen.items()
-    )
-    for target in resolved:
-        target.config.check_fits(target.path, target.sizes)
-    kept = tree.head | {id(layers[path]) for path in named & layers.keys()}
-    return Plan(tree, resolved, kept, reasons)
+    config = config.for_network(len(chosen) + len(tree.adapted))
+    resolved = tuple(Target.of(p, y, config) for p, y in chosen.items())
+    head = tree.head | {id(layers[path]) for path in named & layers.keys()}
+    return Plan(tree, resolved, head, reasons=reasons)
 
 
 def _check_named(
     tree: LayerTree,
     candidates: dict[str, Layer],
     reasons: dict[str, str],
-    targets: list[str],
+    targets: Selection,
     excluded: set[str],
 ) -> None:
-    """Raises a `ValueError` if a list names a layer that can't be a target.
+    """Raises a `ValueError` if an entry names a layer that can't be a target.
 
     If several layers have the name, one target among them is enough, unless
     another one has kernels that would be left out unnoticed.
     """
+    if targets is None or callable(targets):
+        return
     layers = tree.without_adapters
     for entry in targets:
         paths = targets_lib.named(layers, entry) - excluded
@@ -170,7 +203,7 @@ def _check_named(
 
 
 def _refused(
-    chosen: dict[str, Layer], config: AdapterConfig, by_name: bool
+    chosen: dict[str, Layer], config: AdapterConfig, by_name: set[str]
 ) -> dict[str, str]:
     """Reasons by path, for layers that can't have an adapter.
 
@@ -186,23 +219,30 @@ def _refused(
         )
     refused = {}
     for path, layer in chosen.items():
-        reason = eligibility.refusal_reason(layer, config)
-        reason = reason or eligibility.why_constant(layer, config)
+        reason = _refusal(layer, config)
         if reason is None:
             continue
-        if by_name or getattr(layer, "lora_enabled", False):
+        if path in by_name or getattr(layer, "lora_enabled", False):
             raise ValueError(f"Layer '{path}' can't be adapted: {reason}.")
         refused[path] = reason
     return refused
 
 
+def _refusal(layer: Layer, config: AdapterConfig) -> str | None:
+    """The reason why a layer can't have an adapter, or `None`."""
+    if kinds.kind_of(layer) is None:
+        return eligibility.why_unknown(layer) or "it has no kernel of its own"
+    reason = eligibility.refusal_reason(layer, config)
+    return reason or eligibility.why_constant(layer, config)
+
+
 def _check_unshared(tree: LayerTree, chosen: dict[str, Layer]) -> None:
     """Raises a `ValueError` if another layer holds a target's kernel too."""
     owners: dict[int, list[str]] = {}
-    for path, layer in tree.with_model.items():
+    for path, layer in tree.by_path.items():
         for variable in internals.held_variables(layer):
             if len(variable.shape) > 1:
-                owners.setdefault(id(variable), []).append(path)
+                owners.setdefault(id(variable), []).append(path or layer.name)
     for paths in owners.values():
         if len(paths) > 1 and not chosen.keys().isdisjoint(paths):
             raise ValueError(

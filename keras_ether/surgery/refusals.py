@@ -16,13 +16,14 @@ the base model without a warning.
 import functools
 import weakref
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 
+from keras_ether.adapters import changes
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
-from keras_ether.adapters import shadowing
 from keras_ether.adapters.quantized_kernel import quantizing_error
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Layer
@@ -36,30 +37,28 @@ ADVICE = (
 )
 
 
-def forbid(tree: LayerTree) -> None:
-    """Makes the layers of an adapted model refuse unsupported methods."""
-    root = weakref.ref(tree.model)
-    for layer in tree.everything:
-        adapted = kinds.is_adapted(layer)
-        if adapted or isinstance(layer, keras.Model):
-            shadowing.shadow(
-                layer, QUANTIZE, functools.partial(_quantize, layer)
-            )
-        # The class of an adapted layer refuses LoRA itself.
-        has_lora = hasattr(type(layer), LORA) and not adapted
-        if has_lora and freezing.is_frozen(layer):
-            shadowing.shadow(
-                layer, LORA, functools.partial(_enable_lora, layer, root)
-            )
-        if hasattr(type(layer), EXPORT):
-            shadowing.shadow(layer, EXPORT, functools.partial(_export, layer))
+def quantizing(layer: Layer) -> changes.Change:
+    """The change that makes a layer refuse to be quantized."""
+    return changes.Method(layer, QUANTIZE, functools.partial(_quantize, layer))
 
 
-def allow(tree: LayerTree) -> None:
-    """Undoes `forbid`, for a model without adapters."""
-    for layer in tree.everything:
-        for name in (QUANTIZE, LORA, EXPORT):
-            shadowing.restore(layer, name)
+def of(layer: Layer, model: Layer) -> Iterator[changes.Change]:
+    """The changes that make a layer of an adapted model refuse methods.
+
+    Args:
+        layer: A layer of the model, or the model itself.
+        model: The adapted model.
+    """
+    if isinstance(layer, keras.Model):
+        yield quantizing(layer)
+    # The class of an adapted layer refuses LoRA itself.
+    if hasattr(type(layer), LORA) and not kinds.is_adapted(layer):
+        root = weakref.ref(model)
+        yield changes.Method(
+            layer, LORA, functools.partial(_enable_lora, layer, root)
+        )
+    if hasattr(type(layer), EXPORT):
+        yield changes.Method(layer, EXPORT, functools.partial(_export, layer))
 
 
 def _quantize(
@@ -92,17 +91,12 @@ def _enable_lora(
             f"{what} has ETHER adapters, which LoRA would freeze. {ADVICE}"
         )
     model = root()
-    if model is not None and _adapted_in(model):
+    is_frozen = freezing.is_frozen(layer)
+    if is_frozen and model is not None and _adapted_in(model):
         raise ValueError(
             f"{what} is part of model '{model.name}', which has ETHER "
             "adapters, and is frozen: its LoRA weights would not train. "
             f"{ADVICE}"
-        )
-    # The adapters were removed through a part, which leaves the rest frozen.
-    if not is_model and not layer.trainable:
-        raise ValueError(
-            f"{what} is frozen by `keras_ether.apply`: its LoRA weights would "
-            "not train. Set its `trainable` to True first."
         )
     return enable_lora(*args, **kwargs)
 

@@ -1,7 +1,6 @@
 """The strength of a model's adapters."""
 
 from keras_ether.ops import values
-from keras_ether.surgery import compiled_state
 from keras_ether.surgery import verbs
 from keras_ether.types import Layer
 
@@ -16,9 +15,8 @@ def strength(model: Layer, strength: float) -> Layer:
     as with the scale of LoRA in image generation.
 
     The strength is a variable that compiled functions read, so changing it
-    compiles nothing again, except a training function compiled before, once, at
-    the first value other than 0 and 1. Within `keras_ether.disabled` it takes
-    effect at the end of that block.
+    compiles nothing again. Within `keras_ether.disabled` it takes effect at the
+    end of that block.
 
     `keras_ether.merge`, `model.save` and every other export fold the adapters
     in at this strength. It belongs to the model and not to the adapter:
@@ -51,8 +49,6 @@ def strength(model: Layer, strength: float) -> Layer:
             f"strength={strength!r}"
         )
     tree = verbs.adapted_tree(model)
-    adapters = [layer.ether for layer in tree.adapted.values()]
-    fresh = [adapter.set_strength(number) for adapter in adapters]
-    if any(fresh):
-        compiled_state.drop_functions(tree, ("train_function",))
+    for layer in tree.adapted.values():
+        layer.ether.set_strength(number)
     return model

@@ -13,11 +13,15 @@ from keras_ether.adapters import kinds
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Layer
 
-# An argument that `checked` has accepted.
-Targets = str | list[str] | Callable[[str, Layer], bool] | None
+# What a user may pass to select layers.
+Targets = str | Iterable[str] | Callable[[str, Layer], bool] | None
+# The same as `checked` returns it.
+Selection = list[str] | Callable[[str, Layer], bool] | None
+# Entries that mean candidates by their kind.
+ALL, ALL_LINEAR = "all", "all-linear"
 
 
-def checked(value: Any, argument: str) -> Targets:
+def checked(value: Any, argument: str) -> Selection:
     """An argument of `apply` that selects layers, if its form is accepted.
 
     Args:
@@ -25,13 +29,15 @@ def checked(value: Any, argument: str) -> Targets:
         argument: `"targets"`, `"exclude"` or `"trainable"`.
 
     Returns:
-        A string, a list of strings, a predicate or `None`.
+        A list of strings, a predicate or `None`. A string is a list of one.
 
     Raises:
         ValueError: if it has another form.
     """
-    if value is None or isinstance(value, str):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return [value]
     # Layers and classes are callable too, but are not predicates.
     is_keras = isinstance(value, (type, keras.layers.Layer))
     if callable(value) and not is_keras and argument != "trainable":
@@ -44,15 +50,14 @@ def checked(value: Any, argument: str) -> Targets:
         isinstance(entry, str) for entry in entries
     ):
         return entries
-    if argument == "trainable":
+    accepted = (
+        "a layer's name or path, a regular expression for whole paths, a list "
+        "of these"
+    )
+    if argument != "trainable":
         accepted = (
-            "a layer's name or path, a regular expression for whole paths, a "
-            "list of these"
-        )
-    else:
-        accepted = (
-            "'all-linear', 'all', a regular expression for whole paths, a list "
-            "of layer names or paths, a callable `(layer_path, layer) -> bool`"
+            f"'{ALL_LINEAR}', '{ALL}', {accepted}, a callable "
+            "`(layer_path, layer) -> bool`"
         )
     raise ValueError(
         f"`{argument}` must be {accepted}, or None. Received: "
@@ -61,7 +66,7 @@ def checked(value: Any, argument: str) -> Targets:
 
 
 def named(layers: dict, entry: str) -> set[str]:
-    """The paths of the layers that an entry of a list selects.
+    """The paths of the layers that an entry names.
 
     The layers of that name, or if there are none, the layer of that path: an
     automatic name can be the path of another layer.
@@ -75,96 +80,101 @@ def named(layers: dict, entry: str) -> set[str]:
 
 
 def match(
-    tree: LayerTree, candidates: dict[str, Layer], targets: Targets
-) -> set[str]:
+    tree: LayerTree, candidates: dict[str, Layer], targets: Selection
+) -> tuple[set[str], set[str]]:
     """The paths among `candidates` that `targets` selects.
 
     Args:
         tree: All layers of the model.
         candidates: Those of them that may be selected.
-        targets: `None` for the default, `"all-linear"`, `"all"`, a regular
-            expression for whole paths, a list of layer names or paths, or a
-            predicate `(path, layer)`.
+        targets: `None` for the default, or as `checked` returns it.
+
+    Returns:
+        All paths that are selected, and those of them that are meant one by
+        one, not by their kind.
 
     Raises:
-        ValueError: if an entry of a list names no layer of the model.
+        ValueError: if an entry selects no layer of the model.
     """
     if targets is None:
-        return default_match(tree, candidates)
-    if isinstance(targets, list):
-        layers = tree.without_adapters
-        paths = {entry: named(layers, entry) for entry in targets}
-        # A message with the possible targets helps more than one with all
-        # layers.
-        _check_found(paths, candidates, "targets")
-        return set().union(*paths.values()) & candidates.keys()
-    return _match_form(candidates, targets, "targets")
+        return default_match(tree, candidates), set()
+    if callable(targets):
+        paths = {p for p, layer in candidates.items() if targets(p, layer)}
+        return paths, paths
+    found = {
+        entry: _of_kind(candidates, entry)
+        or named(tree.without_adapters, entry)
+        or _fullmatch(candidates, entry, "targets")
+        for entry in targets
+    }
+    # A message with the possible targets helps more than one with all layers.
+    _check_found(found, candidates, "targets")
+    by_name = [p for e, p in found.items() if e not in (ALL, ALL_LINEAR)]
+    return (
+        set().union(*found.values()) & candidates.keys(),
+        set().union(*by_name) & candidates.keys(),
+    )
 
 
 def match_excluded(
-    tree: LayerTree, candidates: dict[str, Layer], exclude: Targets
+    tree: LayerTree, candidates: dict[str, Layer], exclude: Selection
 ) -> set[str]:
     """The paths that `exclude` selects, with all layers inside them.
 
     Args:
         tree: All layers of the model.
         candidates: Those of them that a predicate is called with.
-        exclude: As `targets` of `match`.
+        exclude: As `targets` of `match`; `None` selects nothing.
 
     Raises:
-        ValueError: if an entry or a regular expression matches no layer.
+        ValueError: if an entry selects no layer.
     """
     if exclude is None:
         return set()
+    if callable(exclude):
+        return {p for p, layer in candidates.items() if exclude(p, layer)}
     layers = tree.without_adapters
-    if isinstance(exclude, list):
-        paths = {entry: named(layers, entry) for entry in exclude}
-    elif callable(exclude) or exclude in ("all", "all-linear"):
-        return _match_form(candidates, exclude, "exclude")
-    else:
-        paths = {exclude: _fullmatch(layers, exclude, "exclude")}
-    hint = "" if isinstance(exclude, list) else pattern_hint("exclude", exclude)
-    _check_found(paths, layers, "exclude", hint)
-    return tree.with_inner(set().union(*paths.values()))
+    kinds_of = {e: _of_kind(candidates, e) for e in exclude}
+    paths = {
+        entry: named(layers, entry) or _fullmatch(layers, entry, "exclude")
+        for entry in exclude
+        if not kinds_of[entry]
+    }
+    _check_found(paths, layers, "exclude")
+    inside = tree.with_inner(set().union(*paths.values()))
+    return inside.union(*kinds_of.values())
 
 
-def match_kept(tree: LayerTree, trainable: Targets) -> set[str]:
+def match_kept(tree: LayerTree, trainable: Selection) -> set[str]:
     """The paths that `trainable` selects, with all layers inside them.
 
     Args:
         tree: All layers of the model.
         trainable: List of layer names, paths or regular expressions for whole
-            paths, or one of them.
+            paths.
 
     Raises:
-        ValueError: if an entry matches nothing.
+        ValueError: if an entry selects no layer.
     """
     if trainable is None or callable(trainable):
         # `checked` lets no callable pass.
         return set()
     layers = tree.without_adapters
-    entries = [trainable] if isinstance(trainable, str) else trainable
     paths = {
         entry: named(layers, entry) or _fullmatch(layers, entry, "trainable")
-        for entry in entries
+        for entry in trainable
     }
     _check_found(paths, layers, "trainable")
     return tree.with_inner(set().union(*paths.values()))
 
 
-def _match_form(
-    layers: dict[str, Layer],
-    targets: str | Callable[[str, Layer], bool],
-    argument: str,
-) -> set[str]:
-    """The paths that a string or a predicate selects."""
-    if callable(targets):
-        return {path for path, layer in layers.items() if targets(path, layer)}
-    if targets == "all":
-        return set(layers)
-    if targets == "all-linear":
-        return {path for path, y in layers.items() if kinds.is_linear(y)}
-    return _fullmatch(layers, targets, argument)
+def _of_kind(candidates: dict[str, Layer], entry: str) -> set[str]:
+    """The candidates of which `"all"` and `"all-linear"` speak."""
+    if entry == ALL:
+        return set(candidates)
+    if entry == ALL_LINEAR:
+        return {p for p, layer in candidates.items() if kinds.is_linear(layer)}
+    return set()
 
 
 def _fullmatch(
@@ -181,10 +191,7 @@ def _fullmatch(
 
 
 def _check_found(
-    found: dict[str, set[str]],
-    layers: dict[str, Layer],
-    argument: str,
-    hint: str = "",
+    found: dict[str, set[str]], layers: dict[str, Layer], argument: str
 ) -> None:
     """Raises a `ValueError` for an entry without paths, with similar names.
 
@@ -192,7 +199,6 @@ def _check_found(
         found: Dictionary from entry to paths.
         layers: Dictionary from path to layer, those that the message may name.
         argument: Name of the argument.
-        hint: A further sentence, ending in a space.
     """
     for entry in (entry for entry, paths in found.items() if not paths):
         names = [layer.name for layer in layers.values()]
@@ -202,17 +208,8 @@ def _check_found(
             owners = [p for p, layer in layers.items() if layer.weights]
             shown = f"Layers: {shorten(owners) or 'none'}"
         raise ValueError(
-            f"`{argument}` names no layer of the model: {entry!r}. {hint}"
-            f"{shown}."
+            f"`{argument}` names no layer of the model: {entry!r}. {shown}."
         )
-
-
-def pattern_hint(argument: str, pattern: str) -> str:
-    """A hint for the message of a string that matches nothing."""
-    return (
-        "A string is a regular expression for whole paths; for a name pass a "
-        f"list, {argument}=[{pattern!r}]. "
-    )
 
 
 def shorten(paths: Iterable[str], most: int = 12) -> str:
@@ -232,4 +229,4 @@ def default_match(tree: LayerTree, candidates: dict[str, Layer]) -> set[str]:
             paths = set().union(*(named(layers, name) for name in names()))
             if paths & candidates.keys():
                 return paths & candidates.keys()
-    return _match_form(candidates, "all-linear", "targets") or set(candidates)
+    return _of_kind(candidates, ALL_LINEAR) or set(candidates)

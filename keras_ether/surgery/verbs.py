@@ -10,15 +10,16 @@ import numpy as np
 from keras import ops
 
 from keras_ether.adapters import arguments
+from keras_ether.adapters import changes
 from keras_ether.adapters import freezing
-from keras_ether.adapters import head_start
 from keras_ether.adapters import kinds
 from keras_ether.adapters import quantized_kernel
+from keras_ether.adapters.adapter import Adapter
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.surgery import insertion
 from keras_ether.surgery import planning
-from keras_ether.surgery import undo
+from keras_ether.surgery.insertion import build_adapters
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.surgery.layer_tree import tree_of
 from keras_ether.surgery.planning import Plan
@@ -30,7 +31,7 @@ from keras_ether.types import Variable
 def apply(
     model: Layer,
     rank_blocks: int = 4,
-    method: str = "ether",
+    method: str | None = None,
     targets: Targets = None,
     exclude: Targets = None,
     side: str | None = None,
@@ -41,6 +42,10 @@ def apply(
 ) -> Layer:
     """Adapts a built model in place with ETHER or ETHER+.
 
+    Without a `method` it is the setting that did best at Adam's default rate,
+    1e-3: ETHER+ on the input side of each kernel with a learned strength. A
+    method that is named is the paper's.
+
     Each target layer computes `activation((x H) W G + b)`, with its kernel `W`
     frozen and block-diagonal `H` and `G` made of trained vectors (Bini et al.,
     ICML 2024, sections 3.2 to 3.4). In a convolution, `H` acts on the channels
@@ -48,14 +53,13 @@ def apply(
     train, and the weights that a KerasHub task has outside its `backbone`.
     Nothing else changes, not even batch normalization's moving statistics.
 
-    A compiled model can be fitted as it is: its compiled functions and the
-    state of its optimizer start again. Pass the outermost compiled model, since
-    a compiled model around the one passed can't be found from inside and has to
-    be compiled again. ETHER needs higher learning rates than full fine-tuning:
-    with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good first tries,
-    half of that with one block, and five times as much with a learned strength,
-    whatever the blocks. If the rate is below a tenth of these when training
-    starts, `fit` and `train_on_batch` warn once.
+    Compiled models can be fitted as they are, the one passed and all others
+    that hold a layer that changes: their compiled functions and the state of
+    their optimizers start again. With a learned strength, `compile("adam")` has
+    the right first rate, on models of any depth. The paper's methods need
+    higher rates: with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good
+    first tries, half of that with one block. If the highest rate of training is
+    below a tenth of these, `fit` and `train_on_batch` warn once.
 
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
@@ -66,7 +70,9 @@ def apply(
         method: `"ether"`, blocks `I − 2 û ûᵀ`, `d` parameters for a `(d, f)`
             kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, `2 (d + f)`
             parameters, which start at the identity; or one of the paper's
-            baselines, `"oft"` and `"naive"`. Defaults to `"ether"`.
+            baselines, `"oft"` and `"naive"`. `None`, the default, is
+            `"ether+"` with `side="single"` and `strength="learned"`, where
+            these are not given: `2 d` parameters and one a block.
         targets: The layers to adapt. `None`, the default, takes those to which
             KerasHub adds LoRA (query and value projections), or if there are
             none, all linear layers. `"all-linear"`: every `Dense` and
@@ -78,8 +84,9 @@ def apply(
         exclude: The layers to leave out, in the same forms, with all layers
             inside them. Defaults to `None`.
         side: `"input"`, `"output"`, `"both"`, `"narrow"` for the shorter of the
-            two, or `None` for the method's default: both for `"ether+"`, else
-            the input; the output of an embedding.
+            two, `"single"` for the input, or `None` for the method's default:
+            both for `"ether+"`, else the input. An embedding has only an
+            output; `"input"` is an error there.
         trainable: List of layer names, paths or regular expressions for whole
             paths: layers that stay trainable, with all layers inside them, and
             get no adapter, for example a new head in a model without a
@@ -91,7 +98,10 @@ def apply(
             `I + s (block − I)`. `"learned"` trains one for each block, from 0:
             training then starts at the pretrained model, for every method, and
             the distance of a block from the identity keeps the paper's bound.
-            Defaults to `None`, the paper's methods.
+            `s = tanh(κ t)` with trained `t`, and vectors that start `κ` times
+            shorter, where `κ` is 1,800 over the number of adapted kernels, 100
+            at most: so Adam's default rate suits them. Defaults to `None`, 1 as
+            in the paper for a named method.
 
     Returns:
         The model passed.
@@ -112,24 +122,29 @@ def apply(
     ... ])
     >>> model = keras_ether.apply(model, rank_blocks=4, trainable=["head"])
     >>> sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-    115
+    135
     """
-    config = AdapterConfig(method, rank_blocks, side, dropout, strength)
+    config = AdapterConfig.asked_for(
+        method, rank_blocks, side, dropout, strength
+    )
     seed = checked_seed(seed)
     tree = tree_of(model)
+    check_not_disabled(tree, "apply")
     plan = planning.make_plan(tree, config, targets, exclude, trainable)
     # `keras.utils.set_random_seed` seeds Python's generator, and Keras's own
     # seeds are signed integers of 32 bits.
     rng = np.random.default_rng(
         random.getrandbits(64) if seed is None else seed
     )
-    seeds = rng.integers(2**31, size=len(plan.targets))
-    adapters = insertion.build_adapters(plan, seeds.tolist())
+    seeds = rng.integers(2**31, size=len(plan.targets)).tolist()
+    adapters = build_adapters(
+        plan,
+        lambda target: Adapter(target.config, seeds.pop(0)),
+    )
     # Warnings may be errors: they come before any change.
-    insertion.warn_of_outer_model(model)
     _warn_of_frozen_head(plan)
-    with undo.on_error(tree):
-        insertion.put_in(plan, adapters)
+    with changes.all_or_none() as made:
+        insertion.put_in(made, plan, adapters)
     return model
 
 
@@ -150,8 +165,9 @@ def merge(model: Layer, requantize: bool = False) -> Layer:
         The model passed.
 
     Raises:
-        ValueError: if there is no adapter, or if one transforms a quantized
-            kernel that can't be merged. The model is then as it was.
+        ValueError: if there is no adapter, if one transforms a quantized kernel
+            that can't be merged, or within `keras_ether.disabled`. The model is
+            then as it was.
 
     Example:
 
@@ -163,8 +179,8 @@ def merge(model: Layer, requantize: bool = False) -> Layer:
     tree = adapted_tree(model)
     layers = tree.adapted
     requantize = arguments.check_boolean(requantize, "requantize")
+    check_not_disabled(tree, "merge")
     quantized_kernel.check_mergeable(layers, requantize)
-    insertion.warn_of_outer_model(model)
     rounded = {
         path: quantized_kernel.round_effective(layer)
         for path, layer in layers.items()
@@ -173,11 +189,11 @@ def merge(model: Layer, requantize: bool = False) -> Layer:
     if rounded:
         errors = {path: codes.error for path, codes in rounded.items()}
         warnings.warn(quantized_kernel.describe_merge(errors), stacklevel=2)
-    with undo.on_error(tree) as back:
+    with changes.all_or_none() as made:
         for path, layer in layers.items():
             for variable, value in _merged(layer, rounded.get(path)):
-                undo.assign(back, variable, value)
-        insertion.take_out(tree)
+                made.assign(variable, value)
+        insertion.take_out(made, tree)
     return model
 
 
@@ -201,9 +217,9 @@ def remove(model: Layer, reset_head: bool = False) -> Layer:
         The model passed.
 
     Raises:
-        ValueError: if there is no adapter, or if `reset_head` is set and no
-            layer of the model trains beside the adapters. The model is then as
-            it was.
+        ValueError: if there is no adapter, if `reset_head` is set and no layer
+            of the model trains beside the adapters, or within
+            `keras_ether.disabled`. The model is then as it was.
 
     Example:
 
@@ -220,12 +236,12 @@ def remove(model: Layer, reset_head: bool = False) -> Layer:
     """
     tree = adapted_tree(model)
     reset_head = arguments.check_boolean(reset_head, "reset_head")
+    check_not_disabled(tree, "remove")
     head = _head_assignments(tree) if reset_head else []
-    insertion.warn_of_outer_model(model)
-    with undo.on_error(tree) as back:
+    with changes.all_or_none() as made:
         for variable, value in head:
-            undo.assign(back, variable, value)
-        insertion.take_out(tree)
+            made.assign(variable, value)
+        insertion.take_out(made, tree)
     return model
 
 
@@ -274,6 +290,22 @@ def adapted_tree(model: Layer) -> LayerTree:
     return tree
 
 
+def check_not_disabled(tree: LayerTree, verb: str) -> None:
+    """Raises a `ValueError` where an adapter is switched off for a while.
+
+    Args:
+        tree: The layers of a model.
+        verb: String, the name of the function that was called.
+    """
+    for path, layer in tree.adapted.items():
+        if layer.ether.is_held_at_zero:
+            raise ValueError(
+                f"`keras_ether.{verb}` was called within "
+                f"`keras_ether.disabled`, where layer '{path}' computes "
+                "without its adapter. Call it outside of that block."
+            )
+
+
 def adapted_layers(model: Layer) -> dict[str, Layer]:
     """The layers of a model that have an adapter, by path.
 
@@ -287,9 +319,9 @@ def _head_assignments(tree: LayerTree) -> list[tuple[Variable, np.ndarray]]:
     """Pairs of variable and value that put the head back to its start."""
     pairs = [
         pair
-        for path, layer in tree.with_model.items()
-        if head_start.is_remembered(layer)
-        for pair in head_start.assignments(path, layer)
+        for path, layer in tree.by_path.items()
+        if freezing.is_kept(layer)
+        for pair in freezing.start_assignments(path or layer.name, layer)
     ]
     if not pairs:
         raise ValueError(
@@ -307,7 +339,8 @@ def _merged(
     if codes is not None:
         return codes.assignments(layer)
     kernel = layer.base_kernel
-    return [(kernel, layer.ether.fold(ops.convert_to_tensor(kernel)))]
+    # Computed when it is assigned: one folded kernel at a time is in memory.
+    return [(kernel, lambda: layer.ether.fold(ops.convert_to_tensor(kernel)))]
 
 
 def _warn_of_frozen_head(plan: Plan) -> None:

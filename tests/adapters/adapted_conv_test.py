@@ -96,7 +96,9 @@ def test_dropout_is_drawn_in_training_only(kind, rng):
     x = kinds.inputs_of(kind, rng)
     model = keras.Sequential([keras.Input(x.shape[1:]), layer])
     base = models.call(model, x)
-    keras_ether.apply(model, targets="all", rank_blocks=1, dropout=0.5, seed=0)
+    keras_ether.apply(
+        model, targets="all", rank_blocks=1, dropout=0.5, seed=0, method="ether"
+    )
     active = models.call(model, x)
     np.testing.assert_array_equal(models.call(model, x), active)
     seen = set()

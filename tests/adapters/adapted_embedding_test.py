@@ -68,7 +68,7 @@ def test_untied_reverse_matrix_stays_as_it_is(rng):
     layer = reversible(tie_weights=False)
     h = rng.standard_normal((2, 3, 8)).astype("float32")
     rows, logits = numpy_of(layer(IDS)), numpy_of(layer(h, reverse=True))
-    keras_ether.apply(layer, rank_blocks=2)
+    keras_ether.apply(layer, rank_blocks=2, method="ether")
     assert np.abs(numpy_of(layer(IDS)) - rows).max() > 1e-3
     np.testing.assert_array_equal(numpy_of(layer(h, reverse=True)), logits)
     keras_ether.merge(layer)
@@ -88,7 +88,9 @@ def test_language_model_s_head_is_adapted_with_its_embedding(rng):
     x = {"token_ids": IDS, "padding_mask": np.ones_like(IDS)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        keras_ether.apply(model, targets=["token_embedding"], rank_blocks=2)
+        keras_ether.apply(
+            model, targets=["token_embedding"], rank_blocks=2, method="ether"
+        )
     active = models.call(model, x)
     table_ = model.backbone.token_embedding
     effective = numpy_of(table_.embeddings)
@@ -201,7 +203,7 @@ def test_quantized_directions_agree(rng):
 def test_dropout_is_drawn_in_training_only():
     layer = reversible()
     base = numpy_of(layer(IDS))
-    keras_ether.apply(layer, rank_blocks=1, dropout=0.5, seed=0)
+    keras_ether.apply(layer, rank_blocks=1, dropout=0.5, seed=0, method="ether")
     active = numpy_of(layer(IDS))
     np.testing.assert_array_equal(numpy_of(layer(IDS)), active)
     seen = set()

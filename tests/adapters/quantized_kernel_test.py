@@ -193,7 +193,12 @@ def test_float8_draws_dropout(rng):
     model, x = models.mlp(), models.inputs_of("mlp", rng)
     model.quantize("float8")
     keras_ether.apply(
-        model, targets=["first"], rank_blocks=1, dropout=0.5, trainable=["head"]
+        model,
+        targets=["first"],
+        rank_blocks=1,
+        dropout=0.5,
+        trainable=["head"],
+        method="ether",
     )
     layer = model.layers[0]
     seen = {

@@ -155,7 +155,11 @@ def test_the_table(capsys, monkeypatch):
     layer = model.get_layer("second")
     layer.kernel.assign(np.eye(32, 8))
     keras_ether.apply(
-        model, targets=["second"], rank_blocks=1, trainable="head"
+        model,
+        targets=["second"],
+        rank_blocks=1,
+        trainable="head",
+        method="ether",
     )
     layer.ether.input_u.assign(np.eye(1, 32))
     diagnose(model)
@@ -179,7 +183,9 @@ def test_the_table(capsys, monkeypatch):
 def test_quantized_kernels_have_distances_from_the_identity_only():
     model = models.mlp()
     model.get_layer("first").quantize("int8")
-    keras_ether.apply(model, targets=["first"], trainable="head")
+    keras_ether.apply(
+        model, targets=["first"], trainable="head", method="ether"
+    )
     found = diagnose(model, print_fn=str)
     np.testing.assert_allclose(found.rows[0].input_distances, 2.0, atol=1e-6)
     assert found.rows[0].kernel_distance is None

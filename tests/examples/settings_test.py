@@ -21,7 +21,9 @@ def blocks():
 
 def test_code_runs_as_it_stands(rng):
     model, rank_blocks = models.bert(), 4
-    keras_ether.apply(model, rank_blocks, targets="all-linear", seed=0)
+    keras_ether.apply(
+        model, rank_blocks, targets="all-linear", seed=0, method="ether"
+    )
     before = {v.path: models.values([v])[0] for v in model.trainable_variables}
     names = {"keras": keras, "model": model, "math": math, "re": re}
     for code in blocks():

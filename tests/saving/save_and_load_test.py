@@ -44,7 +44,9 @@ def adapted(name="mlp", **kwargs):
         "rank_blocks": 2,
         "trainable": None if name == "bert" else ["head"],
     } | kwargs
-    return randomize(keras_ether.apply(make(name), **kwargs))
+    return randomize(
+        keras_ether.apply(make(name), **{"method": "ether"} | kwargs)
+    )
 
 
 def snapshot(model):
@@ -113,7 +115,11 @@ def test_every_kind_of_layer(kind, rng, path):
 def test_several_configurations_in_one_file(rng, path):
     model = make("mlp")
     keras_ether.apply(
-        model, targets=["first"], trainable=["head"], dropout=0.25
+        model,
+        targets=["first"],
+        trainable=["head"],
+        dropout=0.25,
+        method="ether",
     )
     keras_ether.apply(
         model, targets=["second"], method="ether+", rank_blocks=2, side="output"
@@ -149,7 +155,7 @@ def test_header(path):
     assert header["versions"]["keras_ether"] == keras_ether.__version__
     assert header["versions"]["keras"] == keras.__version__
     assert header["versions"]["backend"] == keras.backend.backend()
-    assert header["format_version"] == 2
+    assert header["format_version"] == 3
 
 
 @pytest.mark.parametrize(
@@ -617,7 +623,7 @@ def test_all_linear_maps_of_minilm_are_less_than_100_kb(path):
         ),
         num_classes=2,
     )
-    keras_ether.apply(model, targets="all-linear")
+    keras_ether.apply(model, targets="all-linear", method="ether")
     keras_ether.save_adapter(model, path, metadata={"task": "sentiment"})
     assert os.path.getsize(path) < 100_000
 

@@ -22,7 +22,11 @@ def compiled(model, rate=2e-5, **kwargs):
 
 
 def apply(model, **kwargs):
-    kwargs = {"rank_blocks": 2, "trainable": ["head"]} | kwargs
+    kwargs = {
+        "method": "ether",
+        "rank_blocks": 2,
+        "trainable": ["head"],
+    } | kwargs
     return keras_ether.apply(model, **kwargs)
 
 
@@ -72,7 +76,7 @@ def test_task_that_compiles_itself_is_adapted_without_a_word(rng):
 
 
 def test_task_that_keeps_its_own_rate(rng):
-    task = keras_ether.apply(models.bert(), rank_blocks=2)
+    task = keras_ether.apply(models.bert(), rank_blocks=2, method="ether")
     x = models.inputs_of("bert", rng)
     # `fit` of KerasHub is between the line that trains and the one of Keras.
     points_here("5e-05", lambda: models.fit(task, x), models.__file__)
@@ -97,26 +101,72 @@ def test_a_warning_that_is_an_error_comes_again():
 
 
 @pytest.mark.parametrize(
-    ("method", "blocks", "low", "fine"),
+    ("method", "strength", "blocks", "low", "fine"),
     [
-        ("ether", 4, 9e-4, 1e-3),
-        ("ether", 1, 4e-4, 5e-4),
-        ("ether+", 4, 1e-4, 2e-4),
-        ("ether+", 2, 1e-4, 1.5e-4),
-        ("oft", 1, 9e-5, 1e-4),
+        ("ether", None, 4, 9e-4, 1e-3),
+        ("ether", None, 1, 4e-4, 5e-4),
+        ("ether+", None, 4, 1e-4, 2e-4),
+        ("ether+", None, 2, 1e-4, 1.5e-4),
+        ("oft", None, 1, 9e-5, 1e-4),
+        ("ether", "learned", 4, 9e-5, 1e-4),
+        ("ether+", "learned", 1, 5e-5, 1e-3),
     ],
 )
-def test_low_is_less_than_a_tenth_of_the_methods_own(method, blocks, low, fine):
-    model = apply(models.mlp(), method=method, rank_blocks=blocks)
+def test_low_is_less_than_a_tenth_of_the_methods_own(
+    method, strength, blocks, low, fine
+):
+    model = apply(
+        models.mlp(), method=method, strength=strength, rank_blocks=blocks
+    )
     assert len(warnings_of(lambda: fit(compiled(model, low)))) == 1
     assert warnings_of(lambda: fit(compiled(model, fine))) == []
 
 
-def test_schedules_and_frozen_vectors_are_the_users_affair():
-    schedule = keras.optimizers.schedules.CosineDecay(1e-6, 10)
-    assert (
-        warnings_of(lambda: fit(compiled(apply(models.mlp()), schedule))) == []
-    )
+schedules = keras.optimizers.schedules
+
+
+def warming_up_to(rate):
+    return schedules.CosineDecay(0.0, 900, warmup_target=rate, warmup_steps=700)
+
+
+class Odd(schedules.LearningRateSchedule):
+    def __call__(self, step):
+        raise TypeError("asked by the optimizer alone")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "found"),
+    [
+        (schedules.CosineDecay(1e-6, 10), "1e-06"),
+        (schedules.PolynomialDecay(5e-5, 1000, 0.0), "5e-05"),
+        # From zero to its highest and back.
+        (warming_up_to(5e-5), "5e-05"),
+        (warming_up_to(1e-2), None),
+        (schedules.PiecewiseConstantDecay([5], [1e-6, 2e-2]), None),
+        (Odd(), None),
+    ],
+)
+def test_schedules_are_judged_by_their_highest_rate(schedule, found):
+    model = apply(models.mlp(), method="ether", targets=["first"])
+    model.compile(keras.optimizers.Adam(schedule), "mse", run_eagerly=True)
+    told = warnings_of(lambda: model.make_train_function())
+    assert len(told) == (found is not None)
+    if found:
+        assert f"a learning rate of {found}" in told[0]
+
+
+def test_optimizers_by_variable_are_asked_for_that_of_the_vectors():
+    adam = keras.optimizers.Adam
+    model = apply(models.mlp(), method="ether")
+    head = {"head/.*": adam(1e-2)}
+    for rate, count in ((2e-5, 1), (1e-2, 0)):
+        found = keras.optimizers.OptimizerMap(adam(rate), dict(head))
+        optimizer = keras.optimizers.MultiOptimizer(found)
+        model.compile(optimizer, "mse", run_eagerly=True)
+        assert len(warnings_of(lambda: model.make_train_function())) == count
+
+
+def test_frozen_vectors_are_the_users_affair():
     model = apply(models.mlp())
     for layer in ("first", "second"):
         model.get_layer(layer).trainable = False
@@ -151,7 +201,6 @@ def test_merged_by_way_of_a_part():
     assert warnings_of(lambda: fit(compiled(model))) == []
 
 
-@pytest.mark.filterwarnings("ignore:.*part of another model")
 def test_compiled_part_of_a_model():
     inner = models.mlp()
     model = keras.Sequential([keras.Input((16,)), inner])

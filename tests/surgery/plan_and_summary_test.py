@@ -73,14 +73,16 @@ def test_table_fits_the_terminal(width, columns):
     columns(width)
     arguments = {"rank_blocks": 2, "targets": "all-linear", "print_fn": str}
     task = models.bert()
-    report = keras_ether.plan(task, **arguments)
+    report = keras_ether.plan(task, **arguments, method="ether")
     lines = str(report).splitlines()
     assert max(map(len, lines)) <= width
     # Whatever is cut into lines is there.
     text = str(report).replace("\n", "").replace(" ", "")
     for row in (*report.rows, *report.skipped):
         assert row.path in text
-    task = keras_ether.apply(task, rank_blocks=2, targets="all-linear")
+    task = keras_ether.apply(
+        task, rank_blocks=2, targets="all-linear", method="ether"
+    )
     found = keras_ether.diagnostics.diagnose(task, print_fn=str)
     # Nine columns; 80 have room for them.
     assert max(map(len, str(found).splitlines())) <= max(width, 80)
@@ -89,7 +91,10 @@ def test_table_fits_the_terminal(width, columns):
 def test_path_has_a_line_of_its_own_where_it_is_long(columns):
     columns(80)
     report = keras_ether.plan(
-        models.bert_backbone(), rank_blocks=2, print_fn=str
+        models.bert_backbone(),
+        rank_blocks=2,
+        print_fn=str,
+        method="ether",
     )
     assert str(report).splitlines()[:5] == [
         "Layer",
@@ -103,7 +108,9 @@ def test_path_has_a_line_of_its_own_where_it_is_long(columns):
 def test_rows_that_differ_in_an_index_only_are_one_line(columns):
     columns(200)
     backbone = models.bert_backbone(num_layers=3)
-    report = keras_ether.plan(backbone, rank_blocks=2, print_fn=str)
+    report = keras_ether.plan(
+        backbone, rank_blocks=2, print_fn=str, method="ether"
+    )
     assert len(report.rows) == 6
     lines = str(report).splitlines()[2:4]
     assert [line.split()[0] for line in lines] == [
@@ -113,7 +120,11 @@ def test_rows_that_differ_in_an_index_only_are_one_line(columns):
     assert [line.split()[-2:] for line in lines] == [["3", "48"]] * 2
     exclude = ".*layer_1/.*"
     report = keras_ether.plan(
-        backbone, rank_blocks=2, exclude=exclude, print_fn=str
+        backbone,
+        rank_blocks=2,
+        exclude=exclude,
+        print_fn=str,
+        method="ether",
     )
     assert "transformer_layer_{0,2}/" in str(report).splitlines()[2]
 

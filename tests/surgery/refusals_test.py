@@ -11,7 +11,6 @@ from tests import quantized_models as qm
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is frozen now"),
     pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`"),
-    pytest.mark.filterwarnings("ignore:Model .* is part of another"),
 ]
 CONFIGS = {
     "int8": keras.quantizers.Int8QuantizationConfig,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import keras_ether
-from keras_ether.adapters import head_start
+from keras_ether.adapters import freezing
 from keras_ether.surgery.layer_tree import LayerTree
 from tests import models
 
@@ -56,7 +56,7 @@ def test_every_fold_is_the_first(name, make, trainable, rng):
         keras_ether.remove(model, reset_head=True)
         check_same(model, before)
     assert losses[0] == losses[1]
-    assert not any(map(head_start.is_remembered, LayerTree(model).everything))
+    assert not any(map(freezing.is_kept, LayerTree(model).everything))
 
 
 def test_head_stays_as_it_has_learned_otherwise(rng):
@@ -110,9 +110,9 @@ def test_copies_remember_too(way, rng):
 def test_only_the_head_is_copied_to_the_memory_of_the_host():
     task = keras_ether.apply(models.bert(), rank_blocks=2)
     remembered = {
-        path: head_start.of(part)
+        path: freezing.start_of(part)
         for path, part in LayerTree(task).layers.items()
-        if head_start.of(part)
+        if freezing.start_of(part)
     }
     assert list(remembered) == ["logits"]
     assert [type(value) for value in remembered["logits"]] == [np.ndarray] * 2

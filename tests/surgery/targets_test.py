@@ -201,16 +201,29 @@ def test_entry_that_means_no_layer_is_an_error(argument, others, entry, near):
 
 
 @pytest.mark.parametrize(
-    "pattern", ["query", "block_2/.*", "", "all_linear", "value|norm"]
+    "pattern", ["block_2/.*", "", "all_linear", "value|norm"]
 )
-def test_pattern_that_excludes_nothing_is_an_error(pattern):
-    message = r"`exclude` names no layer.*exclude=\['" + re.escape(pattern)
-    check_refused(blocks(), message, exclude=pattern)
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_pattern_that_means_no_layer_is_an_error(argument, pattern):
+    message = f"`{argument}` names no layer.*: '{re.escape(pattern)}'"
+    check_refused(blocks(), message, **{argument: pattern})
 
 
-def test_pattern_that_means_no_target_says_how_to_give_a_name():
-    message = r"No layer.*targets=\['query'\].*'block_0/query'"
-    check_refused(blocks(), message, targets="query")
+@pytest.mark.parametrize("argument", ARGUMENTS)
+@pytest.mark.parametrize(
+    "entry", ["query", "block_0", "block_0/query", ".*/query", "dense_1"]
+)
+def test_a_string_is_a_list_of_one(entry, argument):
+    model = counted_on()[0] if entry == "dense_1" else blocks()
+    if (entry, argument) == ("block_0", "targets"):
+        check_refused(model, "'block_0'.*no kernel", targets=entry)
+        return
+    one, other = (
+        paths(model, **{"targets": "all-linear", argument: form})
+        for form in (entry, [entry])
+    )
+    assert one == other
+    assert one != paths(model, targets="all-linear")
 
 
 @pytest.mark.parametrize(
@@ -359,8 +372,8 @@ def test_pattern_matches_whole_paths():
         f"{BERT_LAYER}/query",
         f"{BERT_LAYER}/key",
     ]
-    with pytest.raises(ValueError, match="No layer"):
-        paths(model, targets="query")
+    with pytest.raises(ValueError, match="names no layer"):
+        paths(model, targets="quer")
 
 
 def test_predicate_is_asked_about_adaptable_layers_only():
@@ -454,7 +467,7 @@ def test_grouped_query_attention_computes_with_its_adapters(rng):
     layer = keras.layers.GroupQueryAttention(4, 2, 1, name="a")
     x = rng.standard_normal((2, 3, 8)).astype("float32")
     base = ops.convert_to_numpy(layer(x, x))
-    keras_ether.apply(layer, rank_blocks=2, seed=0)
+    keras_ether.apply(layer, rank_blocks=2, seed=0, method="ether")
     active = ops.convert_to_numpy(layer(x, x))
     assert np.abs(active - base).max() > 1e-3
     keras_ether.merge(layer)
@@ -470,7 +483,9 @@ def test_layers_inside_wrappers_are_found(rng):
             keras.layers.Bidirectional(keras.layers.LSTM(2, name="lstm")),
         ]
     )
-    report = keras_ether.plan(model, targets="all", rank_blocks=2, print_fn=str)
+    report = keras_ether.plan(
+        model, targets="all", rank_blocks=2, print_fn=str, method="ether"
+    )
     assert [row.path for row in report.rows] == ["time_distributed/d"]
     assert [(s.path, s.layer_class) for s in report.skipped] == [
         ("bidirectional/forward_lstm/lstm_cell", "LSTMCell"),
@@ -478,7 +493,9 @@ def test_layers_inside_wrappers_are_found(rng):
     ]
     x = rng.standard_normal((2, 3, 4)).astype("float32")
     base = models.call(model, x)
-    keras_ether.apply(model, targets="all", rank_blocks=2, seed=0)
+    keras_ether.apply(
+        model, targets="all", rank_blocks=2, seed=0, method="ether"
+    )
     active = models.call(model, x)
     assert np.abs(active - base).max() > 1e-4
     keras_ether.merge(model)

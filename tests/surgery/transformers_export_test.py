@@ -70,7 +70,6 @@ def test_tokenizer_travels(tmp_path):
     assert found == np.array(expected).tolist()
 
 
-@pytest.mark.filterwarnings("ignore:Model .* is part of another")
 def test_parts_that_were_merged_can_be_exported(tmp_path):
     task = EXPORTED["GPT2"].task()
     keras_ether.apply(task, rank_blocks=2)
