@@ -235,6 +235,11 @@ def is_transformed() -> bool:
     return BACKEND == "torch" and torch._C._are_functorch_transforms_active()
 
 
+def is_for_gpu() -> bool:
+    """Whether XLA compiles for a GPU what JAX traces now."""
+    return BACKEND == "jax" and jax.default_backend() == "gpu"
+
+
 def not_compiled(function: Callable) -> Callable:
     """A function that PyTorch's compiler does not look into."""
     return torch.compiler.disable(function) if BACKEND == "torch" else function
