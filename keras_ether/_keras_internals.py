@@ -303,6 +303,11 @@ def recomputes_activation(layer: Layer) -> bool:
     )
 
 
+def is_rematerialized(layer: Layer) -> bool:
+    """Whether a layer was made in a `RematScope`, and may run again."""
+    return getattr(layer, "_remat_mode", None) is not None
+
+
 def inputs_struct(model: Model) -> Any:
     """The symbolic inputs of a functional model, nested as it takes them."""
     return model._inputs_struct
@@ -334,9 +339,23 @@ def int4_block_size(layer: Layer) -> int | None:
     return layer._int4_block_size
 
 
+def mask_of(tensor: Any) -> Any:
+    """The mask that Keras has attached to a tensor, or `None`."""
+    return keras.src.backend.get_keras_mask(tensor)
+
+
+def loss_of(identifier: Any) -> keras.losses.Loss:
+    """The loss that `compile` makes of a name, a function or a loss."""
+    loss = keras.losses.get(identifier)
+    if isinstance(loss, keras.losses.Loss):
+        return loss
+    name = identifier if isinstance(identifier, str) else loss.__name__
+    return keras.src.losses.losses.LossFunctionWrapper(loss, name=name)
+
+
 def copy_mask(source: Any, target: Any) -> None:
     """Copies the mask of one tensor to another, if there is one."""
-    mask = keras.src.backend.get_keras_mask(source)
+    mask = mask_of(source)
     if mask is not None:
         keras.src.backend.set_keras_mask(target, mask)
 

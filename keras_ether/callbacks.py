@@ -15,6 +15,7 @@ from keras_ether.saving import save_and_load
 from keras_ether.saving import training_state
 from keras_ether.saving.adapter_file import AdapterFile
 from keras_ether.saving.training_state import Position
+from keras_ether.surgery import optimizer_slots
 from keras_ether.surgery import verbs
 from keras_ether.surgery.layer_tree import tree_of
 from keras_ether.types import Layer
@@ -278,6 +279,7 @@ def resume(
     fill = save_and_load.prepare(model, content, filepath, check_base)
     with changes.all_or_none() as made:
         fill.put_in(made)
+        optimizer_slots.keep(made, [model])
         try:
             state = training_state.fitting_state(model, content)
             training_state.set_global_generators(model, content, made)

@@ -25,6 +25,8 @@ Shape: TypeAlias = tuple[int | None, ...]
 # `(left, right)` of a side's blocks, see `keras_ether.ops.reflections`. `right`
 # is `None` for methods whose blocks have no thin factors.
 Factors: TypeAlias = tuple[Tensor, Tensor | None]
+# The factors of an adapter by side, `None` for one that is not transformed.
+Sides: TypeAlias = dict[str, Factors | None]
 # Of a function whose derivative is written by hand, see
 # `keras_ether.ops.custom_gradient`: arguments or tangents, where a tangent that
 # is zero is `None`; the intermediate values that the derivative uses; and a

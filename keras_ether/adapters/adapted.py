@@ -6,6 +6,7 @@ own class is to compute with another kernel, or without its bias, it runs on a
 stand-in: an object of that class with the layer's attributes but for those.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,14 +16,15 @@ from keras import ops
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import per_example
 from keras_ether.adapters import quantized_kernel
+from keras_ether.adapters.call import Call
 from keras_ether.adapters.quantized_kernel import quantizing_error
 from keras_ether.adapters.reduction import Reduced
 from keras_ether.ops.backend import add_to
 from keras_ether.ops.backend import dtype_name
 from keras_ether.ops.backend import is_sparse
-from keras_ether.types import Factors
 from keras_ether.types import Layer
 from keras_ether.types import LayerMixin
+from keras_ether.types import Sides
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
@@ -107,59 +109,42 @@ class AdaptedKernel(Adapted):
 
 
 class AdaptedCall(LayerMixin):
-    """A layer whose call transforms activations, or multiplies by a fold.
-
-    Where `keras.RematScope` runs a call again in the backward pass, it does so
-    outside of the call around it, which knows the dtype policy and whether this
-    is training, and another dropout could be drawn. All of it is settled before
-    the first run, and passed on.
-    """
+    """A layer whose call transforms activations, or multiplies by a fold."""
 
     def call(self, inputs: Tensor) -> Tensor:
-        return self._settled_call(inputs)
+        return self._computed(inputs, call=Call.of(self))
 
     # Not by way of `call`: calibrating a layer leaves it an attribute of that
     # name.
     def quantized_call(self, inputs: Tensor) -> Tensor:
-        return self._settled_call(inputs)
+        return self._computed(inputs, call=Call.of(self))
 
-    def _settled_call(
-        self,
-        inputs: Tensor,
-        *,
-        training: bool | Tensor | None = None,
-        kept: dict[str, Tensor] | None = None,
-        activation: Callable | None = None,
-    ) -> Tensor:
-        training = internals.is_training(training)
-        kept = self.ether.draw_kept(training) if kept is None else kept
-        self._check_examples(inputs)
+    def _computed(self, inputs: Tensor, *, call: Call) -> Tensor:
+        inputs = self._of_examples(inputs, call)
         if self._computes_with_fold(inputs):
             kernel = ops.convert_to_tensor(self.base_kernel)
-            replaced = {self.kernel_attribute: self.ether.fold(kernel, kept)}
-            if activation is not None:
-                replaced["activation"] = activation
-            return self._plain_call(inputs, training, **replaced)
+            replaced = {
+                self.kernel_attribute: self.ether.fold(kernel, call),
+                "activation": call.activation,
+            }
+            return self._plain_call(inputs, call, **replaced)
         if dtype_name(inputs) != self.compute_dtype:
             # As the plain layer's operations would, integers and booleans too.
             dtype = keras.backend.result_type(inputs.dtype, self.compute_dtype)
             inputs = ops.cast(inputs, dtype)
-        return self._adapted(
-            inputs, training, kept, activation or self.activation
-        )
+        return self._adapted(inputs, call, call.factors(self.ether))
 
-    def _check_examples(self, inputs: Tensor) -> None:
-        """Raises where examples with adapters of their own can't be told."""
-        examples = per_example.current()
-        if examples is None:
-            return
-        examples.check(self, inputs)
+    def _of_examples(self, inputs: Tensor, call: Call) -> Tensor:
+        """The inputs; raises where examples with own adapters can't be told."""
+        if call.examples is None:
+            return inputs
         if is_sparse(inputs):
             raise per_example.NoExamplesError(
                 f"Layer '{self.path}' received sparse inputs in a call in "
                 "which every example has an adapter of its own. Pass dense "
                 "ones."
             )
+        return call.examples.check(self, inputs)
 
     def _computes_with_fold(self, inputs: Tensor) -> bool:
         """Whether the plain layer is to compute with a folded kernel.
@@ -172,35 +157,32 @@ class AdaptedCall(LayerMixin):
         mode = self.quantization_mode
         return mode == "float8" or (mode is None and is_sparse(inputs))
 
-    def _adapted(
-        self,
-        inputs: Tensor,
-        training: bool | Tensor | None,
-        kept: dict[str, Tensor] | None,
-        activation: Callable | None,
-        sides: tuple[Factors | None, Factors | None] | None = None,
-    ) -> Tensor:
+    def _adapted(self, inputs: Tensor, call: Call, factors: Sides) -> Tensor:
         """The layer's outputs by way of its activations.
 
-        `sides` are the factors of either side, where they are known already.
+        Args:
+            inputs: The inputs, in the dtype of the layer's products.
+            call: The record of the call.
+            factors: The factors of either side.
         """
-        adapter = self.ether
-        before, factors = sides or adapter.factors_of_sides(kept)
-        inputs = adapter.transform_inputs(inputs, before, training)
-        if factors is None:
-            return self._plain_call(inputs, training, activation=activation)
+        adapter, after = self.ether, factors["output"]
+        inputs = adapter.transform_inputs(
+            inputs, factors["input"], call.gradient
+        )
+        if after is None:
+            return self._plain_call(inputs, call, activation=call.activation)
         # The output side stands before the bias and the activation, and a
         # quantized call fuses both into the product.
-        outputs = self._plain_call(inputs, training, **self.linear)
-        outputs = adapter.transform_outputs(outputs, factors, training)
-        return self._finished(outputs, activation)
+        outputs = self._plain_call(inputs, call, **self.linear)
+        outputs = adapter.transform_outputs(outputs, after, call.gradient)
+        return self._finished(outputs, call)
 
-    def _finished(self, outputs: Tensor, activation: Callable | None) -> Tensor:
+    def _finished(self, outputs: Tensor, call: Call) -> Tensor:
         """Bias and activation on outputs to which nothing else refers."""
         if self.has_bias:
             bias = ops.convert_to_tensor(self._broadcast_bias())
             outputs = add_to(outputs, bias)
-        return outputs if activation is None else activation(outputs)
+        return outputs if call.activation is None else call.activation(outputs)
 
     def rematerialized_call(
         self,
@@ -209,24 +191,11 @@ class AdaptedCall(LayerMixin):
         training: bool | Tensor | None = None,
         **kwargs: Any,
     ) -> Callable:
-        training = internals.is_training(training)
-        settled: dict[str, Any] = {
-            "training": training,
-            "kept": self.ether.draw_kept(training),
-        }
-        examples = per_example.current()
-
-        def call(*args: Any) -> Tensor:
-            # What is no tensor would become one on JAX, such as `reverse`.
-            with (
-                internals.autocast(self),
-                per_example.computing_for(examples),
-            ):
-                return self._settled_call(*args, **(kwargs | settled))
-
-        if internals.recomputes_activation(self):
-            settled["activation"] = keras.remat(self.activation)
-            run = call
-        else:
-            run = super().rematerialized_call(call, *args, **kwargs)
+        call = Call.of(self, training)
+        # What is no tensor would become one on JAX, such as `reverse`.
+        run = call.rematerialized(
+            self, functools.partial(self._computed, **kwargs)
+        )
+        if not internals.recomputes_activation(self):
+            run = super().rematerialized_call(run, *args, **kwargs)
         return lambda *args, **_: run(*args)

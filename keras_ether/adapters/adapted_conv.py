@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_ether.adapters.adapted import AdaptedCall
 from keras_ether.adapters.adapted import AdaptedKernel
+from keras_ether.adapters.call import Call
 from keras_ether.types import LayerMixin
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
@@ -32,7 +33,7 @@ class AdaptedConv(AdaptedCall, AdaptedKernel):
         return self.bias
 
     def _plain_call(
-        self, inputs: Tensor, training: bool | Tensor | None, **replaced: Any
+        self, inputs: Tensor, call: Call, **replaced: Any
     ) -> Tensor:
         return self._compute(**replaced)(inputs)
 

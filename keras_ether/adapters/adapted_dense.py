@@ -1,17 +1,15 @@
 """The mixin that puts an adapter around a `Dense` or `EinsumDense` layer."""
 
-from collections.abc import Callable
 from typing import Any
 from typing import ClassVar
 
-from keras_ether.adapters import per_example
 from keras_ether.adapters.adapted import AdaptedCall
 from keras_ether.adapters.adapted import AdaptedKernel
+from keras_ether.adapters.call import Call
 from keras_ether.ops import each_example
 from keras_ether.ops import low_rank
 from keras_ether.ops.backend import tensor
-from keras_ether.ops.custom_gradient import is_gradient_wanted
-from keras_ether.types import Factors
+from keras_ether.types import Sides
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
@@ -30,12 +28,12 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
     def call(
         self, inputs: Tensor, training: bool | Tensor | None = None
     ) -> Tensor:
-        return self._settled_call(inputs, training=training)
+        return self._computed(inputs, call=Call.of(self, training))
 
     def quantized_call(
         self, inputs: Tensor, training: bool | Tensor | None = None
     ) -> Tensor:
-        return self._settled_call(inputs, training=training)
+        return self._computed(inputs, call=Call.of(self, training))
 
     @property
     def has_bias(self) -> bool:
@@ -45,33 +43,49 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
         return self.bias
 
     def _plain_call(
-        self, inputs: Tensor, training: bool | Tensor | None, **replaced: Any
+        self, inputs: Tensor, call: Call, **replaced: Any
     ) -> Tensor:
-        return self._compute(**replaced)(inputs, training=training)
+        return self._compute(**replaced)(inputs, training=call.training)
 
-    def _may_fold(self) -> bool:
-        """Whether one folded kernel of constants would do for all examples."""
-        return self.quantization_mode is None and not self.base_kernel.trainable
+    def _adapted(self, inputs: Tensor, call: Call, factors: Sides) -> Tensor:
+        if self.quantization_mode is not None:
+            return super()._adapted(inputs, call, factors)
+        if call.examples is not None:
+            return self._each_example(inputs, call, factors)
+        view, before, after = (
+            self.ether.view,
+            factors["input"],
+            factors["output"],
+        )
+        kernel = tensor(self.base_kernel, self.compute_dtype)
+        if self.base_kernel.trainable or not low_rank.pays(
+            inputs, kernel, view, (before, after), call.gradient
+        ):
+            return super()._adapted(inputs, call, factors)
+        bias = self.bias
+        outputs = low_rank.folded_product(
+            inputs,
+            kernel,
+            view,
+            before,
+            after,
+            bias=None if bias is None else tensor(bias, self.compute_dtype),
+            training=call.gradient,
+        )
+        return outputs if call.activation is None else call.activation(outputs)
 
     def _each_example(
-        self,
-        inputs: Tensor,
-        training: bool | Tensor | None,
-        kept: dict[str, Tensor] | None,
-        activation: Callable | None,
+        self, inputs: Tensor, call: Call, factors: Sides
     ) -> Tensor:
         """The outputs where each example has factors of its own."""
-        adapter = self.ether
-        sides = before, after = adapter.factors_of_sides(kept)
-        if self.quantization_mode is not None:
-            return super()._adapted(inputs, training, kept, activation, sides)
-        view = adapter.view
+        before = factors["input"]
+        adapter, view = self.ether, self.ether.view
         kernel = tensor(self.base_kernel, self.compute_dtype)
         beside = each_example.beside_pays(inputs, kernel, view, before)
         if not beside:
-            inputs = adapter.transform_inputs(inputs, before, training)
-        outputs = self._plain_call(inputs, training, **self.linear)
-        if beside:
+            inputs = adapter.transform_inputs(inputs, before, call.gradient)
+        outputs = self._plain_call(inputs, call, **self.linear)
+        if beside and before is not None:
             matrix = each_example.add_beside_each(
                 view.outputs_matrix(outputs),
                 view.inputs_matrix(inputs),
@@ -79,36 +93,7 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
                 *before,
             )
             outputs = view.from_outputs_matrix(matrix, like=outputs)
-        outputs = adapter.transform_outputs(outputs, after, training)
-        return self._finished(outputs, activation)
-
-    def _adapted(
-        self,
-        inputs: Tensor,
-        training: bool | Tensor | None,
-        kept: dict[str, Tensor] | None,
-        activation: Callable | None,
-        sides: tuple[Factors | None, Factors | None] | None = None,
-    ) -> Tensor:
-        if per_example.current() is not None:
-            return self._each_example(inputs, training, kept, activation)
-        if self._may_fold():
-            adapter = self.ether
-            sides = before, after = adapter.factors_of_sides(kept)
-            kernel = tensor(self.base_kernel, self.compute_dtype)
-            gradient = is_gradient_wanted(training)
-            if low_rank.pays(inputs, kernel, adapter.view, sides, gradient):
-                bias = self.bias
-                outputs = low_rank.folded_product(
-                    inputs,
-                    kernel,
-                    adapter.view,
-                    before,
-                    after,
-                    bias=None
-                    if bias is None
-                    else tensor(bias, self.compute_dtype),
-                    training=gradient,
-                )
-                return outputs if activation is None else activation(outputs)
-        return super()._adapted(inputs, training, kept, activation, sides)
+        outputs = adapter.transform_outputs(
+            outputs, factors["output"], call.gradient
+        )
+        return self._finished(outputs, call)

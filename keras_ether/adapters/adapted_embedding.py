@@ -1,17 +1,15 @@
 """The mixins that put an adapter around an embedding."""
 
-from collections.abc import Callable
-
 import keras
 from keras import ops
 
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters.adapted import Adapted
 from keras_ether.adapters.adapted import AdaptedCall
+from keras_ether.adapters.call import Call
 from keras_ether.ops import reflections
 from keras_ether.ops.backend import dtype_name
 from keras_ether.ops.backend import is_sparse
-from keras_ether.ops.custom_gradient import is_gradient_wanted
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
@@ -39,25 +37,18 @@ class AdaptedEmbedding(AdaptedCall, AdaptedTable):
     y = E[ids] G
     """
 
-    def _settled_call(
-        self,
-        inputs: Tensor,
-        *,
-        training: bool | Tensor | None = None,
-        kept: dict[str, Tensor] | None = None,
-        activation: Callable | None = None,
-    ) -> Tensor:
-        training = internals.is_training(training)
-        kept = self.ether.draw_kept(training) if kept is None else kept
-        self._check_examples(inputs)
+    def _computed(self, inputs: Tensor, *, call: Call) -> Tensor:
+        inputs = self._of_examples(inputs, call)
         if self.quantization_mode is None and is_sparse(inputs):
             # The rows taken are sparse too, and can't be transformed.
             table = ops.convert_to_tensor(self.base_kernel)
-            table = self.ether.fold(table, kept)
+            table = self.ether.fold(table, call)
             return self._compute(_embeddings=table)(inputs)
         outputs = self._compute()(inputs)
-        factors = self.ether.factors("output", kept)
-        transformed = self.ether.transform_outputs(outputs, factors, training)
+        factors = call.factors(self.ether)["output"]
+        transformed = self.ether.transform_outputs(
+            outputs, factors, call.gradient
+        )
         internals.copy_mask(outputs, transformed)
         return transformed
 
@@ -72,37 +63,29 @@ class AdaptedReversibleEmbedding(AdaptedEmbedding):
     """
 
     def call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
-        return self._settled_call(inputs, reverse)
+        return self._computed(inputs, reverse, call=Call.of(self))
 
     def quantized_call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
-        return self._settled_call(inputs, reverse)
+        return self._computed(inputs, reverse, call=Call.of(self))
 
-    def _settled_call(
-        self,
-        inputs: Tensor,
-        reverse: bool = False,
-        *,
-        training: bool | Tensor | None = None,
-        kept: dict[str, Tensor] | None = None,
-        activation: Callable | None = None,
+    def _computed(
+        self, inputs: Tensor, reverse: bool = False, *, call: Call
     ) -> Tensor:
         if not reverse:
-            return super()._settled_call(inputs, training=training, kept=kept)
-        training = internals.is_training(training)
-        kept = self.ether.draw_kept(training) if kept is None else kept
-        self._check_examples(inputs)
+            return super()._computed(inputs, call=call)
+        inputs = self._of_examples(inputs, call)
         plain = self._compute()
         if not self.tie_weights:
             return plain(inputs, reverse=True)
-        factors = self.ether.factors("output", kept)
+        factors = call.factors(self.ether)["output"]
+        # An embedding has no other side.
+        assert factors is not None
         dtype = self.reverse_dtype or keras.backend.result_type(
             inputs.dtype, self.compute_dtype
         )
         if dtype_name(inputs) != dtype:
             inputs = ops.cast(inputs, dtype)
         inputs = reflections.multiply(
-            inputs,
-            *reflections.transpose(*factors),
-            is_gradient_wanted(training),
+            inputs, *reflections.transpose(*factors), call.gradient
         )
         return plain(inputs, reverse=True)

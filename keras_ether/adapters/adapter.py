@@ -1,6 +1,5 @@
 """The layer that owns one kernel's vectors."""
 
-import functools
 import random
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -11,21 +10,20 @@ import numpy as np
 from keras import ops
 
 from keras_ether.adapters import optimizer_state
-from keras_ether.adapters import per_example
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.acting_strength import ActingStrength
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
+from keras_ether.adapters.call import Call
 from keras_ether.adapters.quantized_kernel import quantizing_error
 from keras_ether.adapters.reduction import Reduced
 from keras_ether.ops import reflections
 from keras_ether.ops.backend import precise_products
-from keras_ether.ops.backend import snapshot
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.conv_view import ConvView
-from keras_ether.ops.custom_gradient import is_gradient_wanted
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.types import Factors
+from keras_ether.types import Sides
 from keras_ether.types import Sizes
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
@@ -186,112 +184,60 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
         """The trained variables of one side, the arguments of its factors."""
         return [getattr(self, f"{side}_{name}") for name in self.method.weights]
 
-    def factors_of_sides(
-        self, kept: dict | None
-    ) -> tuple[Factors | None, Factors | None]:
-        """`factors` of either side, at one strength."""
-        strength = snapshot(self.strength)
-        return (
-            self.factors("input", kept, strength),
-            self.factors("output", kept, strength),
-        )
-
-    def factors(
-        self,
-        side: str,
-        kept: dict | None = None,
-        strength: Tensor | None = None,
-    ) -> Factors | None:
-        """The factors of one side's blocks as they act in a call.
+    def transform_inputs(
+        self, x: Tensor, factors: Factors | None, gradient: bool = False
+    ) -> Tensor:
+        """`x H`, or `x` where `factors` is `None`.
 
         Args:
-            side: `"input"` or `"output"`.
-            kept: The result of `draw_kept` for this call, or `None` for all
-                blocks. Defaults to `None`.
-            strength: Scalar tensor, or `None` for the current strength.
-                Defaults to `None`.
-
-        Returns:
-            `(left, right)`, or `None` for a side that is not transformed. Where
-            each example has its own, they have one more axis, the first.
+            x: The layer's inputs.
+            factors: Those of the input side, see `Call.factors`.
+            gradient: Whether a gradient may be asked for. Defaults to `False`.
         """
-        examples = per_example.current()
-        if examples is None or side not in self.widths:
-            factors = self.trained_factors(side)
-        else:
-            factors = examples.factors(self, side)
-        if factors is None:
-            return None
-        left, right = factors
-        left = left * (
-            snapshot(self.strength) if strength is None else strength
-        )
-        if kept:
-            left = left * ops.cast(kept[side], left.dtype)
-        return left, right
-
-    def transform_inputs(
-        self,
-        x: Tensor,
-        factors: Factors | None,
-        training: bool | Tensor | None = False,
-    ) -> Tensor:
-        """`x H`, or `x` where `factors` is `None`."""
-        return self._transform(x, factors, self.view.map_inputs, training)
+        return _transform(x, factors, self.view.map_inputs, gradient)
 
     def transform_outputs(
-        self,
-        y: Tensor,
-        factors: Factors | None,
-        training: bool | Tensor | None = False,
+        self, y: Tensor, factors: Factors | None, gradient: bool = False
     ) -> Tensor:
         """`y G`, or `y` where `factors` is `None`.
 
-        Nothing else may refer to `y`: its memory may be reused.
+        Args:
+            y: The layer's outputs before its bias. Nothing else may refer to
+                them: their memory may be reused.
+            factors: Those of the output side, see `Call.factors`.
+            gradient: Whether a gradient may be asked for. Defaults to `False`.
         """
-        return self._transform(
-            y, factors, self.view.map_outputs, training, owned=True
+        return _transform(
+            y, factors, self.view.map_outputs, gradient, owned=True
         )
 
-    def _transform(
-        self,
-        x: Tensor,
-        factors: Factors | None,
-        map_axis: Callable,
-        training: bool | Tensor | None,
-        owned: bool = False,
-    ) -> Tensor:
-        if factors is None:
-            return x
-        return map_axis(
-            lambda rows: reflections.multiply(
-                rows,
-                *factors,
-                training=is_gradient_wanted(training),
-                owned=owned,
-            ),
-            x,
-        )
-
-    def fold(self, kernel: Tensor, kept: dict | None = None) -> Tensor:
+    def fold(self, kernel: Tensor, call: Call | None = None) -> Tensor:
         """`H W G` as it acts in a call, in the dtype of the kernel.
 
         Computed in float32.
+
+        Args:
+            kernel: Tensor of the kernel's shape.
+            call: The record of the call, or `None` outside of any. Defaults to
+                `None`.
         """
-        return self._fold(kernel, lambda side: self.factors(side, kept))
+        return self._fold(kernel, (call or Call.outside()).factors(self))
 
     def fold_trained(self, kernel: Tensor) -> Tensor:
         """`H W G`, at full strength."""
-        return self._fold(kernel, self.trained_factors)
+        return self._fold(kernel, self._trained())
 
     def unfold(self, kernel: Tensor) -> Tensor:
         """`H⁻¹ W G⁻¹` at full strength, for methods of orthogonal blocks."""
-        return self._fold(kernel, self.trained_factors, inverse=True)
+        return self._fold(kernel, self._trained(), inverse=True)
+
+    def _trained(self) -> Sides:
+        return {s: self.trained_factors(s) for s in ("input", "output")}
 
     def _fold(
         self,
         kernel: Tensor,
-        factors_of: Callable[[str], Factors | None],
+        factors_of: Sides,
         inverse: bool = False,
     ) -> Tensor:
         dtype = kernel.dtype
@@ -302,14 +248,13 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
             ("input", self.view.map_kernel_inputs, not inverse),
             ("output", self.view.map_kernel_outputs, inverse),
         ):
-            factors = factors_of(side)
+            factors = factors_of[side]
             if factors is None:
                 continue
             if transposed:
                 factors = reflections.transpose(*factors)
-            multiply = functools.partial(_multiply, factors)
             with precise_products():
-                kernel = map_axis(multiply, kernel)
+                kernel = _transform(kernel, factors, map_axis)
         return ops.cast(kernel, dtype)
 
     def save_own_variables(self, store: Any) -> None:
@@ -351,5 +296,18 @@ def vector_shapes(
     }
 
 
-def _multiply(factors: Factors, rows: Tensor) -> Tensor:
-    return reflections.multiply(rows, *factors)
+def _transform(
+    x: Tensor,
+    factors: Factors | None,
+    map_axis: Callable,
+    gradient: bool = False,
+    owned: bool = False,
+) -> Tensor:
+    if factors is None:
+        return x
+    return map_axis(
+        lambda rows: reflections.multiply(
+            rows, *factors, training=gradient, owned=owned
+        ),
+        x,
+    )

@@ -34,8 +34,8 @@ MISSING: Any = object()
 class Change(Protocol):
     """One alteration of one object, and its inverse.
 
-    Both methods may run any number of times, in turns. `undo` restores the
-    object wherever `do` was interrupted, and does nothing before `do`.
+    Both methods may run any number of times, and be interrupted anywhere: a
+    second `do` changes nothing, nor does `undo` before `do`.
     """
 
     def do(self) -> None: ...
@@ -67,7 +67,9 @@ class Attribute:
         self.before: list[Any] = []
 
     def do(self) -> None:
-        self.before = [self.entries.get(self.name, MISSING)]
+        # It may be done already, where the undoing of it was interrupted.
+        if not self.before:
+            self.before = [self.entries.get(self.name, MISSING)]
         self._set(self.value)
 
     def undo(self) -> None:
@@ -153,12 +155,14 @@ class Flag:
         self.before: list[bool] = []
 
     def do(self) -> None:
-        self.before = [self.variable.trainable]
+        if not self.before:
+            self.before = [self.variable.trainable]
         self._set(self.trainable)
 
     def undo(self) -> None:
         if self.before:
-            self._set(self.before.pop())
+            self._set(self.before[0])
+            self.before = []
 
     def _set(self, trainable: bool) -> None:
         if self.variable.trainable != trainable:

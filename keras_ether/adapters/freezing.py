@@ -73,11 +73,10 @@ def freeze(
 def _freezing(
     layer: Layer, frozen: list[Variable], trainable: bool
 ) -> Iterator[changes.Change]:
+    before = layer.trainable
     yield changes.Attribute(layer, internals.TRAINABLE, trainable)
     yield changes.Method(
-        layer,
-        "get_config",
-        functools.partial(_config_from_before, layer.trainable),
+        layer, "get_config", functools.partial(_config_from_before, before)
     )
     for variable in frozen:
         yield changes.Flag(variable, False)

@@ -4,7 +4,7 @@ A caller with many adapters for one model opens a context around the model's
 call, whose `Examples` give each example's factors. Layers ask at each call, and
 keep nothing. To rematerialize activations, Keras runs a layer's call again in
 the backward pass, outside of the call around it. Adapted layers then open the
-context again themselves; `keep_in_remat` makes other layers do so.
+context again themselves; `rematerialized_call` does so for other layers.
 """
 
 import contextlib
@@ -16,15 +16,12 @@ from typing import TYPE_CHECKING
 from typing import Any
 from typing import Protocol
 
-from keras_ether.adapters import shadowing
 from keras_ether.types import Factors
 from keras_ether.types import Layer
 from keras_ether.types import Tensor
 
 if TYPE_CHECKING:
     from keras_ether.adapters.adapter import Adapter
-
-REMAT = "rematerialized_call"
 
 
 class NoExamplesError(ValueError):
@@ -54,8 +51,8 @@ class Examples(Protocol):
         For all others they are `each`, the outputs by their own weights.
         """
 
-    def check(self, layer: Layer, inputs: Tensor) -> None:
-        """Raises a `ValueError` unless the leading axis is the batch."""
+    def check(self, layer: Layer, inputs: Tensor) -> Tensor:
+        """The inputs of a layer, whose leading axis has to be the batch."""
 
 
 # Not a variable of `contextvars`, which `torch.compile` can't read.
@@ -85,19 +82,17 @@ def computing_for(examples: Examples | None) -> Iterator[None]:
         _CURRENT.examples = before
 
 
-def keep_in_remat(layer: Layer) -> None:
-    """Makes a layer that runs again compute for the same examples again.
-
-    Args:
-        layer: A Keras layer. One made without a `keras.RematScope` never runs
-            again, and behaves as before.
-    """
-    shadowing.shadow(layer, REMAT, _rematerialized_call)
-
-
-def _rematerialized_call(
+def rematerialized_call(
     original: Callable, layer_call: Callable, *args: Any, **kwargs: Any
 ) -> Callable:
+    """A layer's `rematerialized_call`, which knows the examples when it runs.
+
+    Args:
+        original: The layer's own method.
+        layer_call: The call that it makes run again.
+        *args: Further arguments of the method.
+        **kwargs: The same.
+    """
     examples = current()
     if examples is None:
         return original(layer_call, *args, **kwargs)

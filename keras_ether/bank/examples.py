@@ -1,12 +1,15 @@
 """The examples of one call, and the adapter of each."""
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 from keras import tree
 
+from keras_ether import _keras_internals as internals
 from keras_ether.adapters import per_example
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.bank.stacks import BASE
@@ -14,12 +17,14 @@ from keras_ether.bank.stacks import Stack
 from keras_ether.bank.stacks import factors_of
 from keras_ether.ops.each_example import take_rows
 from keras_ether.ops.each_example import where_each
-from keras_ether.ops.row_gradients import scale_gradient
-from keras_ether.ops.row_gradients import share_of_own
+from keras_ether.ops.traced import same_leading_axis
 from keras_ether.types import Factors
 from keras_ether.types import Layer
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
+
+# What asks: a layer's structural path, and the side of its adapter or "".
+Asked = tuple[str, str]
 
 
 class BankExamples:
@@ -28,47 +33,53 @@ class BankExamples:
     Args:
         stacks: Dictionary from the id of an `Adapter`, or of a layer of the
             head, to its `Stack`.
-        marks: Variable of shape `(rows,)`, 1 for rows in use and NaN for
-            others.
         ids: Integer tensor of shape `(batch,)`.
-        trained: `None`, `"mean"` or `"sum"`: how the loss of a training call
-            is reduced over the batch. Defaults to `None`, for other calls.
+        rows: Integer, number of rows of the stacks.
         repeated: Whether the model may see each example several times, as in a
             beam search. Defaults to `False`.
+        row: The row of each example, or `None` for the one that its id names.
+            Defaults to `None`.
 
     Attributes:
-        asked: The ids of the layers of the head that asked for their weights.
+        asked: How often each adapter and layer of the head was asked for.
+        axes: The sizes of inner axes of the inputs of layers that asked.
+        row: Int32 tensor of shape `(batch,)`, the row of each example.
     """
 
     def __init__(
         self,
         stacks: dict[int, Stack],
-        marks: Variable,
         ids: Tensor,
-        trained: str | None = None,
+        rows: int,
         repeated: bool = False,
+        row: Tensor | None = None,
     ) -> None:
-        if len(ids.shape) != 1:
+        dtype = keras.backend.standardize_dtype(ids.dtype)
+        if len(ids.shape) != 1 or not keras.backend.is_int_dtype(dtype):
             raise ValueError(
                 "`adapter_id` must be one integer per example, of shape "
-                f"(batch,). Received: shape={tuple(ids.shape)}"
+                f"(batch,). Received: shape={tuple(ids.shape)}, dtype={dtype}"
             )
         self.stacks = stacks
         self.repeated = repeated
-        self.asked: set[int] = set()
+        self.asked: Counter[Asked] = Counter()
+        self.axes: set[int] = set()
+        self.ids = ids
         self.size = ids.shape[0]
-        ids = ops.cast(ids, "int32")
-        is_row = ops.logical_and(ids >= 0, ids < marks.shape[0])
-        self.ids = ops.where(is_row, ids, 0)
-        # For an id without a row NaN, and never another adapter's outputs.
-        self.is_base = ops.equal(ids, BASE)
-        self.mark = ops.where(is_row, take_rows(marks, self.ids), np.nan)
-        self.training = trained is not None
-        self.scale = None
-        if trained == "mean":
-            self.scale = share_of_own(self.ids)
-        elif trained == "sum":
-            self.scale = ops.cast(self.ids != 0, "float32")
+        narrow = ops.cast(ids, "int32")
+        fits = ops.equal(ops.cast(narrow, dtype), ids)
+        self.narrow = ops.where(ops.logical_and(fits, narrow >= 0), narrow, -1)
+        named = ops.where(self.narrow >= 0, ops.mod(self.narrow, rows), 0)
+        self.row = named if row is None else row
+        self.is_base = ops.equal(self.row, BASE)
+
+    def are_valid(self, current: Variable) -> Tensor:
+        """Whether each id is that of an adapter in the bank, `(batch,)`.
+
+        Args:
+            current: Int32 variable of shape `(rows,)`, the id of each row.
+        """
+        return ops.equal(take_rows(current, self.row), self.narrow)
 
     def factors(self, adapter: Adapter, side: str) -> Factors:
         """`(left, right)` of one side, `(batch, blocks, k, width)` each."""
@@ -78,13 +89,13 @@ class BankExamples:
                 f"Adapter '{adapter.path}' was not there when the "
                 "`AdapterBank` was made. Make a new bank."
             )
+        self.asked[stack.layer_path, side] += 1
         gathered = {
-            name.rpartition("/")[2]: self._take(variable)
+            name.rpartition("/")[2]: take_rows(variable, self.row)
             for name, variable in stack.rows.items()
             if name.rpartition("/")[2].startswith(side)
         }
-        left, right = factors_of(adapter, side, gathered)
-        return left * ops.reshape(self.mark, (-1, 1, 1, 1)), right
+        return factors_of(adapter, side, gathered)
 
     def weights_of(self, layer: Layer) -> dict[str, Tensor] | None:
         """A layer's weights by name, with the batch as their first axis.
@@ -94,9 +105,9 @@ class BankExamples:
         stack = self.stacks.get(id(layer))
         if stack is None:
             return None
-        self.asked.add(id(layer))
+        self.asked[stack.layer_path, ""] += 1
         return {
-            name: self._marked(self._take(variable))
+            name: take_rows(variable, self.row)
             for name, variable in stack.rows.items()
         }
 
@@ -124,17 +135,20 @@ class BankExamples:
                 for n, v in rows.items()
             }
         )
-        return tree.map_structure(
-            lambda x, y: where_each(self.is_base, x, y), of_base, each
-        )
+        return where_each(self.is_base, of_base, each)
 
-    def check(self, layer: Layer, inputs: Tensor) -> None:
-        """Raises a `ValueError` unless the leading axis is the batch."""
+    def check(self, layer: Layer, inputs: Tensor) -> Tensor:
+        """The inputs of a layer, whose leading axis has to be the batch."""
         leading = inputs.shape[0] if len(inputs.shape) else 1
-        if None in (leading, self.size) or leading == self.size:
-            return
+        self.axes.update(size for size in inputs.shape[1:] if size is not None)
+        if None in (leading, self.size):
+            if self.repeated:
+                return inputs
+            return same_leading_axis(inputs, ops.shape(self.ids)[0])
+        if leading == self.size:
+            return inputs
         if self.repeated and leading % self.size == 0:
-            return
+            return inputs
         raise per_example.NoExamplesError(
             f"The leading axis of the inputs of layer '{layer.path}' must be "
             f"the batch, one example for each of {self.size} adapter ids: each "
@@ -143,12 +157,47 @@ class BankExamples:
             "`keras_ether.apply`."
         )
 
-    def _take(self, variable: Variable) -> Tensor:
-        values = take_rows(variable, self.ids, self.training)
-        if self.scale is None:
-            return values
-        return scale_gradient(values, self.scale)
+    def check_outputs(self, outputs: Any) -> None:
+        """Raises a `ValueError` for outputs without one part per example."""
+        for y in tree.flatten(outputs):
+            leading = y.shape[0] if len(y.shape) else 1
+            if leading != self.size and None not in (leading, self.size):
+                raise per_example.NoExamplesError(
+                    "Every output of a bank's base must have one part for each "
+                    f"example. Received: {self.size} examples and an output of "
+                    f"shape {tuple(y.shape)}"
+                )
 
-    def _marked(self, values: Tensor) -> Tensor:
-        mark = ops.reshape(self.mark, (-1,) + (1,) * (len(values.shape) - 1))
-        return values * ops.cast(mark, values.dtype)
+    def marked(self, outputs: Any, current: Variable) -> Any:
+        """Outputs that are NaN, or the lowest integer, for an invalid id.
+
+        The ids of rows are read here, after all values: an id that ended in
+        between is invalid.
+        """
+        valid = self.are_valid(current)
+
+        def mark(y: Tensor) -> Tensor:
+            each = ops.reshape(valid, (-1,) + (1,) * (len(y.shape) - 1))
+            found = ops.where(each, y, ops.cast(_filling(y), y.dtype))
+            internals.copy_mask(y, found)
+            return found
+
+        return tree.map_structure(mark, outputs)
+
+
+def check_markable(outputs: Any) -> None:
+    """Raises a `ValueError` for outputs that `marked` can't mark."""
+    for y in tree.flatten(outputs):
+        _filling(y)
+
+
+def _filling(y: Tensor) -> float | int:
+    dtype = keras.backend.standardize_dtype(y.dtype)
+    if keras.backend.is_float_dtype(dtype):
+        return np.nan
+    if dtype.startswith("int"):
+        return int(np.iinfo(dtype).min)
+    raise per_example.NoExamplesError(
+        f"A bank can't mark outputs of dtype {dtype} where an id has no "
+        "adapter. Let the model return floats or signed integers."
+    )

@@ -7,6 +7,7 @@ The task itself stays as it is.
 """
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -14,8 +15,11 @@ import keras
 import numpy as np
 
 from keras_ether.adapters import per_example
+from keras_ether.bank import trial
 from keras_ether.bank.bank_model import BankModel
+from keras_ether.bank.examples import Asked
 from keras_ether.bank.names import ADAPTER_ID
+from keras_ether.ops.values import to_numpy
 from keras_ether.types import Model
 from keras_ether.types import Variable
 
@@ -23,6 +27,9 @@ NEEDED = ("generate", "generate_step", "make_generate_function")
 FUNCTION = "generate_function"
 # Attributes that the compiled loop depends on.
 SETTINGS = ("sampler", "run_eagerly", "jit_compile")
+# Inputs of a decoder, and how many tokens a trial generates.
+PROMPTS = ("token_ids", "padding_mask")
+NEW_TOKENS = 2
 
 
 class Generator:
@@ -56,8 +63,7 @@ class Generator:
         """See `AdapterBank.generate`."""
         stand_in: Model = object.__new__(self.subclass)
         stand_in.__dict__.update(self.task.__dict__)
-        stand_in.__dict__["bank_model"] = self.model
-        stand_in.__dict__["bank_ids"] = ids
+        stand_in.__dict__.update(bank_model=self.model, bank_ids=ids)
         with self._lock:
             settings = [getattr(self.task, n, None) for n in SETTINGS]
             if settings != self._settings:
@@ -75,10 +81,14 @@ def _generating_class(task_class: Any) -> type:
             self, inputs: dict[str, Any], *args: Any, **kwargs: Any
         ) -> Any:
             inputs = dict(inputs)
-            ids = inputs.pop(ADAPTER_ID)
+            ids = keras.ops.convert_to_tensor(inputs.pop(ADAPTER_ID))
             examples = self.bank_model.examples(ids, repeated=True)
             with per_example.computing_for(examples):
-                return super().generate_step(inputs, *args, **kwargs)
+                outputs = super().generate_step(inputs, *args, **kwargs)
+            # A loop may have been recorded once, or have run many times.
+            asked: Counter[Asked] = Counter(set(examples.asked))
+            self.bank_model.check_asked(asked, None)
+            return outputs
 
         def compiled_loop(self) -> Callable:
             return super().make_generate_function()
@@ -95,6 +105,13 @@ def _generating_class(task_class: Any) -> type:
                         "`adapters` must name one adapter for each prompt. "
                         f"Received: {len(ids)} adapters for {batch} prompts"
                     )
+                self.bank_model.certify(
+                    _few_tokens(inputs),
+                    lambda x: self.bank_model.base.generate_step(
+                        x, *args, **(kwargs | {"stop_token_ids": None})
+                    ),
+                    kind=f"generate by {type(self.sampler).__name__}",
+                )
                 return function({**inputs, ADAPTER_ID: ids}, *args, **kwargs)
 
             return generate
@@ -102,12 +119,28 @@ def _generating_class(task_class: Any) -> type:
         # Compiled code gets these as state, and not as constants.
         @property
         def non_trainable_variables(self) -> list[Variable]:
-            bank = self.bank_model
             return [
                 *super().non_trainable_variables,
-                *bank.trainable_variables,
-                bank.marks,
+                *self.bank_model.trainable_variables,
             ]
 
     Generating.__name__ = task_class.__name__
     return Generating
+
+
+def _few_tokens(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The first prompts, with room for few tokens more."""
+    first = {
+        name: to_numpy(keras.ops.convert_to_tensor(x[: max(trial.SIZES)]))
+        for name, x in inputs.items()
+    }
+    masks = [n for n in first if n.endswith(PROMPTS[1])]
+    decoders = [n for n in masks if n.startswith("decoder")] or masks
+    if len(decoders) != 1:
+        return first
+    prefix = decoders[0].removesuffix(PROMPTS[1])
+    length = int(first[decoders[0]].sum(axis=1).max()) + NEW_TOKENS
+    for name in PROMPTS:
+        if prefix + name in first:
+            first[prefix + name] = first[prefix + name][:, :length]
+    return first

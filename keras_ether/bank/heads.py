@@ -1,21 +1,21 @@
 """Layers of a head, with separate weights for each example of a bank's call.
 
-Such a layer keeps its class. Its `call` first asks whether the examples of the
-current call have their own weights, and otherwise computes as before.
+For each class that can be one, the product with a weight for each example is
+written here. Such a layer keeps its class. While a bank is open, its `call`
+first asks whether the examples of the current call have their own weights, and
+otherwise computes as before.
 """
 
-import functools
+import string
 from collections.abc import Callable
-from collections.abc import Collection
 from typing import Any
 
 import keras
 from keras import ops
-from keras import tree
 
 from keras_ether.adapters import kinds
 from keras_ether.adapters import per_example
-from keras_ether.adapters import shadowing
+from keras_ether.ops.backend import reshape
 from keras_ether.ops.each_example import matmul_each
 from keras_ether.types import Layer
 from keras_ether.types import Tensor
@@ -24,182 +24,192 @@ from keras_ether.types import Variable
 CALL = "call"
 
 
-def check(layer: Layer, variables: dict[str, Variable]) -> None:
-    """Raises a `ValueError` for a layer that `watch` can't serve.
+def _dense(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
+    y = matmul_each(x, own["kernel"], own.get("bias"))
+    return y if layer.activation is None else layer.activation(y)
+
+
+def _einsum(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
+    terms, _, outputs = layer.equation.partition("->")
+    inputs, kernel = terms.split(",")
+    free = iter(sorted(set(string.ascii_letters) - set(layer.equation)))
+    if "..." in inputs:
+        left_out = len(x.shape) - len(inputs.replace("...", ""))
+        letters = "".join(next(free) for _ in range(left_out))
+        inputs = inputs.replace("...", letters)
+        outputs = outputs.replace("...", letters)
+    example, repeat = inputs[0], next(free)
+    if example in kernel or outputs[0] != example:
+        raise per_example.NoExamplesError(
+            f"In equation '{layer.equation}' of layer '{layer.path}' the batch "
+            "is not the first axis, and each example has a head of its own."
+        )
+    batch = ops.shape(own["kernel"])[0]
+    y = ops.einsum(
+        f"{example}{repeat}{inputs[1:]},{example}{kernel}"
+        f"->{example}{repeat}{outputs[1:]}",
+        _apart(x, batch),
+        own["kernel"],
+    )
+    if "bias" in own:
+        y = y + _against(own["bias"], y)
+    y = _together(y, x)
+    return y if layer.activation is None else layer.activation(y)
+
+
+def _normalization(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
+    batch = ops.shape(next(iter(own.values())))[0]
+    scale, shift = SCALES[type(layer)]
+    neutral = {scale: ops.ones, shift: ops.zeros}
+    plain = _stand_in(
+        layer,
+        {
+            name: neutral[name](value.shape[1:], value.dtype)
+            for name, value in own.items()
+        },
+    )
+    y = _apart(plain.call(x), batch)
+    axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
+    rank = len(x.shape)
+    # The batch, its repeats, then the axes of one example.
+    places = {axis % rank + 1 for axis in axes}
+    sizes = [y.shape[i] if i in places else 1 for i in range(2, rank + 1)]
+    for name, operation in ((scale, ops.multiply), (shift, ops.add)):
+        if name in own:
+            values = ops.cast(own[name], y.dtype)
+            y = operation(y, ops.reshape(values, (-1, 1, *sizes)))
+    return _together(y, x)
+
+
+# The product of each class, and the names of the weights that it knows.
+PRODUCTS: dict[type, tuple[Callable, frozenset[str]]] = {
+    keras.layers.Dense: (_dense, frozenset({"kernel", "bias"})),
+    keras.layers.EinsumDense: (_einsum, frozenset({"kernel", "bias"})),
+    keras.layers.LayerNormalization: (
+        _normalization,
+        frozenset({"gamma", "beta"}),
+    ),
+    keras.layers.RMSNormalization: (_normalization, frozenset({"scale"})),
+}
+SCALES = {
+    keras.layers.LayerNormalization: ("gamma", "beta"),
+    keras.layers.RMSNormalization: ("scale", None),
+}
+
+
+def check(path: str, layer: Layer, variables: dict[str, Variable]) -> None:
+    """Raises a `ValueError` for weights that examples can't have separately.
 
     Args:
-        layer: A Keras layer.
-        variables: Dictionary from name to variable: those of this layer, and of
-            layers in it, that each example has for itself.
+        path: String, the layer's path.
+        layer: A Keras layer, or the model itself.
+        variables: Those of its own weights that train or move, by name.
     """
     reason = _refusal_reason(layer, variables)
     if reason:
         raise ValueError(
-            f"Layer '{layer.path}' trains as a whole, and adapters can't each "
-            f"have their own: {reason}."
+            f"Adapters can't each have their own weights {sorted(variables)} "
+            f"of layer '{path}': {reason}. Set its `trainable` to False, or "
+            "merge each adapter into a model of its own."
         )
 
 
-def watch(layer: Layer, variables: dict[str, Variable]) -> None:
-    """Makes a layer ask at each call whether examples have their own weights.
-
-    Args:
-        layer: A Keras layer that `check` has passed.
-        variables: See `check`.
-    """
-    names = {id(variable): name for name, variable in variables.items()}
-    shadowing.shadow(layer, CALL, functools.partial(_call, layer, names))
-
-
-def _call(
-    layer: Layer,
-    names: dict[int, str],
-    call: Callable,
-    *args: Any,
-    **kwargs: Any,
-) -> Any:
-    examples = per_example.current()
-    if examples is None:
-        return call(*args, **kwargs)
-    values = examples.weights_of(layer)
-    if values is None:
-        return call(*args, **kwargs)
-    inputs = args[0] if args else next(iter(kwargs.values()))
-    examples.check(layer, tree.flatten(inputs)[0])
-    values = _cast(layer, values)
-    if type(layer) is keras.layers.Dense:
-        outputs = _dense(layer, values, inputs)
-    else:
-        outputs = _one_by_one(layer, names, values, args, kwargs)
-    return examples.choose(
-        layer,
-        outputs,
-        lambda base: _computed(layer, names, _cast(layer, base), args, kwargs),
+def is_as_it_was(layer: Layer, variables: list[Variable]) -> bool:
+    """Whether a layer that `check` has passed still computes with these."""
+    return (
+        type(layer) in PRODUCTS
+        and layer.quantization_mode is None
+        and {id(v) for v in variables} == {id(v) for v in layer.variables}
     )
 
 
+def call(layer: Layer, original: Callable, *args: Any, **kwargs: Any) -> Any:
+    """A layer's `call`, with each example's own weights if it has some.
+
+    Args:
+        layer: The layer.
+        original: Its own `call`.
+        *args: Arguments of `call`.
+        **kwargs: The same.
+    """
+    examples = per_example.current()
+    if examples is None:
+        return original(*args, **kwargs)
+    values = examples.weights_of(layer)
+    if values is None:
+        return original(*args, **kwargs)
+    # The inputs; the classes above take nothing else that would change them.
+    x = args[0] if args else next(iter(kwargs.values()))
+    x = examples.check(layer, x)
+    product, _ = PRODUCTS[type(layer)]
+    each = product(layer, x, _cast(layer, values))
+    return examples.choose(
+        layer,
+        each,
+        lambda base: _stand_in(layer, _cast(layer, base)).call(x),
+    )
+
+
+def _apart(x: Tensor, batch: Any) -> Tensor:
+    """`(r * batch, ...)` as `(batch, r, ...)`."""
+    shape = ops.shape(x)
+    return reshape(x, (batch, shape[0] // batch, *shape[1:]))
+
+
+def _together(y: Tensor, like: Tensor) -> Tensor:
+    """Undoes `_apart`."""
+    return reshape(y, (ops.shape(like)[0], *ops.shape(y)[2:]))
+
+
+def _against(values: Tensor, y: Tensor) -> Tensor:
+    """Values of each example, along the last axes of `(batch, r, ...)`."""
+    ones = (1,) * (len(y.shape) - len(values.shape))
+    return reshape(values, (-1, *ones, *values.shape[1:]))
+
+
 def _cast(layer: Layer, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights in the dtype that Keras would pass to the layer."""
-    if not layer.autocast:
-        return values
+    """Weights by their last name, in the dtype that Keras would pass on."""
     return {
-        name: ops.cast(value, layer.compute_dtype)
-        if keras.backend.is_float_dtype(
-            keras.backend.standardize_dtype(value.dtype)
-        )
+        name.rpartition("/")[2]: ops.cast(value, layer.compute_dtype)
+        if layer.autocast
         else value
         for name, value in values.items()
     }
 
 
-def _dense(layer: Layer, values: dict[str, Tensor], x: Tensor) -> Tensor:
-    values = {name.rpartition("/")[2]: v for name, v in values.items()}
-    y = matmul_each(x, values["kernel"], values.get("bias"))
-    return y if layer.activation is None else layer.activation(y)
-
-
-def _one_by_one(
-    layer: Layer,
-    names: dict[int, str],
-    values: dict[str, Tensor],
-    args: tuple,
-    kwargs: dict[str, Any],
-) -> Any:
-    """The layer's own computation, once for each example, vectorized."""
-    batch = ops.shape(next(iter(values.values())))[0]
-    is_tensor = [ops.is_tensor(part) for part in tree.flatten((args, kwargs))]
-    parts = tree.flatten((args, kwargs))
-    tensors = [
-        ops.reshape(part, (batch, -1, *part.shape[1:]))
-        for part, mapped in zip(parts, is_tensor, strict=True)
-        if mapped
-    ]
-
-    def compute(elements: tuple) -> Any:
-        *tensors, own = elements
-        left = iter(tensors)
-        filled = [
-            next(left) if mapped else part
-            for part, mapped in zip(parts, is_tensor, strict=True)
-        ]
-        args_, kwargs_ = tree.pack_sequence_as((args, kwargs), filled)
-        return _computed(layer, names, own, args_, kwargs_)
-
-    outputs = ops.vectorized_map(compute, (*tensors, values))
-    return tree.map_structure(
-        lambda y: ops.reshape(y, (-1, *y.shape[2:])), outputs
-    )
-
-
-def _computed(
-    layer: Layer,
-    names: dict[int, str],
-    values: dict[str, Tensor],
-    args: tuple,
-    kwargs: dict[str, Any],
-) -> Any:
-    """The layer's own computation with these weights."""
-    tensors = {i: values[name] for i, name in names.items()}
-    with per_example.computing_for(None):
-        return _stand_in(layer, tensors).call(*args, **kwargs)
-
-
-def _stand_in(layer: Layer, tensors: dict[int, Tensor]) -> Layer:
-    """A copy of a layer that computes with tensors in place of variables.
-
-    Args:
-        layer: A Keras layer.
-        tensors: Dictionary from the id of a variable to a tensor.
-    """
+def _stand_in(layer: Layer, own: dict[str, Tensor]) -> Layer:
+    """A copy of a layer that computes with tensors in place of its weights."""
     other = object.__new__(type(layer))
     other.__dict__.update(layer.__dict__)
     other.__dict__.pop(CALL, None)
-    for name, value in _parts(layer):
-        if isinstance(value, keras.Variable):
-            other.__dict__[name] = tensors.get(id(value), value)
-        elif _held(value, tensors):
-            other.__dict__[name] = _stand_in(value, tensors)
+    for attribute, value in vars(layer).items():
+        if isinstance(value, keras.Variable) and value.name in own:
+            other.__dict__[attribute] = own[value.name]
     return other
-
-
-def _held(layer: Layer, ids: Collection[int]) -> set[int]:
-    """Those of the ids whose variables a stand-in of the layer replaces."""
-    found: set[int] = set()
-    for _, value in _parts(layer):
-        if isinstance(value, keras.Variable):
-            found |= {id(value)} & set(ids)
-        else:
-            found |= _held(value, ids)
-    return found
-
-
-def _parts(layer: Layer) -> list[tuple[str, Variable | Layer]]:
-    """Variables and layers that are attributes of a layer."""
-    return [
-        (name, value)
-        for name, value in vars(layer).items()
-        if isinstance(value, keras.Variable | keras.layers.Layer)
-    ]
 
 
 def _refusal_reason(layer: Layer, variables: dict[str, Variable]) -> str | None:
     if kinds.is_adapted(layer):
+        return "they train or move beside its adapter"
+    if type(layer) not in PRODUCTS:
+        known = sorted(c.__name__ for c in PRODUCTS)
         return (
-            f"it has an adapter, and {sorted(variables)} train or move beside "
-            "it. Set their `trainable` to False"
+            f"it is a {type(layer).__name__}, and products with weights of "
+            f"each example exist for {known} alone"
         )
     if layer.quantization_mode is not None:
         return f"it is quantized ('{layer.quantization_mode}')"
-    fixed = [name for name, v in variables.items() if not v.trainable]
-    if fixed:
-        return (
-            f"{sorted(fixed)} move without training, by statistics of all "
-            "examples"
-        )
-    ids = {id(variable) for variable in variables.values()}
-    if _held(layer, ids) != ids:
-        return (
-            f"not all of its weights {sorted(variables)} are attributes of "
-            "the layer"
-        )
+    _, names = PRODUCTS[type(layer)]
+    held = {id(v): v.name for v in vars(layer).values() if is_variable(v)}
+    for name, variable in variables.items():
+        if name not in names or held.get(id(variable)) != name:
+            return f"the layer has weights beside {sorted(names)}"
+        if not variable.trainable:
+            return f"'{name}' does not train, though its layer does"
+    if len(variables) != len(layer.variables):
+        return "only some of its weights train"
     return None
+
+
+def is_variable(value: Any) -> bool:
+    return isinstance(value, keras.Variable)

@@ -9,9 +9,7 @@ from keras_ether import methods
 from keras_ether.adapters.adapted import AdaptedCall
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.bank import heads
-from keras_ether.bank.stacks import BASE
 from keras_ether.bank.stacks import Stack
-from keras_ether.bank.stacks import fill
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_header
@@ -31,14 +29,22 @@ class Structure:
         adapted: Those that have an adapter.
         weights: The head: a dictionary from layer path to a dictionary from
             name to variable.
-        heads: The layers that get the head's weights in a call: a dictionary
-            from path to a dictionary from the name of a tensor to its variable.
     """
 
     layers: dict[str, Layer]
     adapted: dict[str, Layer]
     weights: dict[str, dict[str, Variable]]
-    heads: dict[str, dict[str, Variable]]
+
+    @property
+    def heads(self) -> dict[str, dict[str, Variable]]:
+        """By layer path, the head's variables by their tensor's name."""
+        return {
+            path: {
+                adapter_header.tensor_name("weights", path, name): variable
+                for name, variable in own.items()
+            }
+            for path, own in self.weights.items()
+        }
 
     @property
     def head(self) -> dict[str, Variable]:
@@ -52,26 +58,31 @@ class Structure:
             for name, vector in self.adapted[path].ether.vectors.items()
         }
 
+    @property
+    def variables(self) -> dict[str, Variable]:
+        """All that an adapter has for itself, by tensor name."""
+        vectors = {
+            n: v for path in self.adapted for n, v in self.vectors(path).items()
+        }
+        return vectors | self.head
+
     def stacks(self, rows: int) -> dict[Layer, Stack]:
         """New stacks, by the `Adapter` or the layer of the head."""
-        stacks = {
+        return {
             layer.ether: Stack(path, self.vectors(path), rows)
             for path, layer in self.adapted.items()
         } | {
             self.layers[path]: Stack(path, own, rows)
             for path, own in self.heads.items()
         }
-        head = {name: to_numpy(value) for name, value in self.head.items()}
-        fill(stacks.values(), BASE, head)
-        return stacks
 
 
 def structure_of(model: Model) -> Structure:
-    """Reads a model, and makes its head ask for each example's weights.
+    """Reads a model, which stays as it is.
 
     Raises:
         ValueError: if there is no adapter, or a layer that can't compute each
-            example separately. The model then stays as it was.
+            example separately.
     """
     tree = verbs.adapted_tree(model)
     adapted = tree.adapted
@@ -82,32 +93,16 @@ def structure_of(model: Model) -> Structure:
                 f"Layer '{path}' can't have an adapter for each example: "
                 f"{reason}. Leave it out, by `exclude` of `keras_ether.apply`."
             )
-    layers = contents.layers_of(tree)
+    layers = tree.by_path
     weights = contents.trained_beside(layers)
-    by_layer = _by_outermost(weights)
-    for path, own in by_layer.items():
-        heads.check(layers[path], own)
-    for path, own in by_layer.items():
-        heads.watch(layers[path], own)
-    return Structure(layers, adapted, weights, by_layer)
-
-
-def _by_outermost(
-    weights: dict[str, dict[str, Variable]],
-) -> dict[str, dict[str, Variable]]:
-    """The head's variables by the outermost layer that owns some of them."""
-    found: dict[str, dict[str, Variable]] = {}
     for path, own in weights.items():
-        segments = path.split("/")
-        outer = ["/".join(segments[:i]) for i in range(1, len(segments))]
-        owner = next((p for p in outer if p in weights), path)
-        found.setdefault(owner, {}).update(
-            {
-                adapter_header.tensor_name("weights", path, name): variable
-                for name, variable in own.items()
-            }
-        )
-    return found
+        heads.check(path or model.name, layers[path], own)
+    return Structure(layers, adapted, weights)
+
+
+def base_head(structure: Structure) -> dict[str, np.ndarray]:
+    """The values of the model's own head, by tensor name."""
+    return {name: to_numpy(value) for name, value in structure.head.items()}
 
 
 def _refusal_reason(layer: Layer) -> str | None:

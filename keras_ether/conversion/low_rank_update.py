@@ -16,6 +16,7 @@ from keras import ops
 
 from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters.adapter import Adapter
+from keras_ether.adapters.call import Call
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.ops.values import to_numpy
 from keras_ether.surgery import targets as targets_lib
@@ -185,7 +186,7 @@ def _matrices(layer: Layer) -> np.ndarray:
 
 def _side(adapter: Adapter, side: str, experts: int) -> list[np.ndarray] | None:
     """The factors of one side, `(experts, k n, size)` in float64."""
-    factors = adapter.factors(side)
+    factors = Call.outside().factors(adapter)[side]
     if factors is None:
         return None
     return [_block_diagonal(to_numpy(f), experts) for f in factors]

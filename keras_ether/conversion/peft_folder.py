@@ -142,7 +142,7 @@ def _exportable(task: Model, skip: list[str] | None) -> dict:
         )
     tree = verbs.adapted_tree(task)
     adapted = tree.adapted
-    everything = contents.layers_of(tree)
+    everything = tree.by_path
     trained = {p: everything[p] for p in contents.trained_beside(everything)}
     layers = low_rank_update.without({**adapted, **trained}, skip)
     beside = [path for path in layers if path in trained]

@@ -9,6 +9,7 @@ and PyTorch's share.
 """
 
 import contextlib
+from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
 
@@ -227,6 +228,11 @@ def is_transformed() -> bool:
     """Whether a transform of `torch.func` runs, such as `torch.vmap`."""
     # PyTorch has no public name for it.
     return BACKEND == "torch" and torch._C._are_functorch_transforms_active()
+
+
+def not_compiled(function: Callable) -> Callable:
+    """A function that PyTorch's compiler does not look into."""
+    return torch.compiler.disable(function) if BACKEND == "torch" else function
 
 
 def is_sparse(x: Tensor) -> bool:

@@ -243,20 +243,16 @@ def where_each(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return reshape(chosen, shape)
 
 
-def take_rows(
-    variable: Variable, ids: Tensor, training: bool = False
-) -> Tensor:
+def take_rows(variable: Variable, ids: Tensor) -> Tensor:
     """The rows of a variable that `ids` name, all of which must exist.
 
     Args:
         variable: Variable of shape `(rows, ...)`, without autocasting.
         ids: Int32 tensor of shape `(batch,)`.
-        training: Whether the gradient of the variable will be asked for.
-            Defaults to `False`.
     """
     if BACKEND == "torch":
         return tensor(variable).index_select(0, ids)
-    if BACKEND == "tensorflow" and not training:
+    if BACKEND == "tensorflow":
         value = variable.value
         # After `set_row`, TensorFlow copies a variable whenever it is read as a
         # whole. Rows read alone have a sparse gradient. (In a
@@ -299,3 +295,27 @@ def set_row(
             variable.value.scatter_nd_update([[row]], value)
         else:
             variable.assign(value)
+
+
+def write_row(variable: Variable, row: Any, value: Tensor) -> None:
+    """Sets one row of a variable, in a graph too.
+
+    Args:
+        variable: Variable of shape `(rows, ...)`.
+        row: Integer, or an int32 scalar.
+        value: Tensor of the shape of a row.
+    """
+    if BACKEND == "torch":
+        variable.value.data[row] = value
+    elif BACKEND == "tensorflow":
+        variable.value.scatter_nd_update(reshape(row, (1, 1)), value[None])
+    else:
+        variable.assign(tensor(variable).at[row].set(value))
+
+
+def dense_gradient(gradient: Tensor) -> Tensor:
+    """A gradient as one tensor, with the slices of a gather added up."""
+    if BACKEND != "tensorflow":
+        return gradient
+    # `ops.convert_to_tensor` would leave slices as they are.
+    return ops.reshape(gradient, tuple(gradient.shape))

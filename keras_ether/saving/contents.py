@@ -16,26 +16,15 @@ from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
 from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.fingerprint import fingerprint_all
-from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Layer
 
 MADE_UP_NAME = re.compile(r"variable(_\d+)?")
 
 
-def layers_of(tree: LayerTree) -> dict[str, Layer]:
-    """Every layer of a model by path; the model itself has the path `""`."""
-    if any(layer is tree.model for layer in tree.layers.values()):
-        return tree.layers
-    return {"": tree.model, **tree.layers}
-
-
 def own_weights(layer: Layer) -> dict:
     """The weights that a layer owns itself, by process-independent names."""
-    ids = {id(weight) for weight in layer.weights}
-    named = {}
-    for variable in freezing.own_variables(layer):
-        if id(variable) not in ids:
-            continue
+    named: dict[str, keras.Variable] = {}
+    for variable in freezing.own_weights(layer):
         made_up = MADE_UP_NAME.fullmatch(variable.name)
         name = stem = "variable" if made_up else variable.name
         count = 0
@@ -63,7 +52,7 @@ def trained_beside(
     """The weights that train or move beside the vectors.
 
     Args:
-        layers: Dictionary from path to layer, see `layers_of`.
+        layers: Dictionary from path to layer, see `LayerTree.by_path`.
 
     Returns:
         Dictionary from layer path to a dictionary from name to variable.

@@ -30,7 +30,6 @@ from keras_ether.adapters import weights_file
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.ops.values import to_numpy
-from keras_ether.saving import contents
 from keras_ether.surgery import insertion
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.surgery.planning import Target
@@ -117,7 +116,7 @@ class State:
     """
 
     def __init__(self, layer: Layer) -> None:
-        layers = contents.layers_of(LayerTree(layer))
+        layers = LayerTree(layer).by_path
         _check_active(layers)
         self.name = layer.name
         with weights_file.of_base():
@@ -180,7 +179,7 @@ def _rebuild(state: State) -> Layer:
         for message in EXPECTED:
             warnings.filterwarnings("ignore", message)
         copy = _from_archive(state)
-    layers = contents.layers_of(LayerTree(copy))
+    layers = LayerTree(copy).by_path
     adapters = {}
     for path in state.twins:
         if path not in layers or not kinds.kind_of(layers[path]):
@@ -188,7 +187,7 @@ def _rebuild(state: State) -> Layer:
         adapters[path] = _adapter(path, layers[path], *state.adapters[path])
     with changes.all_or_none() as made:
         _put_in(made, state, layers, adapters)
-    layers = contents.layers_of(LayerTree(copy))
+    layers = LayerTree(copy).by_path
     _fill(state, layers)
     for path, (_, seed) in state.adapters.items():
         layers[path].ether.seed = seed

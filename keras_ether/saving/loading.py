@@ -71,7 +71,7 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
         ValueError: if the content does not fit the model.
     """
     header = content.header
-    layers = contents.layers_of(tree)
+    layers = tree.by_path
     groups = adapter_header.layers_of(header)
     _check_paths(layers, [*groups, *header["weights"], *header["trainable"]])
     adapted = {path: layer.ether for path, layer in tree.adapted.items()}

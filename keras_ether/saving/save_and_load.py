@@ -154,7 +154,7 @@ def content_of(model: Layer, metadata: dict | None = None) -> AdapterFile:
     """
     tree = verbs.adapted_tree(model)
     adapted = tree.adapted
-    layers = contents.layers_of(tree)
+    layers = tree.by_path
     weights = contents.trained_beside(layers)
     fingerprints = contents.base_fingerprints(layers, adapted, weights)
     header = header_of(layers, adapted, weights, fingerprints, metadata)
@@ -180,7 +180,7 @@ def header_of(
     """The header of an adapter file, but for its checksum.
 
     Args:
-        layers: Dictionary from path to layer, see `contents.layers_of`.
+        layers: Dictionary from path to layer, see `LayerTree.by_path`.
         adapted: Those of them that have an adapter in the file.
         weights: The weights that train beside them, see
             `contents.trained_beside`.
@@ -272,7 +272,7 @@ def _other_base(fill: loading.Fill, header: Header) -> str | None:
     """A text on weights that differ from the file's base, or `None`."""
     layers = adapter_header.layers_of(header)
     of_layers, base = contents.base_fingerprints(
-        contents.layers_of(fill.tree), layers, fill.weights
+        fill.tree.by_path, layers, fill.weights
     )
     others = [
         path

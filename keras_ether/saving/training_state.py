@@ -78,7 +78,7 @@ def content_of(
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """The header's entry and the tensors for a model's training state."""
     optimizer = optimizer_of(model)
-    states = contents.random_states(contents.layers_of(LayerTree(model)))
+    states = contents.random_states(LayerTree(model).by_path)
     generators = torch_generators.global_generators()
     entry = {
         "epoch": epoch,
@@ -112,7 +112,7 @@ def fitting_state(model: Layer, content: AdapterFile) -> list:
     """
     entry = content.header["training"]
     optimizer = optimizer_of(model)
-    states = contents.random_states(contents.layers_of(LayerTree(model)))
+    states = contents.random_states(LayerTree(model).by_path)
     counts = {path: len(own) for path, own in states.items()}
     for what, has, wants in (
         ("optimizer", described(optimizer), entry["optimizer"]),

@@ -64,11 +64,11 @@ class LayerTree:
         return [self.model, *(y for y in below if y is not self.model)]
 
     @property
-    def with_model(self) -> dict[str, Layer]:
-        """All layers by path; a model without a path goes by its name."""
+    def by_path(self) -> dict[str, Layer]:
+        """All layers by path; a model that has none has the path `""`."""
         if any(layer is self.model for layer in self.layers.values()):
             return self.layers
-        return {self.model.name: self.model, **self.layers}
+        return {"": self.model, **self.layers}
 
     @property
     def models(self) -> list[keras.Model]:

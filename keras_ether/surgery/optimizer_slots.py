@@ -54,6 +54,12 @@ def drop(made: changes.Transaction, optimizer: Optimizer) -> None:
     _forget(optimizer, slots_of(optimizer))
 
 
+def keep(made: changes.Transaction, models: Iterable[keras.Model]) -> None:
+    """Lets a transaction that fails bring the optimizers of models back."""
+    for optimizer in optimizers_of(models):
+        made.make(containers.Contents(optimizer))
+
+
 def slots_of(optimizer: Optimizer) -> set[int]:
     """The ids of the variables that `build` has made.
 

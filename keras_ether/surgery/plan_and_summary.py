@@ -163,12 +163,13 @@ def _skipped(
 ) -> tuple[Skipped, ...]:
     adapted = {row.path for row in rows}
     skipped = []
-    for path, layer in tree.with_model.items():
+    for path, layer in tree.by_path.items():
         if path in adapted:
             continue
         known = kinds.kind_of(layer) is not None
         default = "not a target" if known else eligibility.why_unknown(layer)
         if default is not None:
             reason = reasons.get(path, default)
-            skipped.append(Skipped(path, layer.__class__.__name__, reason))
+            name = layer.__class__.__name__
+            skipped.append(Skipped(path or layer.name, name, reason))
     return tuple(skipped)

@@ -239,10 +239,10 @@ def _refusal(layer: Layer, config: AdapterConfig) -> str | None:
 def _check_unshared(tree: LayerTree, chosen: dict[str, Layer]) -> None:
     """Raises a `ValueError` if another layer holds a target's kernel too."""
     owners: dict[int, list[str]] = {}
-    for path, layer in tree.with_model.items():
+    for path, layer in tree.by_path.items():
         for variable in internals.held_variables(layer):
             if len(variable.shape) > 1:
-                owners.setdefault(id(variable), []).append(path)
+                owners.setdefault(id(variable), []).append(path or layer.name)
     for paths in owners.values():
         if len(paths) > 1 and not chosen.keys().isdisjoint(paths):
             raise ValueError(

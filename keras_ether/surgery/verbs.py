@@ -319,9 +319,9 @@ def _head_assignments(tree: LayerTree) -> list[tuple[Variable, np.ndarray]]:
     """Pairs of variable and value that put the head back to its start."""
     pairs = [
         pair
-        for path, layer in tree.with_model.items()
+        for path, layer in tree.by_path.items()
         if freezing.is_kept(layer)
-        for pair in freezing.start_assignments(path, layer)
+        for pair in freezing.start_assignments(path or layer.name, layer)
     ]
     if not pairs:
         raise ValueError(

@@ -4,7 +4,6 @@ import copy
 import threading
 
 import keras
-import keras_hub
 import numpy as np
 import pytest
 from keras import ops
@@ -345,51 +344,6 @@ def test_compiled_by_the_backend(rng):
     np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*last linear layer")
-@pytest.mark.parametrize(
-    "layer",
-    [
-        "conv",
-        pytest.param("norm", marks=pytest.mark.nightly),
-        pytest.param("einsum", marks=pytest.mark.nightly),
-        pytest.param("embedding", marks=pytest.mark.nightly),
-    ],
-)
-def test_heads_of_any_kind(layer, rng):
-    layers = {
-        "conv": lambda: keras.layers.Conv1D(4, 2, activation="relu"),
-        "norm": keras.layers.LayerNormalization,
-        "einsum": lambda: keras.layers.EinsumDense(
-            "btd,dnh->btnh", (None, 2, 3), bias_axes="nh"
-        ),
-        "embedding": lambda: keras_hub.layers.ReversibleEmbedding(5, 8),
-    }
-
-    def make(seed):
-        keras.utils.set_random_seed(0)
-        inputs = keras.Input((6, 8))
-        x = keras.layers.Dense(8, name="body")(inputs)
-        head = layers[layer]()
-        head.build((None, 6, 8))
-        head.name = "head"
-        outputs = head(x, reverse=True) if layer == "embedding" else head(x)
-        model = keras.Model(inputs, outputs)
-        keras_ether.apply(model, rank_blocks=2, trainable=["head"], seed=0)
-        tuned.move(model.trainable_weights, seed)
-        return model
-
-    alone = [make(0), make(1)]
-    bank = keras_ether.AdapterBank(make(2), 2)
-    for i, model in enumerate(alone):
-        bank.add(f"a{i}", model)
-    base = keras_ether.remove(make(2))
-    x = rng.standard_normal((8, 6, 8)).astype("float32")
-    expected = banks.expected(
-        NAMES, alone, base, lambda model: models.call(model, x)
-    )
-    np.testing.assert_allclose(banks.call(bank, x, NAMES), expected, atol=1e-5)
-
-
 def _refused(model, message, targets="all-linear", **kwargs):
     keras_ether.apply(model, rank_blocks=2, targets=targets, **kwargs)
     before = models.values(model.variables)
@@ -397,38 +351,6 @@ def _refused(model, message, targets="all-linear", **kwargs):
         keras_ether.AdapterBank(model, 2)
     for a, b in zip(before, models.values(model.variables), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_a_layer_that_sees_no_batch_is_named():
-    inputs = keras.Input((6, 8))
-    x = ops.reshape(inputs, (-1, 8))
-    x = keras.layers.Dense(8, name="merged")(x)
-    x = ops.reshape(x, (-1, 6 * 8))
-    outputs = keras.layers.Dense(2, name="head")(x)
-    model = keras.Model(inputs, outputs)
-    _refused(model, "'merged' must be the batch", trainable=["head"])
-
-
-def test_a_layer_that_sees_no_batch_is_named_at_a_call(rng):
-    """Where the model does not tell its inputs before."""
-
-    class Merging(keras.Model):
-        def __init__(self):
-            super().__init__()
-            self.merged = keras.layers.Dense(4, name="merged")
-            self.merged.build((None, 8))
-            self.built = True
-
-        def call(self, x):
-            return ops.reshape(self.merged(ops.reshape(x, (-1, 8))), (-1, 24))
-
-    model = Merging()
-    with pytest.warns(UserWarning, match="last linear"):
-        keras_ether.apply(model, rank_blocks=2)
-    bank = keras_ether.AdapterBank(model, 2)
-    x = rng.standard_normal((2, 6, 8)).astype("float32")
-    with pytest.raises(ValueError, match=r"'.*merged' must be the batch"):
-        banks.call(bank, x, [None, None])
 
 
 @pytest.mark.once
@@ -484,15 +406,6 @@ def test_a_batch_that_is_not_the_first_axis_is_refused():
 
 
 @pytest.mark.once
-def test_statistics_of_a_head_are_refused():
-    inputs = keras.Input((8,))
-    x = keras.layers.Dense(8)(inputs)
-    x = keras.layers.BatchNormalization(name="norm")(x)
-    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
-    _refused(model, "'norm'.*move without training", trainable=["head", "norm"])
-
-
-@pytest.mark.once
 def test_kernels_read_from_outside_are_refused():
     inputs = keras.Input((6, 8))
     dense = keras.layers.Dense(4, name="read")
@@ -528,7 +441,7 @@ def test_inputs_without_ids_are_refused(rng):
             bank.model(wrong)
     with pytest.raises(ValueError, match="shape"):
         bank.model(banks.with_ids(x, bank.ids(NAMES)[:, None]))
-    with pytest.raises(ValueError, match="must be the batch"):
+    with pytest.raises(ValueError, match="3 ids for 8 examples"):
         bank.model(banks.with_ids(x, bank.ids(NAMES)[:3]))
 
 
@@ -539,3 +452,76 @@ def test_whole_banks_are_neither_saved_nor_copied(tmp_path):
         bank.model.save(tmp_path / "bank.keras")
     with pytest.raises(ValueError, match="can't be"):
         copy.deepcopy(bank.model)
+    with pytest.raises(ValueError, match="can't be quantized"):
+        bank.model.quantize("int8")
+
+
+def test_weights_travel_with_names(rng, tmp_path):
+    bank, alone = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    expected = banks.call(bank, x, NAMES)
+    file = tmp_path / "bank.weights.h5"
+    bank.model.save_weights(file)
+    other = keras_ether.AdapterBank(tuned.adapted("mlp", seed=9), 4)
+    for name in ("a1", "b", "a0"):
+        other.add(name, alone[0])
+    before = other.ids(["a1", "a0"] * 4)
+    other.model.load_weights(file)
+    assert other.names == ["a0", "a1"]
+    np.testing.assert_allclose(banks.call(other, x, NAMES), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="an id ends"):
+        models.call(other.model, banks.with_ids(x, before))
+    other.save("a1", tmp_path / "a1.safetensors")
+
+
+@pytest.mark.once
+def test_weights_without_names_are_refused(rng, tmp_path):
+    bank, _ = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    expected = banks.call(bank, x, NAMES)
+    larger, _ = banks.bank_of(capacity=5)
+    larger.model.save_weights(tmp_path / "larger.weights.h5")
+    with pytest.raises(ValueError, match="could not be loaded"):
+        bank.model.load_weights(tmp_path / "larger.weights.h5")
+    np.testing.assert_array_equal(banks.call(bank, x, NAMES), expected)
+    weights = bank.model.get_weights()
+    bank.model.set_weights(weights)
+    np.testing.assert_array_equal(banks.call(bank, x, NAMES), expected)
+    same, _ = banks.bank_of()
+    with pytest.raises(ValueError, match="not of the adapters"):
+        same.model.set_weights(weights)
+    bank.remove("a0")
+    with pytest.raises(ValueError, match="not of the adapters"):
+        bank.model.set_weights(weights)
+
+
+def test_what_the_model_acts_by_does_not_reach_in(rng):
+    bank, _ = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    batch = banks.with_ids(x, bank.ids(NAMES))
+    expected = bank.model.predict(batch, verbose=0)
+    keras_ether.strength(bank.model.base, 0.5)
+    np.testing.assert_array_equal(
+        bank.model.predict(batch, verbose=0), expected
+    )
+    with keras_ether.disabled(bank.model.base):
+        np.testing.assert_array_equal(
+            bank.model.predict(batch, verbose=0), expected
+        )
+        # A trial is not disturbed either.
+        keras_ether.AdapterBank(bank.model.base, 2).close()
+
+
+@pytest.mark.once
+def test_a_head_that_is_quantized_later(rng):
+    bank, _ = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    batch = banks.with_ids(x, bank.ids(NAMES))
+    bank.model.base.get_layer("head").quantize("int8")
+    for use in (
+        lambda: bank.model(batch),
+        lambda: bank.model.predict(batch, verbose=0),
+        lambda: bank.model.predict_on_batch(batch),
+    ):
+        with pytest.raises(ValueError, match=r"'.*head'.*was quantized"):
+            use()

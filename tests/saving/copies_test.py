@@ -13,7 +13,6 @@ from keras import ops
 import keras_ether
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
-from keras_ether.saving import contents
 from keras_ether.surgery.layer_tree import LayerTree
 from tests import kinds as k
 from tests import models
@@ -62,7 +61,7 @@ def adapt(model, **kwargs):
 def adapters(model):
     return {
         path: layer.ether
-        for path, layer in contents.layers_of(LayerTree(model)).items()
+        for path, layer in LayerTree(model).by_path.items()
         if kinds.is_adapted(layer)
     }
 
@@ -75,7 +74,7 @@ def check_same(found, model):
         other = adapters(found)[path]
         for name in ("config", "seed"):
             assert getattr(other, name) == getattr(adapter, name)
-    mine, theirs = (contents.layers_of(LayerTree(m)) for m in (found, model))
+    mine, theirs = (LayerTree(m).by_path for m in (found, model))
     assert list(mine) == list(theirs)
     for path, layer in theirs.items():
         assert mine[path] is not layer

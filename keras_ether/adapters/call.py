@@ -1,0 +1,120 @@
+"""What one call of an adapted layer knows, settled before it computes."""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import keras
+
+from keras_ether import _keras_internals as internals
+from keras_ether.adapters import per_example
+from keras_ether.adapters.per_example import Examples
+from keras_ether.ops.backend import snapshot
+from keras_ether.ops.backend import tensor
+from keras_ether.ops.custom_gradient import is_gradient_wanted
+from keras_ether.types import Layer
+from keras_ether.types import Sides
+from keras_ether.types import Tensor
+
+if TYPE_CHECKING:
+    from keras_ether.adapters.adapter import Adapter
+
+
+@dataclass(frozen=True)
+class Call:
+    """The record of one call, made at the layer's door and passed down.
+
+    Where `keras.RematScope` runs a call again in the backward pass, it does so
+    outside of the call around it, which knows whether this is training and
+    whose examples these are, and another dropout could be drawn. So the record
+    is made before the first run, and serves both.
+
+    Attributes:
+        training: Whether it is a training call; a tensor in a call that JAX
+            rematerializes.
+        kept: Which blocks dropout keeps, by side: boolean tensors of shape
+            `(blocks, 1, 1)`. Empty if dropout is inactive.
+        examples: What answers for examples with adapters of their own, or
+            `None`.
+        activation: The layer's activation, or one in place of it.
+    """
+
+    training: bool | Tensor
+    kept: dict[str, Tensor]
+    examples: Examples | None
+    activation: Callable | None
+
+    @classmethod
+    def of(cls, layer: Layer, training: bool | Tensor | None = None) -> "Call":
+        """The record of a call of an adapted layer that starts now.
+
+        Args:
+            layer: The layer.
+            training: The argument of its `call`, if it has one.
+        """
+        training = internals.is_training(training)
+        activation = getattr(layer, "activation", None)
+        if internals.recomputes_activation(layer):
+            activation = keras.remat(activation)
+        return cls(
+            training,
+            layer.ether.draw_kept(training),
+            per_example.current(),
+            activation,
+        )
+
+    @classmethod
+    def outside(cls) -> "Call":
+        """The record where no layer is called: nothing trains or is dropped."""
+        return cls(False, {}, None, None)
+
+    @property
+    def gradient(self) -> bool:
+        """Whether a gradient may be asked of what is computed now."""
+        return is_gradient_wanted(self.training)
+
+    def factors(self, adapter: "Adapter") -> Sides:
+        """The factors of an adapter's blocks as they act, by side.
+
+        Returns:
+            Dictionary from `"input"` and `"output"` to `(left, right)`, or to
+            `None` for a side that is not transformed. Where each example has
+            its own, they have one more axis, the first.
+        """
+        # One snapshot: both sides act at one strength.
+        strength = None
+        if self.examples is None:
+            strength = snapshot(adapter.strength)
+        found: Sides = dict.fromkeys(("input", "output"))
+        for side in adapter.widths:
+            if self.examples is None:
+                weights = map(tensor, adapter.vectors_of(side))
+                left, right = adapter.method.factors(*weights)
+                left = left * strength
+            else:
+                # At full strength: that of this model is not theirs.
+                left, right = self.examples.factors(adapter, side)
+            if self.kept:
+                left = left * keras.ops.cast(self.kept[side], left.dtype)
+            found[side] = left, right
+        return found
+
+    def rematerialized(
+        self, layer: Layer, compute: Callable[..., Tensor]
+    ) -> Callable[..., Tensor]:
+        """A function that computes by this record whenever it is run.
+
+        Args:
+            layer: The layer.
+            compute: Function of tensors and, by keyword, of the record.
+        """
+
+        @functools.wraps(compute)
+        def run(*args: Tensor) -> Tensor:
+            scope: contextlib.AbstractContextManager = internals.autocast(layer)
+            with scope, per_example.computing_for(self.examples):
+                return compute(*args, call=self)
+
+        return run

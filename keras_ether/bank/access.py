@@ -1,0 +1,74 @@
+"""Who uses a bank's rows now: calls together, and what changes rows alone."""
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+
+class Access:
+    """A lock that many calls share, and that a change has alone.
+
+    A thread that has it already gets it again. A change that waits goes before
+    calls that begin after it.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._sharing: Counter[int] = Counter()
+        self._owner: int | None = None
+        self._depth = 0
+        self._waiting = 0
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """A context in which no row changes, but by this thread."""
+        me = threading.get_ident()
+        with self._condition:
+            if self._owner != me and not self._sharing[me]:
+                self._condition.wait_for(
+                    lambda: self._owner is None and not self._waiting
+                )
+            self._sharing[me] += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._sharing[me] -= 1
+                # Threads come and go, and their numbers must not pile up.
+                self._sharing += Counter()
+                self._condition.notify_all()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """A context in which no other thread uses the rows.
+
+        Raises:
+            RuntimeError: if this thread is within `shared`: the rows that its
+                call uses would change.
+        """
+        me = threading.get_ident()
+        with self._condition:
+            if self._owner != me:
+                if self._sharing[me]:
+                    raise RuntimeError(
+                        "A bank can't be changed within one of its own calls: "
+                        "wait until the call has returned."
+                    )
+                self._waiting += 1
+                try:
+                    self._condition.wait_for(
+                        lambda: self._owner is None and not +self._sharing
+                    )
+                finally:
+                    self._waiting -= 1
+                self._owner = me
+            self._depth += 1
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._depth -= 1
+                if not self._depth:
+                    self._owner = None
+                    self._condition.notify_all()

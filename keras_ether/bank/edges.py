@@ -1,0 +1,120 @@
+"""Checks of the data that a user hands to a bank's model, batch by batch.
+
+In a graph an id can only be marked. So whatever is passed to `fit`, `predict`
+and the like is looked at before, where its values are known.
+"""
+
+import copy
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+# Function from the inputs of a batch to the same, with ids that were checked.
+Check = Callable[[Any], Any]
+
+
+class Watch:
+    """Checks data, and keeps the first error of a check.
+
+    A pipeline of TensorFlow's or a thread that reads data would make another
+    error of it.
+
+    Args:
+        check: Function from a batch's inputs to checked ones.
+    """
+
+    def __init__(self, check: Check) -> None:
+        self._check = check
+        self.error: ValueError | None = None
+
+    def of(self, x: Any) -> Any:
+        """Data of the same kind, which is checked when it is read."""
+        if x is None or isinstance(x, dict):
+            # All batches at once.
+            return self.inputs(x)
+        if isinstance(x, keras.utils.PyDataset):
+            return _CheckedDataset(x, self.batch)
+        if hasattr(x, "element_spec"):
+            return _checked_pipeline(x, self.batch)
+        if hasattr(x, "collate_fn"):
+            return _checked_loader(x, self.batch)
+        if isinstance(x, Iterator):
+            return _checked(x, self.batch)
+        return x
+
+    def inputs(self, x: Any) -> Any:
+        """The inputs of a batch, with ids that were checked."""
+        try:
+            return self._check(x)
+        except ValueError as error:
+            self.error = self.error or error
+            raise
+
+    def batch(self, batch: Any) -> Any:
+        """A batch of inputs, labels and weights, with ids that were checked."""
+        if isinstance(batch, tuple | list):
+            first, *rest = batch
+            return type(batch)((self.inputs(first), *rest))
+        return self.inputs(batch)
+
+
+def _checked(batches: Iterator, check: Check) -> Iterator:
+    for batch in batches:
+        yield check(batch)
+
+
+class _CheckedDataset(keras.utils.PyDataset):
+    def __init__(self, data: keras.utils.PyDataset, check: Check) -> None:
+        super().__init__(
+            workers=data.workers,
+            # The check is this process's.
+            use_multiprocessing=False,
+            max_queue_size=data.max_queue_size,
+        )
+        self.data = data
+        self.check = check
+
+    def __getitem__(self, index: int) -> Any:
+        return self.check(self.data[index])
+
+    @property
+    def num_batches(self) -> int | None:
+        return self.data.num_batches
+
+    def on_epoch_begin(self) -> None:
+        self.data.on_epoch_begin()
+
+    def on_epoch_end(self) -> None:
+        self.data.on_epoch_end()
+
+
+def _checked_loader(loader: Any, check: Check) -> Any:
+    checked = copy.copy(loader)
+    collate = loader.collate_fn
+    checked.collate_fn = lambda samples: check(collate(samples))
+    return checked
+
+
+def _checked_pipeline(dataset: Any, check: Check) -> Any:
+    if not hasattr(dataset, "map"):
+        # A distributed one, whose ids only the graph sees.
+        return dataset
+    import tensorflow as tf
+
+    def look(*batch: Any) -> Any:
+        flat = tf.nest.flatten(batch)
+
+        def run(*values: Any) -> np.ndarray:
+            arrays = [value.numpy() for value in values]
+            found = tf.nest.pack_sequence_as(batch, arrays)
+            check(found if len(found) > 1 else found[0])
+            return np.zeros((), "int32")
+
+        with tf.control_dependencies([tf.py_function(run, flat, tf.int32)]):
+            same = tf.nest.map_structure(tf.identity, batch)
+        return same if len(same) > 1 else same[0]
+
+    return dataset.map(look)

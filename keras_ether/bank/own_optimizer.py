@@ -1,0 +1,291 @@
+"""An optimizer that trains each row of a bank as another would train it alone.
+
+The other one is built for the values of a single adapter. All that it keeps
+(moments, averages, its count of steps) has a row for each adapter here. In a
+step, the adapters of the batch are put through it one by one, by Keras's own
+code. Nothing else changes.
+"""
+
+import contextlib
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_ether import _keras_internals as internals
+from keras_ether.bank import step as steps
+from keras_ether.bank.access import Access
+from keras_ether.ops.backend import BACKEND
+from keras_ether.ops.backend import not_compiled
+from keras_ether.ops.backend import tensor
+from keras_ether.ops.each_example import dense_gradient
+from keras_ether.ops.each_example import set_row
+from keras_ether.ops.each_example import take_rows
+from keras_ether.ops.each_example import write_row
+from keras_ether.ops.values import to_numpy
+from keras_ether.types import Optimizer
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
+
+REFUSED = (
+    keras.optimizers.LossScaleOptimizer,
+    keras.optimizers.MultiOptimizer,
+)
+# No value that a moment would start at.
+START = 0.7
+
+
+class OwnOptimizer(keras.optimizers.Optimizer):
+    """Puts each adapter of a batch through an optimizer for one.
+
+    Args:
+        alone: A Keras optimizer.
+        rows: Integer, the leading axis of the variables that it trains.
+        access: The bank's `Access`.
+    """
+
+    def __init__(self, alone: Optimizer, rows: int, access: Access) -> None:
+        if isinstance(alone, REFUSED):
+            raise ValueError(
+                f"{type(alone).__name__} can't train adapters of a bank each "
+                "as alone: it ties them to one another. Pass the optimizer "
+                "within it (under `mixed_float16`, with `auto_scale_loss="
+                "False` and a `loss_scale_factor` of its own). Received: "
+                f"optimizer={alone!r}"
+            )
+        super().__init__(learning_rate=0.0, name=alone.name)
+        self.rows = rows
+        # Hidden from the tracker: what the other one keeps changes within a
+        # step, and is not this one's state.
+        self.__dict__.update(alone=alone, access=access)
+        if isinstance(internals.rate_set(alone), keras.Variable):
+            # One rate for all, which compiled code is to read.
+            self._track_variable(internals.rate_set(alone))
+
+    def build(self, variables: list[Variable]) -> None:
+        if self.built:
+            return
+        super().build(variables)
+        single = [
+            keras.Variable(
+                np.full(v.shape[1:], 0.7), dtype=v.dtype, name=v.name
+            )
+            for v in variables
+        ]
+        for one, variable in zip(single, variables, strict=True):
+            # Optimizers may choose variables by path.
+            internals.set_variable_path(one, variable.path)
+        self.alone.build(single)
+        rate = internals.rate_set(self.alone)
+        kept = [v for v in self.alone.variables if v is not rate]
+        start = [to_numpy(v) for v in kept]
+        if any(np.allclose(value, START) for value in start):
+            raise ValueError(
+                f"{type(self.alone).__name__} can't train adapters of a bank: "
+                "what it keeps starts at the values that it trains."
+            )
+        states = [
+            self.add_variable(
+                shape=(self.rows, *one.shape),
+                dtype=one.dtype,
+                initializer=_repeated(value),
+                name=f"{one.name}_of_each",
+            )
+            for one, value in zip(kept, start, strict=True)
+        ]
+        self.__dict__.update(
+            single=single, kept=kept, start=start, states=states
+        )
+        # Which rows trained since the last `fit` began.
+        self.trained = self.add_variable(
+            shape=(self.rows,), dtype="int32", name="trained"
+        )
+
+    @property
+    def learning_rate(self) -> Any:
+        return self.alone.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self.alone.learning_rate = value
+
+    def exclude_from_weight_decay(self, *args: Any, **kwargs: Any) -> None:
+        self.alone.exclude_from_weight_decay(*args, **kwargs)
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        return self.alone.scale_loss(loss)
+
+    def get_config(self) -> dict[str, Any]:
+        return self.alone.get_config()
+
+    def restart_row(self, row: int) -> None:
+        """Forgets what was kept of the adapter in a row."""
+        if self.built:
+            set_row(
+                [*self.states, self.trained],
+                row,
+                [*self.start, np.zeros((), "int32")],
+            )
+
+    def begin(self) -> None:
+        """Forgets which rows trained before."""
+        if self.built:
+            self.trained.assign(np.zeros(self.rows, "int32"))
+
+    def apply(
+        self,
+        grads: Sequence[Tensor | None],
+        trainable_variables: Sequence[Variable] | None = None,
+    ) -> None:
+        step = steps.current()
+        if step is None:
+            raise ValueError(
+                "The optimizer of a bank's model must know whose examples a "
+                "gradient is of: train by `fit` or `train_on_batch` of "
+                "`bank.model`."
+            )
+        if not self.built:
+            self.build(list(trainable_variables or ()))
+        stacks = internals.trained_variables(self)
+        dense = [None if g is None else dense_gradient(g) for g in grads]
+        if BACKEND == "jax":
+            self._apply_all(step, dense, stacks)
+        elif BACKEND == "tensorflow":
+            self._apply_in_turn(step, dense, stacks)
+        else:
+            self._apply_eagerly(step, dense, stacks)
+        internals.update_count(self).assign_add(1)
+
+    def _apply_all(
+        self,
+        step: steps.Step,
+        grads: list[Tensor | None],
+        stacks: list[Variable],
+    ) -> None:
+        """All adapters at once, without a change in any variable of one."""
+        trains = step.is_first()
+        # Others write back what the base's row has.
+        rows = ops.where(trains, step.row, 0)
+        given = [g for g in grads if g is not None]
+        values = [
+            [take_rows(v, rows) for v in part]
+            for part in (stacks, self.states, given)
+        ]
+        places = {id(v): i for i, v in enumerate(self.kept)}
+        rate = internals.rate_set(self.alone)
+
+        def update(elements: Any) -> Any:
+            own, state, slopes = elements
+            left = iter(slopes)
+            own, state = self.alone.stateless_apply(
+                [
+                    tensor(rate) if v is rate else state[places[id(v)]]
+                    for v in self.alone.variables
+                ],
+                [None if g is None else next(left) for g in grads],
+                own,
+            )
+            kept = [
+                value
+                for v, value in zip(self.alone.variables, state, strict=True)
+                if v is not rate
+            ]
+            return own, kept
+
+        new = ops.vectorized_map(update, values)
+        for variables, before, after in zip(
+            (stacks, self.states), values[:2], new, strict=True
+        ):
+            for variable, old, value in zip(
+                variables, before, after, strict=True
+            ):
+                each = ops.reshape(trains, (-1,) + (1,) * (len(old.shape) - 1))
+                variable.assign(
+                    ops.scatter_update(
+                        variable, rows[:, None], ops.where(each, value, old)
+                    )
+                )
+        self.trained.assign(
+            ops.scatter_update(
+                self.trained, rows[:, None], ops.cast(trains, "int32")
+            )
+        )
+
+    def _apply_in_turn(
+        self,
+        step: steps.Step,
+        grads: list[Tensor | None],
+        stacks: list[Variable],
+    ) -> None:
+        """One adapter after the other, in a loop of the graph."""
+        trains = step.is_first()
+
+        def update(i: Tensor, done: Tensor) -> Tensor:
+            def one() -> Tensor:
+                self._apply_row(step.row[i], grads, stacks)
+                return done + 1
+
+            return ops.cond(trains[i], one, lambda: done)
+
+        ops.fori_loop(0, ops.shape(step.row)[0], update, ops.zeros((), "int32"))
+
+    @not_compiled
+    def _apply_eagerly(
+        self,
+        step: steps.Step,
+        grads: list[Tensor | None],
+        stacks: list[Variable],
+    ) -> None:
+        for row in np.unique(to_numpy(step.row)[to_numpy(step.trains)]):
+            self._apply_row(int(row), grads, stacks)
+
+    def _apply_row(
+        self, row: Any, grads: list[Tensor | None], stacks: list[Variable]
+    ) -> None:
+        with self._loaded(row, stacks):
+            self.alone.apply(
+                [None if g is None else g[row] for g in grads], self.single
+            )
+        write_row(self.trained, row, ops.ones((), "int32"))
+
+    @contextlib.contextmanager
+    def _loaded(self, row: Any, stacks: list[Variable]) -> Iterator[None]:
+        """The values of a row in the other optimizer's variables."""
+        pairs = list(
+            zip(
+                [*self.single, *self.kept],
+                [*stacks, *self.states],
+                strict=True,
+            )
+        )
+        index = ops.reshape(ops.convert_to_tensor(row, "int32"), (1,))
+        for one, stack in pairs:
+            one.assign(take_rows(stack, index)[0])
+        yield
+        for one, stack in pairs:
+            write_row(stack, row, tensor(one))
+
+    def finalize_variable_values(self, var_list: list[Variable]) -> None:
+        """Puts averages in the place of values, where they are kept.
+
+        Only in rows that trained since `begin`.
+        """
+        if not self.built or not self.alone.use_ema:
+            return
+        stacks = internals.trained_variables(self)
+        with self.access.alone():
+            for row in np.flatnonzero(to_numpy(self.trained)):
+                with self._loaded(int(row), stacks):
+                    self.alone.finalize_variable_values(self.single)
+            self.begin()
+
+
+def _repeated(start: np.ndarray) -> Callable:
+    # Copied: PyTorch's rows would share their memory.
+    return lambda shape, dtype: ops.array(
+        np.broadcast_to(start, shape).copy(), dtype
+    )

@@ -1,0 +1,205 @@
+"""Which adapter has which row of a bank, by name and by id.
+
+An id is `generation * rows + row`. Every adapter that comes into a row gets the
+row's next generation, so that no id ever names a second adapter.
+"""
+
+import difflib
+import threading
+from collections import Counter
+from collections import OrderedDict
+from collections.abc import Iterable
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_ether.bank.stacks import BASE
+
+NO_ID = -1
+LARGEST = np.iinfo("int32").max
+
+
+class Rows:
+    """The rows of a bank, without their values.
+
+    Args:
+        rows: Integer, number of rows, the base's included.
+
+    Attributes:
+        covered: Dictionary from name to the paths of the layers that the
+            adapter covers.
+        ids: Int32 array, the current id of each row, `NO_ID` of a free one.
+    """
+
+    def __init__(self, rows: int) -> None:
+        self.ids = np.full(rows, NO_ID, "int32")
+        self.ids[BASE] = BASE
+        self._generations = np.zeros(rows, "int64")
+        # The row that was freed longest ago is taken first.
+        self._free = list(range(1, rows))
+        # The least recently used adapter comes first.
+        self._row_of: OrderedDict[str, int] = OrderedDict()
+        self._pins: Counter[str] = Counter()
+        self._lock = threading.RLock()
+        self.covered: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters' names, in the order of their rows."""
+        with self._lock:
+            return sorted(self._row_of, key=self._row_of.__getitem__)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether another adapter would need the row of one of these."""
+        return not self._free
+
+    def least_used(self) -> str:
+        """The adapter that was used longest ago."""
+        return next(iter(self._row_of))
+
+    def row(self, name: str | None) -> int:
+        """The row of an adapter, or of the base.
+
+        Raises:
+            ValueError: if there is no such adapter.
+        """
+        if name is None:
+            return BASE
+        if name not in self._row_of:
+            near = difflib.get_close_matches(str(name), self._row_of, 3, 0.5)
+            known = f"Similar names: {near}" if near else f"It has {self.names}"
+            raise ValueError(f"The bank has no adapter '{name}'. {known}.")
+        return self._row_of[name]
+
+    def ids_of(self, names: Sequence[str | None]) -> np.ndarray:
+        """The ids of adapters, which are used now. See `row`."""
+        with self._lock:
+            rows = [self.row(name) for name in names]
+            for name in names:
+                if name is not None:
+                    self._row_of.move_to_end(name)
+            return self.ids[np.asarray(rows, "int32")]
+
+    def pin(self, names: Sequence[str | None]) -> np.ndarray:
+        """The ids of adapters, which stay in their rows until `unpin`."""
+        with self._lock:
+            ids = self.ids_of(names)
+            self._pins.update({n for n in names if n is not None})
+            return ids
+
+    def unpin(self, names: Sequence[str | None]) -> None:
+        """Undoes `pin`."""
+        with self._lock:
+            self._pins.subtract({n for n in names if n is not None})
+            # Names come and go, and must not pile up.
+            self._pins += Counter()
+
+    def to_evict(self) -> str | None:
+        """The adapter to go if another is to come, `None` if a row is free.
+
+        Raises:
+            ValueError: if all adapters are in use.
+        """
+        with self._lock:
+            if self._free:
+                return None
+            for name in self._row_of:
+                if not self._pins[name]:
+                    return name
+        raise ValueError(
+            f"The bank is full, and all of its {len(self._row_of)} adapters "
+            "are in use now, by `bank.using` or a call."
+        )
+
+    def place(self, name: str) -> int:
+        """The row of an adapter, or the one that it is to have."""
+        with self._lock:
+            return self._row_of[name] if name in self._row_of else self._free[0]
+
+    def settle(self, name: str, row: int, covered: Iterable[str]) -> None:
+        """Names a row; who replaces an adapter of that name keeps the id."""
+        with self._lock:
+            if self._row_of.get(name) != row:
+                self.ids[row] = self.next_id(row)
+                self._generations[row] += 1
+                self._free.remove(row)
+                self._row_of[name] = row
+            self._row_of.move_to_end(name)
+            self.covered[name] = tuple(covered)
+
+    def release(self, name: str, is_lost: bool = False) -> None:
+        """Frees the row of an adapter, whose id ends for ever.
+
+        Args:
+            name: String.
+            is_lost: Whether its values are, so that it goes even if it is in
+                use. Defaults to `False`.
+
+        Raises:
+            ValueError: if there is no such adapter, or it is in use.
+        """
+        with self._lock:
+            if is_lost and name not in self._row_of:
+                return
+            row = self.row(name)
+            if self._pins[name] and not is_lost:
+                raise ValueError(
+                    f"Adapter '{name}' is in use, by `bank.using` or a call, "
+                    "and can't be removed now."
+                )
+            del self._row_of[name], self.covered[name]
+            self.ids[row] = NO_ID
+            self._free.append(row)
+
+    def start_again(self, found: dict[str, tuple[int, Iterable[str]]]) -> None:
+        """Other adapters, by name in rows, whose ids are new."""
+        for name in list(self._row_of):
+            self.release(name, is_lost=True)
+        self._free.sort()
+        for name, (row, covered) in found.items():
+            self.settle(name, row, covered)
+
+    def next_id(self, row: int) -> int:
+        """The id of the next adapter in a row.
+
+        Raises:
+            ValueError: if all have been given away.
+        """
+        found = int(self._generations[row]) * len(self.ids) + row
+        if found > LARGEST:
+            raise ValueError(
+                f"All {self._generations[row]} ids of a row of the bank were "
+                "given away. Make a new bank."
+            )
+        return found
+
+    def check_ids(self, ids: np.ndarray) -> np.ndarray:
+        """Ids as int32.
+
+        Args:
+            ids: Array of what a caller passes as ids, one per example.
+
+        Raises:
+            ValueError: if it is no vector of integers, or one of them is no id
+                of an adapter that is in the bank now.
+        """
+        if ids.ndim != 1:
+            raise ValueError(
+                "`adapter_id` must be one integer per example, of shape "
+                f"(batch,). Received: shape={ids.shape}"
+            )
+        if ids.dtype.kind not in "iu":
+            raise ValueError(
+                "`adapter_id` must hold integers, as `bank.ids(names)` gives "
+                f"them. Received: dtype={ids.dtype}"
+            )
+        wide = np.where(ids > LARGEST, NO_ID, ids).astype("int64")
+        found = (wide >= 0) & (self.ids[wide % len(self.ids)] == wide)
+        if not found.all():
+            raise ValueError(
+                f"`adapter_id` must hold ids of adapters that are in the bank "
+                f"now; an id ends when its adapter is removed. Received: "
+                f"{[int(i) for i in ids[~found][:8]]}"
+            )
+        return wide.astype("int32")

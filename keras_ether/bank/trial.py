@@ -1,0 +1,362 @@
+"""The trial of a bank: mixed batches beside each adapter alone.
+
+No look at shapes finds out whether a model keeps its examples apart. So it is
+run: with random adapters and heads, several in one batch, and beside it with
+each of them alone, by the model's own variables and without any of the bank's
+code. What is equal but for rounding, in two sizes of batches, is certified.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+from keras import tree
+
+from keras_ether.adapters import per_example
+from keras_ether.bank.examples import Asked
+from keras_ether.bank.examples import BankExamples
+from keras_ether.bank.examples import check_markable
+from keras_ether.bank.stacks import BASE
+from keras_ether.bank.stacks import fill
+from keras_ether.bank.structure import Structure
+from keras_ether.ops.traced import no_gradient
+from keras_ether.ops.values import to_numpy
+from keras_ether.types import Model
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
+
+# The base, and three random adapters.
+ROWS = 4
+# In a batch of 5 or more, all of them occur, in no order that a model might
+# keep when it turns or sorts its examples.
+PATTERN = (2, 0, 1, 3, 3, 1, 2, 2, 0, 3, 1)
+SIZES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
+# Of axes of unknown size: short for models with a longest sequence, long for
+# images.
+LENGTHS = (8, 64)
+# Relative errors: of two ways to compute one thing, in float32 and where 16
+# bits or integer kernels round it; and there of one way with other neighbours.
+FINE, COARSE, NEIGHBOURS = 1e-3, 0.3, 0.05
+
+
+@dataclass
+class Trial:
+    """What a trial runs.
+
+    Args:
+        base: The adapted model.
+        structure: The bank's `Structure`.
+        answer: Function from inputs to outputs, by way of the model.
+        repeated: See `BankExamples`.
+    """
+
+    base: Model
+    structure: Structure
+    answer: Callable[[Any], Any]
+    repeated: bool = False
+
+    def __post_init__(self) -> None:
+        self.stacks = self.structure.stacks(ROWS)
+        rng = np.random.default_rng(0)
+        head = {n: to_numpy(v) for n, v in self.structure.head.items()}
+        fill(self.stacks.values(), BASE, head)
+        self.values = [head] + [self._random(rng) for _ in range(1, ROWS)]
+        for row in range(1, ROWS):
+            fill(self.stacks.values(), row, self.values[row])
+
+    def _random(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        values = {}
+        for path in self.structure.adapted:
+            for name, vector in self.structure.vectors(path).items():
+                values[name] = rng.normal(size=vector.shape).astype("float32")
+        for name, variable in self.structure.head.items():
+            value = to_numpy(variable).astype("float32")
+            size = float(np.sqrt(np.mean(np.square(value)))) or 1.0
+            noise = rng.normal(size=value.shape).astype("float32")
+            values[name] = value + size * noise
+        return values
+
+    def run(self, inputs: Any) -> Counter[Asked]:
+        """Certifies the model for inputs of this kind.
+
+        Args:
+            inputs: Arrays or tensors in the structure that the model takes,
+                of one example or more.
+
+        Returns:
+            How often each adapter, and each layer of the head, was asked.
+
+        Raises:
+            NoExamplesError: if any example got what its adapter alone would not
+                give, or if that can't be found out.
+        """
+        known = {a for v in self.base.variables for a in v.shape}
+        known |= {a for x in tree.flatten(inputs) for a in x.shape[1:]}
+        asked: list[Counter[Asked]] = []
+        for size in SIZES:
+            if size in known:
+                continue
+            batch = _rows_of(inputs, np.arange(size) % _length(inputs))
+            examples = self._run_size(batch, size)
+            if size in examples.axes:
+                continue
+            asked.append(examples.asked)
+            if len(asked) == 2:
+                break
+        if len(asked) < 2:
+            raise per_example.NoExamplesError(
+                f"Model '{self.base.name}' has axes of all lengths in {SIZES}: "
+                "none is left for the size of a batch in a trial."
+            )
+        return asked[0]
+
+    def _run_size(self, batch: Any, size: int) -> BankExamples:
+        rows = np.resize(PATTERN, size)
+        mixed, examples = self._mixed(batch, rows)
+        self._check_asked(examples.asked)
+        alone = [self.alone(batch, row) for row in range(ROWS)]
+        if all(_equal(a, alone[0], 0.0) for a in alone[1:]):
+            raise per_example.NoExamplesError(
+                f"The answers of model '{self.base.name}' do not depend on its "
+                "adapters, in a trial with random ones: nothing can be found "
+                "out. Pass a batch of your own as `trial`. (A `tf.function` "
+                "within the model keeps what it was traced with.)"
+            )
+        wanted = _picked(alone, rows)
+        tolerance = COARSE if self._is_coarse else FINE
+        fits = _equal(mixed, wanted, tolerance)
+        if fits and not self.repeated:
+            # (What a sampler draws for an example depends on its place.)
+            order = np.roll(np.arange(size)[::-1], 2)
+            turned, _ = self._mixed(_rows_of(batch, order), rows[order])
+            fits = _equal(turned, [y[order] for y in mixed], tolerance)
+        if fits and self._is_coarse:
+            each = [
+                self._mixed(batch, np.full(size, row))[0] for row in range(ROWS)
+            ]
+            fits = _equal(mixed, _picked(each, rows), NEIGHBOURS)
+        if not fits:
+            raise per_example.NoExamplesError(self._problem(batch, rows))
+        return examples
+
+    def _mixed(
+        self, batch: Any, rows: np.ndarray, stacks: Any = None
+    ) -> tuple[list[np.ndarray], BankExamples]:
+        """The bank's answers, each example by the adapter of its row."""
+        examples = BankExamples(
+            {id(owner): s for owner, s in (stacks or self.stacks).items()},
+            ops.convert_to_tensor(rows.astype("int32")),
+            ROWS,
+            self.repeated,
+        )
+        # In the scope, seeds and statistics stay as they are.
+        scope = per_example.computing_for(examples)
+        with keras.StatelessScope(), no_gradient(), scope:
+            outputs = self.answer(batch)
+        examples.check_outputs(outputs)
+        if not self.repeated:
+            # The ids of what is generated are the bank's own.
+            check_markable(outputs)
+        return _to_numpy(outputs), examples
+
+    def alone(self, batch: Any, row: int) -> list[np.ndarray]:
+        """The model's answers with one adapter, by the plain path."""
+        return self._plain(batch, self.values[row], row != BASE)
+
+    def _plain(
+        self, batch: Any, values: dict[str, np.ndarray], acts: bool
+    ) -> list[np.ndarray]:
+        mapping: list[tuple[Variable, Tensor]] = [
+            (variable, ops.convert_to_tensor(values[name], variable.dtype))
+            for name, variable in self.structure.variables.items()
+            if name in values
+        ]
+        strength = ops.convert_to_tensor(float(acts), "float32")
+        mapping += [
+            (layer.ether.strength, strength)
+            for layer in self.structure.adapted.values()
+        ]
+        with keras.StatelessScope(mapping), no_gradient():
+            return _to_numpy(self.answer(batch))
+
+    def _check_asked(self, asked: Counter[Asked]) -> None:
+        missing = expected(self.structure) - set(asked)
+        if not missing:
+            return
+        path, side = min(missing)
+        what = "its adapter" if side else "its weights"
+        raise per_example.NoExamplesError(
+            f"Layer '{path}' was not called by model '{self.base.name}' within "
+            f"the bank, and each example has {what} separately. Either the "
+            "model does not compute with it for these inputs, or it reads "
+            "weights of a layer without calling it, or it runs what a "
+            "`tf.function` or `jax.jit` within it recorded before. Let the "
+            "model call the layer, or leave it out: by `exclude` or "
+            "`trainable` of `keras_ether.apply`."
+        )
+
+    @property
+    def _is_coarse(self) -> bool:
+        layers = [*self.structure.layers.values(), self.base]
+        return any(
+            layer.quantization_mode is not None
+            or keras.backend.standardize_dtype(layer.compute_dtype)
+            in ("bfloat16", "float16")
+            for layer in layers
+        )
+
+    def _problem(self, batch: Any, rows: np.ndarray) -> str:
+        """A text on the first layer whose adapters are not kept apart."""
+        found = next(
+            (
+                stack.layer_path
+                for stack in self.stacks.values()
+                if not self._is_apart(stack.layer_path, batch, rows)
+            ),
+            None,
+        )
+        where = f"layer '{found}'" if found else "its layers together"
+        return (
+            f"Model '{self.base.name}' does not keep the examples of a batch "
+            f"apart: with another adapter for each, {where} gave other answers "
+            "than with each adapter alone. The examples may have been "
+            "reordered, or another axis put in the place of the batch. Leave "
+            "the layer out, by `exclude` of `keras_ether.apply`."
+        )
+
+    def _is_apart(self, path: str, batch: Any, rows: np.ndarray) -> bool:
+        """Whether answers are right if only one layer's adapters differ."""
+        own = {
+            name
+            for stack in self.stacks.values()
+            if stack.layer_path == path
+            for name in stack.rows
+        }
+        values = [
+            {
+                name: (self.values[row] if name in own else self.values[1])[
+                    name
+                ]
+                for name in self.values[1]
+            }
+            for row in range(1, ROWS)
+        ]
+        stacks = self.structure.stacks(ROWS)
+        for row in range(1, ROWS):
+            fill(stacks.values(), row, values[row - 1])
+        rows = np.where(rows == BASE, 1, rows)
+        mixed, _ = self._mixed(batch, rows, stacks)
+        alone = [self._plain(batch, v, True) for v in values]
+        tolerance = COARSE if self._is_coarse else FINE
+        return _equal(mixed, _picked([alone[0], *alone], rows), tolerance)
+
+
+def expected(structure: Structure) -> set[Asked]:
+    """All that a model's layers could ask for."""
+    return {
+        (path, side)
+        for path, layer in structure.adapted.items()
+        for side in layer.ether.widths
+    } | {(path, "") for path in structure.heads}
+
+
+def inputs_for(base: Model, symbols: Any) -> Any:
+    """Made-up inputs that a model takes, or `None`."""
+    rng = np.random.default_rng(0)
+    for length in LENGTHS:
+        inputs = invented(symbols, max(SIZES), length, rng)
+        try:
+            with keras.StatelessScope(), no_gradient():
+                base(_rows_of(inputs, np.arange(2)), training=False)
+        except Exception:
+            # It may not take this length.
+            continue
+        return inputs
+    return None
+
+
+def invented(
+    symbols: Any, size: int, length: int, rng: np.random.Generator
+) -> Any:
+    """Made-up inputs of a model.
+
+    Args:
+        symbols: The symbolic inputs, with `shape` and `dtype`.
+        size: Integer, the number of examples.
+        length: Integer, the length of axes of unknown size.
+        rng: NumPy generator.
+    """
+
+    def invent(x: Any) -> np.ndarray:
+        shape = (size, *(length if s is None else s for s in x.shape[1:]))
+        dtype = keras.backend.standardize_dtype(x.dtype)
+        if keras.backend.is_float_dtype(dtype):
+            return rng.normal(size=shape).astype("float32")
+        # Ids of any vocabulary, and masks that leave most.
+        return (rng.random(shape) < 0.75).astype(dtype)
+
+    return tree.map_structure(invent, symbols)
+
+
+def _length(inputs: Any) -> int:
+    return int(tree.flatten(inputs)[0].shape[0])
+
+
+def _rows_of(inputs: Any, places: np.ndarray) -> Any:
+    return tree.map_structure(
+        lambda x: ops.take(ops.convert_to_tensor(x), places, axis=0), inputs
+    )
+
+
+def _to_numpy(outputs: Any) -> list[np.ndarray]:
+    found = []
+    for y in tree.flatten(outputs):
+        y = ops.convert_to_tensor(y)
+        if keras.backend.is_float_dtype(
+            keras.backend.standardize_dtype(y.dtype)
+        ):
+            y = ops.cast(y, "float32")
+        found.append(to_numpy(y))
+    return found
+
+
+def _picked(
+    alone: list[list[np.ndarray]], rows: Iterable[int]
+) -> list[np.ndarray]:
+    """Of each example the answer by its own row."""
+    return [
+        np.stack([alone[row][k][i] for i, row in enumerate(rows)])
+        for k in range(len(alone[0]))
+    ]
+
+
+def _equal(
+    found: list[np.ndarray], wanted: list[np.ndarray], tolerance: float
+) -> bool:
+    """Whether answers are equal but for rounding, example by example."""
+    for y, z in zip(found, wanted, strict=True):
+        if y.shape != z.shape:
+            return False
+        if not np.issubdtype(y.dtype, np.floating):
+            wrong = np.mean(y != z)
+            # Rounding may decide between near ties.
+            if wrong > (0.5 if tolerance > FINE else 0.0):
+                return False
+            continue
+        finite = np.isfinite(y)
+        if not np.array_equal(finite, np.isfinite(z)):
+            return False
+        error = np.where(finite, y - np.where(finite, z, 0), 0)
+        rows = (len(error), math.prod(error.shape[1:]))
+        error = error.reshape(rows)
+        size = np.sqrt(np.mean(np.square(z[finite]))) if finite.any() else 0
+        of_example = np.sqrt(np.mean(np.square(error), axis=1))
+        if (of_example > tolerance * size).any():
+            return False
+    return True

@@ -1,0 +1,65 @@
+"""What is known of values while operations are recorded and not run."""
+
+import contextlib
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_ether.ops.backend import BACKEND
+from keras_ether.ops.backend import is_transformed
+from keras_ether.ops.values import to_numpy
+from keras_ether.types import Tensor
+
+if BACKEND == "jax":
+    import jax
+elif BACKEND == "tensorflow":
+    import tensorflow as tf
+else:
+    import torch
+
+
+def is_traced() -> bool:
+    """Whether operations are recorded now, by a compiler or an exporter."""
+    if BACKEND == "jax":
+        # Even a constant is traced then.
+        return isinstance(ops.zeros(()), jax.core.Tracer)
+    if BACKEND == "tensorflow":
+        return not tf.executing_eagerly()
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or is_transformed()
+    )
+
+
+def concrete(x: Any) -> np.ndarray | None:
+    """The values of an array or tensor, `None` where there are none yet."""
+    if is_traced() or isinstance(x, keras.KerasTensor):
+        return None
+    if BACKEND == "jax" and isinstance(x, jax.core.Tracer):
+        return None
+    if BACKEND == "torch" and torch.is_tensor(x):
+        return None if x.is_meta else to_numpy(x)
+    return np.asarray(x)
+
+
+def no_gradient() -> contextlib.AbstractContextManager:
+    """A context without gradients, as that of `predict` on PyTorch."""
+    if BACKEND == "torch":
+        return torch.no_grad()
+    return contextlib.nullcontext()
+
+
+def same_leading_axis(x: Tensor, size: Any) -> Tensor:
+    """`x`, asserted to have this leading axis where the graph runs.
+
+    TensorFlow knows some sizes only then, and a product or a sum of other sizes
+    could still be computed.
+
+    Args:
+        x: Tensor.
+        size: Integer, or a scalar tensor.
+    """
+    return ops.reshape(x, (size, *ops.shape(x)[1:]))
