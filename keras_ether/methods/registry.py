@@ -65,9 +65,9 @@ class Method:
 
         A step turns a vector of `width` numbers, 0.58 long, by up to `rate *
         √width / 0.58`. So with fewer and wider blocks than four the same turn
-        is that of a lower rate. It does not carry over to more blocks, nor is
-        it so with a learned strength, which bears a wide band of rates: what
-        was measured stands in `benchmarks/RESULTS.md`, under Blocks.
+        is that of a lower rate. It does not carry over to more blocks, nor to a
+        learned strength, which tolerates a wide range of learning rates:
+        `benchmarks/RESULTS.md` has what was measured.
 
         Args:
             rank_blocks: Integer, the number of blocks of a kernel.
