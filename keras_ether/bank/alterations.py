@@ -6,16 +6,15 @@ back when the last lets go.
 
 import functools
 import threading
-from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterable
 
 from keras_ether.adapters import per_example
-from keras_ether.adapters import shadowing
+from keras_ether.adapters.changes import Method
 from keras_ether.bank import heads
 from keras_ether.types import Layer
 
-HOLDERS = "_ether_banks"
+HELD = "_ether_banks"
 REMAT = "rematerialized_call"
 
 _LOCK = threading.Lock()
@@ -35,18 +34,19 @@ class Alterations:
     ) -> None:
         self._held: list[tuple[Layer, str]] = []
         for layer in of_heads:
-            self._replace(
-                layer, heads.CALL, functools.partial(heads.call, layer)
-            )
+            self._hold(layer, heads.CALL, functools.partial(heads.call, layer))
         for layer in rematerialized:
-            self._replace(layer, REMAT, per_example.rematerialized_call)
+            self._hold(layer, REMAT, per_example.rematerialized_call)
 
-    def _replace(self, layer: Layer, name: str, function: Callable) -> None:
+    def _hold(self, layer: Layer, name: str, function: Callable) -> None:
         with _LOCK:
-            holders = layer.__dict__.setdefault(HOLDERS, Counter())
-            if not holders[name]:
-                shadowing.shadow(layer, name, function)
-            holders[name] += 1
+            held = layer.__dict__.setdefault(HELD, {})
+            change, holders = held.setdefault(
+                name, (Method(layer, name, function), set())
+            )
+            if not holders:
+                change.do()
+            holders.add(id(self))
             self._held.append((layer, name))
 
     def undo(self) -> None:
@@ -54,10 +54,11 @@ class Alterations:
         with _LOCK:
             while self._held:
                 layer, name = self._held.pop()
-                holders = layer.__dict__[HOLDERS]
-                holders[name] -= 1
-                if not holders[name]:
-                    shadowing.restore(layer, name)
-                    del holders[name]
+                held = layer.__dict__[HELD]
+                change, holders = held[name]
+                holders.discard(id(self))
                 if not holders:
-                    del layer.__dict__[HOLDERS]
+                    change.undo()
+                    del held[name]
+                if not held:
+                    del layer.__dict__[HELD]
