@@ -1,4 +1,4 @@
-"""What an open bank has changed on a model's layers, and how it is undone.
+"""What an open bank changes on a model's layers.
 
 Banks may share a model. A method is replaced when the first asks for it, and is
 back when the last lets go.
@@ -9,12 +9,11 @@ import threading
 from collections.abc import Callable
 from collections.abc import Iterable
 
+from keras_ether.adapters import changes
 from keras_ether.adapters import per_example
-from keras_ether.adapters.changes import Method
 from keras_ether.bank import heads
 from keras_ether.types import Layer
 
-HELD = "_ether_banks"
 REMAT = "rematerialized_call"
 
 _LOCK = threading.Lock()
@@ -32,33 +31,40 @@ class Alterations:
     def __init__(
         self, of_heads: Iterable[Layer], rematerialized: Iterable[Layer]
     ) -> None:
+        self._owner = changes.Owner()
         self._held: list[tuple[Layer, str]] = []
-        for layer in of_heads:
-            self._hold(layer, heads.CALL, functools.partial(heads.call, layer))
-        for layer in rematerialized:
-            self._hold(layer, REMAT, per_example.rematerialized_call)
+        with _LOCK, changes.all_or_none() as made:
+            for layer in of_heads:
+                answer = functools.partial(heads.call, layer)
+                self._replace(made, layer, heads.CALL, answer)
+            for layer in rematerialized:
+                self._replace(
+                    made, layer, REMAT, per_example.rematerialized_call
+                )
 
-    def _hold(self, layer: Layer, name: str, function: Callable) -> None:
-        with _LOCK:
-            held = layer.__dict__.setdefault(HELD, {})
-            change, holders = held.setdefault(
-                name, (Method(layer, name, function), set())
-            )
-            if not holders:
-                change.do()
-            holders.add(id(self))
-            self._held.append((layer, name))
+    def _replace(
+        self,
+        made: changes.Transaction,
+        layer: Layer,
+        name: str,
+        function: Callable,
+    ) -> None:
+        self._owner.adapted.add(layer)
+        made.hold(
+            layer,
+            _key(name),
+            self._owner,
+            lambda: (changes.Method(layer, name, function),),
+        )
+        self._held.append((layer, name))
 
     def undo(self) -> None:
         """Gives the layers their own methods back."""
-        with _LOCK:
-            while self._held:
-                layer, name = self._held.pop()
-                held = layer.__dict__[HELD]
-                change, holders = held[name]
-                holders.discard(id(self))
-                if not holders:
-                    change.undo()
-                    del held[name]
-                if not held:
-                    del layer.__dict__[HELD]
+        with _LOCK, changes.all_or_none() as made:
+            for layer, name in self._held:
+                made.release(layer, _key(name), {self._owner})
+        self._held = []
+
+
+def _key(name: str) -> str:
+    return f"{name} of banks"
