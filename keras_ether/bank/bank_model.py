@@ -197,6 +197,11 @@ class BankModel(Loops, NamedWeights, keras.Model):
     def checked(self, inputs: Any, certify: bool = True) -> Any:
         """Inputs whose ids are int32, where their values are known.
 
+        Args:
+            inputs: What a user passes to the model.
+            certify: Whether inputs of a new kind have a trial now. Defaults to
+                `True`.
+
         Raises:
             ValueError: if an id is none of an adapter in the bank, if there is
                 not one for each example, or if a trial fails.
@@ -205,16 +210,16 @@ class BankModel(Loops, NamedWeights, keras.Model):
         values = None if _is_symbolic(x) else concrete(ids)
         if values is None:
             return inputs
-        with self.access.shared():
-            found = self.table.check_ids(values)
-            for part in tree.flatten(x):
-                size = part.shape[0] if getattr(part, "shape", ()) else None
-                if size not in (None, len(found)):
-                    raise ValueError(
-                        "`adapter_id` must have one id for each example. "
-                        f"Received: {len(found)} ids for {size} examples"
-                    )
-            if certify and len(found) and self.certificates.is_new(x):
+        found = self.table.check_ids(values)
+        for part in tree.flatten(x):
+            size = part.shape[0] if getattr(part, "shape", ()) else None
+            if size not in (None, len(found)):
+                raise ValueError(
+                    "`adapter_id` must have one id for each example. "
+                    f"Received: {len(found)} ids for {size} examples"
+                )
+        if certify and len(found) and self.certificates.is_new(x):
+            with self.access.shared():
                 self.settle()
                 self.certificates.certify(x)
         return {**inputs, ADAPTER_ID: found}

@@ -186,7 +186,7 @@ class Loops(keras.Model):
 
     @contextlib.contextmanager
     def _edge(self) -> Iterator[Watch]:
-        watch = Watch(self.checked)
+        watch = Watch(self.checked, self.access)
         try:
             yield watch
         except Exception as error:
