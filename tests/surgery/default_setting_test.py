@@ -54,6 +54,7 @@ def test_a_table_has_its_only_side():
     assert {row.config.strength for row in rows} == {"learned"}
 
 
+@pytest.mark.filterwarnings("ignore:.*is frozen now")
 def test_it_learns_at_adams_default_rate_from_the_pretrained_model(rng):
     x = models.inputs_of("mlp", rng, samples=64)
     model = tuned.base("mlp")
