@@ -117,11 +117,9 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
         return {
             f"{side}_{name}": value
             for side, width in self.widths.items()
-            for name, value in zip(
-                self.method.weights,
-                self.method.start(self.blocks, width, rng),
-                strict=True,
-            )
+            for name, value in self.method.initial(
+                self.blocks, width, rng
+            ).items()
         }
 
     def restart(self) -> None:

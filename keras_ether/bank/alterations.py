@@ -1,4 +1,4 @@
-"""What an open bank has changed on a model's layers, and how it is undone.
+"""What an open bank changes on a model's layers.
 
 Banks may share a model. A method is replaced when the first asks for it, and is
 back when the last lets go.
@@ -6,16 +6,14 @@ back when the last lets go.
 
 import functools
 import threading
-from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterable
 
+from keras_ether.adapters import changes
 from keras_ether.adapters import per_example
-from keras_ether.adapters import shadowing
 from keras_ether.bank import heads
 from keras_ether.types import Layer
 
-HOLDERS = "_ether_banks"
 REMAT = "rematerialized_call"
 
 _LOCK = threading.Lock()
@@ -33,31 +31,40 @@ class Alterations:
     def __init__(
         self, of_heads: Iterable[Layer], rematerialized: Iterable[Layer]
     ) -> None:
+        self._owner = changes.Owner()
         self._held: list[tuple[Layer, str]] = []
-        for layer in of_heads:
-            self._replace(
-                layer, heads.CALL, functools.partial(heads.call, layer)
-            )
-        for layer in rematerialized:
-            self._replace(layer, REMAT, per_example.rematerialized_call)
+        with _LOCK, changes.all_or_none() as made:
+            for layer in of_heads:
+                answer = functools.partial(heads.call, layer)
+                self._replace(made, layer, heads.CALL, answer)
+            for layer in rematerialized:
+                self._replace(
+                    made, layer, REMAT, per_example.rematerialized_call
+                )
 
-    def _replace(self, layer: Layer, name: str, function: Callable) -> None:
-        with _LOCK:
-            holders = layer.__dict__.setdefault(HOLDERS, Counter())
-            if not holders[name]:
-                shadowing.shadow(layer, name, function)
-            holders[name] += 1
-            self._held.append((layer, name))
+    def _replace(
+        self,
+        made: changes.Transaction,
+        layer: Layer,
+        name: str,
+        function: Callable,
+    ) -> None:
+        self._owner.adapted.add(layer)
+        made.hold(
+            layer,
+            _key(name),
+            self._owner,
+            lambda: (changes.Method(layer, name, function),),
+        )
+        self._held.append((layer, name))
 
     def undo(self) -> None:
         """Gives the layers their own methods back."""
-        with _LOCK:
-            while self._held:
-                layer, name = self._held.pop()
-                holders = layer.__dict__[HOLDERS]
-                holders[name] -= 1
-                if not holders[name]:
-                    shadowing.restore(layer, name)
-                    del holders[name]
-                if not holders:
-                    del layer.__dict__[HOLDERS]
+        with _LOCK, changes.all_or_none() as made:
+            for layer, name in self._held:
+                made.release(layer, _key(name), {self._owner})
+        self._held = []
+
+
+def _key(name: str) -> str:
+    return f"{name} of banks"

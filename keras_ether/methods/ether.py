@@ -95,6 +95,7 @@ register(
         orthogonal=True,
         learning_rate=1e-2,
         turns=True,
+        identity_at_zero=True,
     )
 )
 register(
@@ -108,5 +109,7 @@ register(
         learning_rate=2e-3,
         turns=True,
         random_start=_ether_plus_random_start,
+        starts_at_identity=True,
+        identity_at_zero=True,
     )
 )

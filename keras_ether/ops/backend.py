@@ -236,6 +236,11 @@ def precise_products() -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
+def without_gradients() -> contextlib.AbstractContextManager:
+    """A context in which PyTorch keeps nothing for a gradient."""
+    return torch.no_grad() if BACKEND == "torch" else contextlib.nullcontext()
+
+
 def is_transformed() -> bool:
     """Whether a transform of `torch.func` runs, such as `torch.vmap`."""
     # PyTorch has no public name for it.
