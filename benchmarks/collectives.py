@@ -23,7 +23,7 @@ from benchmarks import report
 
 LAYOUTS = ("model", "data", "fsdp")
 TOPOLOGIES = {4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4"}
-RATIOS = ("collectives MB", "collectives", "temporaries MiB")
+RATIOS = ("moved MB", "collectives", "temporaries MiB")
 LARGEST = 20
 KINDS = (
     "all-reduce",
@@ -67,9 +67,9 @@ def compile_step(name, args):
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec
 
-    with distribution(args).scope():
-        step, state, batch = planned.training_step(name, args)
-    keras.distribution.set_distribution(None)
+    # It stays in force: adapters ask for it where their layers are traced.
+    keras.distribution.set_distribution(distribution(args))
+    step, state, batch = planned.training_step(name, args)
     chips = topologies.get_topology_desc(
         TOPOLOGIES[args.chips], platform="tpu"
     ).devices
@@ -118,7 +118,7 @@ def measure(compiled):
     kinds = [op["kind"] for op in found]
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     row = {
-        "collectives MB": round(sum(op["MB"] for op in found), 2),
+        "moved MB": round(sum(op["MB"] for op in found), 2),
         "collectives": sum(op["times"] for op in found),
         **{kind: kinds.count(kind) for kind in KINDS},
         "temporaries MiB": round(memory.temp_size_in_bytes / 2**20),
