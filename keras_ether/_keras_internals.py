@@ -303,6 +303,22 @@ def recomputes_activation(layer: Layer) -> bool:
     )
 
 
+def values_held(variables: list) -> list[tuple[Variable, Any]]:
+    """Pairs of variable and value, where it has one now."""
+    return [(v, v._value) for v in variables if v._value is not None]
+
+
+def give_back(pairs: list[tuple[Variable, Any]]) -> None:
+    """Gives variables a value that have none: a loop of JAX took it.
+
+    Args:
+        pairs: See `values_held`.
+    """
+    for variable, value in pairs:
+        if variable._value is None and not value.is_deleted():
+            variable._value = value
+
+
 def is_rematerialized(layer: Layer) -> bool:
     """Whether a layer was made in a `RematScope`, and may run again."""
     return getattr(layer, "_remat_mode", None) is not None

@@ -246,31 +246,3 @@ def test_bad_arguments(arguments, text):
         keras_ether.apply(model, **COMMON, **arguments)
     with pytest.raises(ValueError, match=text):
         EtherDense(4, **arguments)
-
-
-@pytest.mark.filterwarnings("ignore:Skipping variable loading for optim")
-def test_a_keras_file_whose_optimizer_has_as_many_variables(rng, tmp_path):
-    """What SAVING.md says of it: two for each kernel with its bias."""
-    x = models.inputs_of("mlp", rng)
-    model = keras.Sequential(
-        [
-            keras.Input((16,)),
-            keras.layers.Dense(8, name="first"),
-            keras.layers.Dense(4, name="head"),
-        ]
-    )
-    keras_ether.apply(
-        model, method="ether", seed=0, strength="learned", **COMMON
-    )
-    model.compile(keras.optimizers.Adam(0.05), "mse", run_eagerly=True)
-    model.train_on_batch(x, np.ones((len(x), 4), "float32"))
-    active = models.call(model, x)
-    path = tmp_path / "m.keras"
-    model.save(path)
-    with pytest.raises(ValueError, match="could not be loaded"):
-        keras.models.load_model(path)
-    plain = keras.models.load_model(path, compile=False)
-    np.testing.assert_allclose(models.call(plain, x), active, atol=1e-5)
-    keras_ether.merge(model).save(path)
-    merged = keras.models.load_model(path)
-    np.testing.assert_allclose(models.call(merged, x), active, atol=1e-5)

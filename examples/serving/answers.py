@@ -1,10 +1,14 @@
 """Answers by many adapters: no web in it.
 
-Adapters are files in a folder, `NAME.safetensors`, loaded when first asked for.
+Adapters are files in a folder, `NAME.safetensors`, loaded when they are asked
+for and whenever they have changed since.
 """
 
+import collections
+import contextlib
 import difflib
 import pathlib
+import re
 import threading
 
 import keras
@@ -15,6 +19,7 @@ import keras_ether
 
 VOCABULARY, LENGTH = 30_522, 64
 SUFFIX = ".safetensors"
+NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}"
 
 
 def base_model(layers=6, width=384, heads=12):
@@ -59,8 +64,16 @@ def inputs_of(token_ids):
     }
 
 
-class UnknownAdapterError(KeyError):
+class UnknownAdapterError(Exception):
     """There is no adapter of this name; its argument are the near names."""
+
+
+class DamagedAdapterError(Exception):
+    """The file of an adapter can't be read, or does not fit the model."""
+
+
+class BusyError(Exception):
+    """More adapters are asked for at once than there is room for."""
 
 
 class Answers:
@@ -73,17 +86,18 @@ class Answers:
         batch: Integer, the size of the largest batch that the model is given.
             Others are filled up to the next power of two, so that nothing is
             compiled again.
+
+    Attributes:
+        counts: How many adapters were asked for that were in memory, were
+            loaded, and went for others: `"hits"`, `"loads"`, `"evictions"`.
     """
 
     def __init__(self, model, folder, capacity=256, batch=32):
-        if capacity < batch:
-            raise ValueError(
-                "`capacity` must be at least `batch`: a batch may name that "
-                f"many adapters. Received: capacity={capacity}, batch={batch}"
-            )
-        self.folder = pathlib.Path(folder)
+        self.folder = pathlib.Path(folder).resolve()
         self.bank = keras_ether.AdapterBank(model, capacity)
-        # One batch at a time: no adapter comes or goes while one is computed.
+        self.counts = collections.Counter(hits=0, loads=0, evictions=0)
+        # Of the files that are in the bank: their time and size.
+        self._stamps = {}
         self._lock = threading.Lock()
         powers = [2**i for i in range(batch.bit_length())]
         self.sizes = [size for size in powers if size < batch] + [batch]
@@ -92,43 +106,86 @@ class Answers:
 
     def check(self, name):
         """Raises an `UnknownAdapterError` if there is no such adapter."""
-        if name is None or (self.folder / f"{name}{SUFFIX}").is_file():
-            return
-        names = [path.stem for path in self.folder.glob(f"*{SUFFIX}")]
-        raise UnknownAdapterError(difflib.get_close_matches(name, names))
+        if name is not None and self._file(name) is None:
+            names = [path.stem for path in self.folder.glob(f"*{SUFFIX}")]
+            near = difflib.get_close_matches(str(name), names)
+            raise UnknownAdapterError(near)
 
     def __call__(self, names, token_ids):
         """The logits of one batch, each example by its own adapter.
 
-        An adapter whose file is gone or does not fit answers with the error,
-        the others with their logits.
+        In the place of an example's logits is an exception where its adapter
+        has none, and the others have theirs.
         """
-        with self._lock:
-            ready, errors = self._load(names)
-            filled = [name if name in ready else None for name in names]
+        # One batch at a time, or files would be read twice.
+        with self._lock, contextlib.ExitStack() as in_use:
+            errors, used = {}, set()
+            for name in dict.fromkeys(names):
+                if name is None:
+                    continue
+                try:
+                    self._load(name, used)
+                    # None of them goes for another of this batch.
+                    in_use.enter_context(self.bank.using([name]))
+                    used.add(name)
+                except (
+                    UnknownAdapterError,
+                    DamagedAdapterError,
+                    BusyError,
+                ) as error:
+                    errors[name] = error
             size = next(size for size in self.sizes if size >= len(names))
             missing = size - len(names)
-            x = inputs_of([*token_ids, *[[1]] * missing])
-            x["adapter_id"] = self.bank.ids(filled + [None] * missing)
-            logits = self.bank.model.predict_on_batch(x)
+            logits = self.bank.predict(
+                inputs_of([*token_ids, *[[1]] * missing]),
+                [None if n in errors else n for n in names] + [None] * missing,
+                batch_size=size,
+            )
         return [
             errors.get(name, row)
-            for name, row in zip(names, np.asarray(logits), strict=False)
+            for name, row in zip(names, logits, strict=False)
         ]
 
-    def _load(self, names):
-        """The names that are in the bank now, and errors of the others."""
-        wanted = dict.fromkeys(name for name in names if name is not None)
-        there = [name for name in wanted if name in self.bank.names]
-        # Used last, so that none of them is let go of for another.
-        self.bank.ids(there)
-        ready, errors = set(there), {}
-        for name in wanted:
-            if name in ready:
-                continue
-            try:
-                self.bank.add(name, self.folder / f"{name}{SUFFIX}", evict=True)
-                ready.add(name)
-            except (OSError, ValueError) as error:
-                errors[name] = error
-        return ready, errors
+    def _file(self, name):
+        """The file of an adapter, in the folder itself, or `None`."""
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
+            return None
+        path = self.folder / f"{name}{SUFFIX}"
+        # Not a link to a file elsewhere.
+        is_here = path.resolve().parent == self.folder
+        return path if is_here and path.is_file() else None
+
+    def _load(self, name, used):
+        """Brings an adapter into the bank, as its file is now."""
+        try:
+            path = self._file(name)
+            stat = None if path is None else path.stat()
+        except OSError:
+            stat = None
+        there = name in self.bank.names
+        if stat is None:
+            if there:
+                self.bank.remove(name)
+            self.check(name)
+            raise UnknownAdapterError([])
+        stamp = stat.st_mtime_ns, stat.st_size
+        if there and self._stamps.get(name) == stamp:
+            self.counts["hits"] += 1
+            return
+        if not there and len(used) == self.bank.capacity:
+            raise BusyError(f"More than {len(used)} adapters at once")
+        before = self.bank.names
+        try:
+            self.bank.add(name, path, evict=True)
+        except (OSError, ValueError) as error:
+            if there:
+                # It must not be answered as it was.
+                self.bank.remove(name)
+            raise DamagedAdapterError(
+                f"The file of adapter '{name}' is damaged or does not fit"
+            ) from error
+        self._stamps[name] = stamp
+        self.counts["loads"] += 1
+        for other in set(before) - set(self.bank.names):
+            self.counts["evictions"] += 1
+            self._stamps.pop(other, None)

@@ -5,6 +5,8 @@
 2,000 requests of 200 adapters from 32 clients at once. Each answer is compared
 with that of its adapter alone; beside it the same requests, in the order in
 which they came, by one model that has each adapter merged in and taken out.
+Then `--overload` seconds of twice as many requests as were answered in one, at
+their own pace: each is answered right or told at once that it has to wait.
 """
 
 import argparse
@@ -16,6 +18,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections import Counter
 
 import keras
 import numpy as np
@@ -35,6 +38,7 @@ def main():
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--capacity", type=int, default=256)
     parser.add_argument("--merges", type=int, default=40)
+    parser.add_argument("--overload", type=int, default=60)
     parser.add_argument("--port", type=int, default=8017)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--width", type=int, default=384)
@@ -58,20 +62,23 @@ def main():
         expected = alone(model, folder, requests, size)
         service.start(folder, args.port, args.capacity, **size)
         url = f"http://127.0.0.1:{args.port}/"
-        check_errors(url)
-        before = len(ask(f"{url}batches")[1])
+        check_errors(url, folder, names[0])
+        before = metrics(url)
         start = time.perf_counter()
         with concurrent.futures.ThreadPoolExecutor(args.clients) as pool:
             found = list(pool.map(lambda one: timed(url, one), requests))
         seconds = time.perf_counter() - start
         check(found, requests, expected)
-        batches = ask(f"{url}batches")[1][before:]
-        show("one bank", seconds, len(requests), [t for t, _, _ in found])
-        print(
-            f"  batches: {np.mean(batches):.1f} requests on average, "
-            f"at most {max(batches)}"
+        now = metrics(url)
+        count, size = (
+            now[f"bank_batch_size_{what}"] - before[f"bank_batch_size_{what}"]
+            for what in ("count", "sum")
         )
+        show("one bank", seconds, len(requests), [t for t, _, _ in found])
+        print(f"  batches: {size / count:.1f} requests on average")
         print(f"  all {len(requests)} answers are those of their adapters")
+        rate = 2 * len(requests) / seconds
+        overload(url, requests, expected, rate, args.overload)
         merged(model, folder, requests[: args.merges])
 
 
@@ -124,8 +131,56 @@ def value_of(variable):
     return np.array(keras.ops.convert_to_numpy(variable.value))
 
 
+def overload(url, requests, expected, rate, seconds):
+    """Requests at a pace of their own, of which a half is too many."""
+    if not seconds:
+        return
+    before = metrics(url)
+    start, statuses, times = time.perf_counter(), Counter(), []
+    memory = []
+
+    def one(i):
+        late = start + i / rate - time.perf_counter()
+        if late > 0:
+            time.sleep(late)
+        k = i % len(requests)
+        took, status, answer = timed(url, requests[k])
+        statuses[status] += 1
+        if status == 200:
+            times.append(took)
+            check([(took, status, answer)], [requests[k]], [expected[k]])
+        elif status != 503:
+            raise SystemExit(f"wrong: {requests[k]} was answered {status}")
+        if i % int(5 * rate) == 0:
+            memory.append(metrics(url)["process_resident_memory_bytes"])
+
+    with concurrent.futures.ThreadPoolExecutor(400) as pool:
+        list(pool.map(one, range(int(rate * seconds))))
+    show(
+        f"{rate:.1f} requests a second, {seconds} s",
+        time.perf_counter() - start,
+        statuses[200],
+        times,
+    )
+    after = metrics(url)
+    evicted = after["bank_adapter_evictions"] - before["bank_adapter_evictions"]
+    print(f"  {statuses[200]} answered, all right; {statuses[503]} had to wait")
+    print(
+        f"  memory of the replica, MB: {[round(m / 1e6) for m in memory]}; "
+        f"{evicted:.0f} evictions"
+    )
+
+
+def metrics(url):
+    """The counts of the service, by name."""
+    with urllib.request.urlopen(f"{url}metrics", timeout=300) as answer:
+        lines = answer.read().decode().splitlines()
+    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+    return {name: float(value) for name, value in pairs}
+
+
 def ask(url, body=None):
-    data = None if body is None else json.dumps(body).encode()
+    data = body if body is None or isinstance(body, bytes) else _text(body)
     request = urllib.request.Request(
         url, data, {"content-type": "application/json"}
     )
@@ -133,7 +188,13 @@ def ask(url, body=None):
         with urllib.request.urlopen(request, timeout=300) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+        text = error.read().decode()
+        is_json = "json" in error.headers.get("content-type", "")
+        return error.code, json.loads(text) if is_json else text
+
+
+def _text(body):
+    return json.dumps(body).encode()
 
 
 def timed(url, body):
@@ -151,8 +212,10 @@ def check(found, requests, expected):
         np.testing.assert_allclose(answer["logits"], logits, atol=1e-4)
 
 
-def check_errors(url):
-    """404 with near names for an unknown adapter, 422 for bad input."""
+def check_errors(url, folder, name):
+    """404 with near names for an unknown adapter, 422 for bad input, 413."""
+    status, answer = ask(f"{url}ready")
+    assert (status, answer) == (200, {"ready": True}), (status, answer)
     status, answer = ask(url, {"adapter": "user-00001", "token_ids": [1]})
     assert status == 404, (status, answer)
     assert "user-0001" in answer["detail"]["did_you_mean"], answer
@@ -161,12 +224,26 @@ def check_errors(url):
         {"token_ids": []},
         {"token_ids": [-1]},
         {"token_ids": ["a"]},
+        {"token_ids": [float("nan")]},
+        {"token_ids": [float("inf")]},
         {"token_ids": [1] * (answers.LENGTH + 1)},
         {"token_ids": [1], "adapter": "../secret"},
+        {"token_ids": [1], "adapter": f"{folder}/{name}"},
+        {"token_ids": [1], "adapter": f"{name}\n"},
         {"token_ids": [1], "other": 1},
+        b"[",
+        b"",
     ):
         status, answer = ask(url, bad)
         assert status == 422, (bad, status, answer)
+        assert str(folder) not in str(answer["detail"][0]["msg"]), answer
+    status, answer = ask(url, b" " * 20_000_000)
+    assert status == 413, (status, answer)
+    # A damaged file is an error of its own, which tells no path.
+    (folder / "damaged.safetensors").write_bytes(b"nothing")
+    status, answer = ask(url, {"token_ids": [1], "adapter": "damaged"})
+    assert status == 500, (status, answer)
+    assert "/" not in answer["detail"], answer
 
 
 def show(title, seconds, count, times):

@@ -289,8 +289,8 @@ def checked_seed(seed: Any) -> int | None:
     return number
 
 
-# What no named method means: the best of five tasks at Adam's default rate, see
-# `benchmarks/RESULTS.md`.
+# What no named method means: the best of those tried at Adam's default
+# rate, see `benchmarks/RESULTS.md`.
 RECOMMENDED = AdapterConfig(
     "ether+", side="single", strength=methods.LEARNED, rate_multiplier=None
 )

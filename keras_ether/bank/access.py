@@ -20,6 +20,11 @@ class Access:
         self._depth = 0
         self._waiting = 0
 
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread is in `alone`."""
+        return self._owner == threading.get_ident()
+
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
         """A context in which no row changes, but by this thread."""

@@ -14,7 +14,7 @@ from keras_ether.adapters import arguments
 from keras_ether.bank import generating
 from keras_ether.bank import row_contents
 from keras_ether.bank.bank_model import BankModel
-from keras_ether.bank.bank_model import base_inputs
+from keras_ether.bank.certificates import base_inputs
 from keras_ether.bank.names import ADAPTER_ID
 from keras_ether.bank.names import INPUTS
 from keras_ether.bank.stacks import BASE
@@ -114,7 +114,7 @@ class AdapterBank:
         with internals.strategy_scope(model):
             self.model = BankModel(model, structure, rows + 1, certify)
         try:
-            self.model.certify_at_start(trial)
+            self.model.certificates.start(trial)
         except BaseException:
             self.close()
             raise
@@ -180,8 +180,7 @@ class AdapterBank:
             values, covered = self._checked(content, name)
         with self.model.access.alone():
             self.model.settle()
-            victim = self._victim(name, evict)
-            return self.model.put(name, values, covered, victim)
+            return self.model.put(name, values, covered, evict)
 
     def _checked(
         self, content: AdapterFile | None, name: str
@@ -240,7 +239,8 @@ class AdapterBank:
         Example:
 
         >>> with bank.using(["alice", None]) as ids:
-        ...     y = bank.model.predict({"inputs": x[:2], "adapter_id": ids})
+        ...     batch = {"inputs": x[:2], "adapter_id": ids}
+        ...     y = bank.model.predict(batch, verbose=0)
         """
         ids = self._rows.pin(_checked_names(names))
         try:
@@ -341,18 +341,6 @@ class AdapterBank:
 
     def _values(self, row: int) -> dict[str, np.ndarray]:
         return self.model.values(row)
-
-    def _victim(self, name: str, evict: bool) -> str | None:
-        """The adapter that goes for another, if one has to."""
-        if name in self._rows.names:
-            return None
-        if self._rows.is_full and not evict:
-            raise ValueError(
-                f"The bank is full: it has room for {self.capacity} adapters. "
-                "Remove one, or pass `evict=True` to remove the least "
-                f"recently used one, '{self._rows.least_used()}'."
-            )
-        return self._rows.to_evict()
 
 
 def _checked_names(names: Sequence[str | None]) -> Sequence[str | None]:

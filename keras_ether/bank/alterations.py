@@ -17,6 +17,8 @@ from keras_ether.types import Layer
 REMAT = "rematerialized_call"
 
 _LOCK = threading.Lock()
+# Alterations to undo as soon as no other is made or undone.
+_LEFT: list["Alterations"] = []
 
 
 class Alterations:
@@ -41,6 +43,7 @@ class Alterations:
                 self._replace(
                     made, layer, REMAT, per_example.rematerialized_call
                 )
+        _undo_those_left()
 
     def _replace(
         self,
@@ -59,11 +62,29 @@ class Alterations:
         self._held.append((layer, name))
 
     def undo(self) -> None:
-        """Gives the layers their own methods back."""
-        with _LOCK, changes.all_or_none() as made:
+        """Gives the layers their own methods back, now or very soon.
+
+        Garbage may be collected while this or another bank changes a layer.
+        """
+        _LEFT.append(self)
+        _undo_those_left()
+
+    def _undo(self) -> None:
+        with changes.all_or_none() as made:
             for layer, name in self._held:
                 made.release(layer, _key(name), {self._owner})
         self._held = []
+
+
+def _undo_those_left() -> None:
+    while _LEFT and _LOCK.acquire(blocking=False):
+        try:
+            _LEFT.pop()._undo()
+        except IndexError:
+            # Another thread was quicker.
+            pass
+        finally:
+            _LOCK.release()
 
 
 def _key(name: str) -> str:

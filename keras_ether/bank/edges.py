@@ -5,6 +5,7 @@ and the like is looked at before, where its values are known.
 """
 
 import copy
+import itertools
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import keras
 import numpy as np
 
-# Function from the inputs of a batch to the same, with ids that were checked.
+from keras_ether.bank.access import Access
+
+# Function from a batch to the same, with ids that were checked.
 Check = Callable[[Any], Any]
 
 
@@ -23,42 +26,63 @@ class Watch:
     error of it.
 
     Args:
-        check: Function from a batch's inputs to checked ones.
+        check: Function from a batch's inputs, and from whether a trial may run
+            now, to inputs with ids that were checked.
+        access: The bank's `Access`.
     """
 
-    def __init__(self, check: Check) -> None:
+    def __init__(self, check: Callable[[Any, bool], Any], access: Access):
         self._check = check
+        self._access = access
         self.error: ValueError | None = None
 
     def of(self, x: Any) -> Any:
-        """Data of the same kind, which is checked when it is read."""
+        """Data of the same kind, which is checked when it is read.
+
+        The first batch may have a trial here. Others have one where they are
+        read by the thread that computes.
+        """
         if x is None or isinstance(x, dict):
             # All batches at once.
-            return self.inputs(x)
+            return self._inputs(x, True)
         if isinstance(x, keras.utils.PyDataset):
-            return _CheckedDataset(x, self.batch)
+            self._batch(x[0], True)
+            return _CheckedDataset(x, self._later)
         if hasattr(x, "element_spec"):
-            return _checked_pipeline(x, self.batch)
+            if not hasattr(x, "map"):
+                # A distributed one, whose ids only the graph sees.
+                return x
+            for batch in x.take(1).as_numpy_iterator():
+                self._batch(batch, True)
+            return _checked_pipeline(x, self._later)
         if hasattr(x, "collate_fn"):
-            return _checked_loader(x, self.batch)
+            for batch in x:
+                self._batch(batch, True)
+                break
+            return _checked_loader(x, self._later)
         if isinstance(x, Iterator):
-            return _checked(x, self.batch)
+            first = [
+                self._batch(batch, True) for batch in itertools.islice(x, 1)
+            ]
+            return _checked(itertools.chain(first, x), self._later)
         return x
 
-    def inputs(self, x: Any) -> Any:
-        """The inputs of a batch, with ids that were checked."""
+    def _later(self, batch: Any) -> Any:
+        return self._batch(batch, self._access.is_mine)
+
+    def _inputs(self, x: Any, may_try: bool) -> Any:
         try:
-            return self._check(x)
+            return self._check(x, may_try)
         except ValueError as error:
             self.error = self.error or error
             raise
 
-    def batch(self, batch: Any) -> Any:
+    def _batch(self, batch: Any, may_try: bool) -> Any:
         """A batch of inputs, labels and weights, with ids that were checked."""
         if isinstance(batch, tuple | list):
             first, *rest = batch
-            return type(batch)((self.inputs(first), *rest))
-        return self.inputs(batch)
+            return type(batch)((self._inputs(first, may_try), *rest))
+        return self._inputs(batch, may_try)
 
 
 def _checked(batches: Iterator, check: Check) -> Iterator:
@@ -99,9 +123,6 @@ def _checked_loader(loader: Any, check: Check) -> Any:
 
 
 def _checked_pipeline(dataset: Any, check: Check) -> Any:
-    if not hasattr(dataset, "map"):
-        # A distributed one, whose ids only the graph sees.
-        return dataset
     import tensorflow as tf
 
     def look(*batch: Any) -> Any:

@@ -7,7 +7,6 @@ The task itself stays as it is.
 """
 
 import threading
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 from keras_ether.adapters import per_example
 from keras_ether.bank import trial
 from keras_ether.bank.bank_model import BankModel
-from keras_ether.bank.examples import Asked
 from keras_ether.bank.names import ADAPTER_ID
 from keras_ether.ops.values import to_numpy
 from keras_ether.types import Model
@@ -85,9 +83,8 @@ def _generating_class(task_class: Any) -> type:
             examples = self.bank_model.examples(ids, repeated=True)
             with per_example.computing_for(examples):
                 outputs = super().generate_step(inputs, *args, **kwargs)
-            # A loop may have been recorded once, or have run many times.
-            asked: Counter[Asked] = Counter(set(examples.asked))
-            self.bank_model.check_asked(asked, None)
+            # How often depends on whether loops are recorded or run.
+            self.bank_model.certificates.check_all(examples.asked)
             return outputs
 
         def compiled_loop(self) -> Callable:
@@ -105,13 +102,17 @@ def _generating_class(task_class: Any) -> type:
                         "`adapters` must name one adapter for each prompt. "
                         f"Received: {len(ids)} adapters for {batch} prompts"
                     )
-                self.bank_model.certify(
-                    _few_tokens(inputs),
-                    lambda x: self.bank_model.base.generate_step(
-                        x, *args, **(kwargs | {"stop_token_ids": None})
-                    ),
-                    kind=f"generate by {type(self.sampler).__name__}",
-                )
+                certificates = self.bank_model.certificates
+                kind = f"generate by {type(self.sampler).__name__}"
+                few = _few_tokens(inputs)
+                if certificates.is_new(few, kind):
+                    certificates.certify(
+                        few,
+                        lambda x: self.bank_model.base.generate_step(
+                            x, *args, **(kwargs | {"stop_token_ids": None})
+                        ),
+                        kind,
+                    )
                 return function({**inputs, ADAPTER_ID: ids}, *args, **kwargs)
 
             return generate

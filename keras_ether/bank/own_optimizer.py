@@ -72,7 +72,7 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         super().build(variables)
         single = [
             keras.Variable(
-                np.full(v.shape[1:], 0.7), dtype=v.dtype, name=v.name
+                np.full(v.shape[1:], START), dtype=v.dtype, name=v.name
             )
             for v in variables
         ]

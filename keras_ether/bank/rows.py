@@ -49,15 +49,6 @@ class Rows:
         with self._lock:
             return sorted(self._row_of, key=self._row_of.__getitem__)
 
-    @property
-    def is_full(self) -> bool:
-        """Whether another adapter would need the row of one of these."""
-        return not self._free
-
-    def least_used(self) -> str:
-        """The adapter that was used longest ago."""
-        return next(iter(self._row_of))
-
     def row(self, name: str | None) -> int:
         """The row of an adapter, or of the base.
 
@@ -95,27 +86,44 @@ class Rows:
             # Names come and go, and must not pile up.
             self._pins += Counter()
 
-    def to_evict(self) -> str | None:
-        """The adapter to go if another is to come, `None` if a row is free.
+    def make_room(self, name: str, evict: bool) -> int:
+        """The row that an adapter is to have.
+
+        An adapter that has the name already keeps it until `settle`; another
+        one goes from a full bank.
+
+        Args:
+            name: String.
+            evict: Whether the least recently used adapter that is not in use
+                may go.
 
         Raises:
-            ValueError: if all adapters are in use.
+            ValueError: if there is no room, or no id. Nothing has changed then.
         """
         with self._lock:
+            if name in self._row_of:
+                return self._row_of[name]
             if self._free:
-                return None
-            for name in self._row_of:
-                if not self._pins[name]:
-                    return name
-        raise ValueError(
-            f"The bank is full, and all of its {len(self._row_of)} adapters "
-            "are in use now, by `bank.using` or a call."
-        )
-
-    def place(self, name: str) -> int:
-        """The row of an adapter, or the one that it is to have."""
-        with self._lock:
-            return self._row_of[name] if name in self._row_of else self._free[0]
+                self.next_id(self._free[0])
+                return self._free[0]
+            if not evict:
+                raise ValueError(
+                    "The bank is full: it has room for "
+                    f"{len(self._row_of)} adapters. Remove one, or pass "
+                    "`evict=True` to remove the least recently used one, "
+                    f"'{next(iter(self._row_of))}'."
+                )
+            idle = (name for name in self._row_of if not self._pins[name])
+            victim = next(idle, None)
+            if victim is None:
+                raise ValueError(
+                    f"The bank is full, and all of its {len(self._row_of)} "
+                    "adapters are in use now, by `bank.using` or a call."
+                )
+            row = self._row_of[victim]
+            self.next_id(row)
+            self.release(victim)
+            return row
 
     def settle(self, name: str, row: int, covered: Iterable[str]) -> None:
         """Names a row; who replaces an adapter of that name keeps the id."""

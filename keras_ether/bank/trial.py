@@ -6,11 +6,11 @@ each of them alone, by the model's own variables and without any of the bank's
 code. What is equal but for rounding, in two sizes of batches, is certified.
 """
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -23,13 +23,13 @@ from keras_ether.bank.examples import Asked
 from keras_ether.bank.examples import BankExamples
 from keras_ether.bank.examples import check_markable
 from keras_ether.bank.stacks import BASE
-from keras_ether.bank.stacks import fill
 from keras_ether.bank.structure import Structure
+from keras_ether.ops.backend import BACKEND
+from keras_ether.ops.traced import compiled
 from keras_ether.ops.traced import no_gradient
 from keras_ether.ops.values import to_numpy
 from keras_ether.types import Model
 from keras_ether.types import Tensor
-from keras_ether.types import Variable
 
 # The base, and three random adapters.
 ROWS = 4
@@ -45,42 +45,45 @@ LENGTHS = (8, 64)
 FINE, COARSE, NEIGHBOURS = 1e-3, 0.3, 0.05
 
 
-@dataclass
 class Trial:
-    """What a trial runs.
+    """Runs a model's examples mixed and apart.
 
     Args:
         base: The adapted model.
         structure: The bank's `Structure`.
         answer: Function from inputs to outputs, by way of the model.
-        repeated: See `BankExamples`.
+        repeated: See `BankExamples`. Defaults to `False`.
     """
 
-    base: Model
-    structure: Structure
-    answer: Callable[[Any], Any]
-    repeated: bool = False
-
-    def __post_init__(self) -> None:
-        self.stacks = self.structure.stacks(ROWS)
+    def __init__(
+        self,
+        base: Model,
+        structure: Structure,
+        answer: Callable[[Any], Any],
+        repeated: bool = False,
+    ) -> None:
+        self.base = base
+        self.structure = structure
+        self.answer = answer
+        self.repeated = repeated
+        stacks = structure.stacks(ROWS)
+        self.stack_of = {id(owner): stack for owner, stack in stacks.items()}
+        self.stacked = {
+            name: variable
+            for stack in stacks.values()
+            for name, variable in stack.rows.items()
+        }
         rng = np.random.default_rng(0)
-        head = {n: to_numpy(v) for n, v in self.structure.head.items()}
-        fill(self.stacks.values(), BASE, head)
-        self.values = [head] + [self._random(rng) for _ in range(1, ROWS)]
-        for row in range(1, ROWS):
-            fill(self.stacks.values(), row, self.values[row])
-
-    def _random(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        values = {}
-        for path in self.structure.adapted:
-            for name, vector in self.structure.vectors(path).items():
-                values[name] = rng.normal(size=vector.shape).astype("float32")
-        for name, variable in self.structure.head.items():
-            value = to_numpy(variable).astype("float32")
-            size = float(np.sqrt(np.mean(np.square(value)))) or 1.0
-            noise = rng.normal(size=value.shape).astype("float32")
-            values[name] = value + size * noise
-        return values
+        self.table = {
+            name: _random_rows(to_numpy(v), name in structure.head, rng)
+            for name, v in structure.variables.items()
+        }
+        # Keras's samplers on JAX know no variables but the model's.
+        is_compiled = BACKEND == "jax" and not repeated
+        # Constants of a program that is compiled for them would be copied.
+        self.held = [*base.variables, *self.stacked.values()] * is_compiled
+        self._run_mixed = compiled(self._compute_mixed, is_compiled)
+        self._run_plain = compiled(self._compute_plain, is_compiled)
 
     def run(self, inputs: Any) -> Counter[Asked]:
         """Certifies the model for inputs of this kind.
@@ -103,87 +106,91 @@ class Trial:
             if size in known:
                 continue
             batch = _rows_of(inputs, np.arange(size) % _length(inputs))
-            examples = self._run_size(batch, size)
-            if size in examples.axes:
+            self._run_size(batch, np.resize(PATTERN, size))
+            if size in self.examples.axes:
                 continue
-            asked.append(examples.asked)
+            asked.append(self.examples.asked)
             if len(asked) == 2:
-                break
-        if len(asked) < 2:
-            raise per_example.NoExamplesError(
-                f"Model '{self.base.name}' has axes of all lengths in {SIZES}: "
-                "none is left for the size of a batch in a trial."
-            )
-        return asked[0]
+                return asked[0]
+        raise per_example.NoExamplesError(
+            f"Model '{self.base.name}' has axes of all lengths in {SIZES}: "
+            "none is left for the size of a batch in a trial."
+        )
 
-    def _run_size(self, batch: Any, size: int) -> BankExamples:
-        rows = np.resize(PATTERN, size)
-        mixed, examples = self._mixed(batch, rows)
-        self._check_asked(examples.asked)
-        alone = [self.alone(batch, row) for row in range(ROWS)]
-        if all(_equal(a, alone[0], 0.0) for a in alone[1:]):
+    def _run_size(self, batch: Any, rows: np.ndarray) -> None:
+        mixed = self._mixed(batch, rows, self.table)
+        self._check_asked(self.examples.asked)
+        alone = [self._alone(batch, row, self.table) for row in range(ROWS)]
+        if all(_equal(y, alone[0], 0.0) for y in alone[1:]):
             raise per_example.NoExamplesError(
                 f"The answers of model '{self.base.name}' do not depend on its "
                 "adapters, in a trial with random ones: nothing can be found "
                 "out. Pass a batch of your own as `trial`. (A `tf.function` "
                 "within the model keeps what it was traced with.)"
             )
-        wanted = _picked(alone, rows)
-        tolerance = COARSE if self._is_coarse else FINE
-        fits = _equal(mixed, wanted, tolerance)
+        fits = _equal(mixed, _picked(alone, rows), self._tolerance)
         if fits and not self.repeated:
             # (What a sampler draws for an example depends on its place.)
-            order = np.roll(np.arange(size)[::-1], 2)
-            turned, _ = self._mixed(_rows_of(batch, order), rows[order])
-            fits = _equal(turned, [y[order] for y in mixed], tolerance)
-        if fits and self._is_coarse:
+            order = np.roll(np.arange(len(rows))[::-1], 2)
+            turned = self._mixed(
+                _rows_of(batch, order), rows[order], self.table
+            )
+            fits = _equal(turned, [y[order] for y in mixed], self._tolerance)
+        if fits and self._tolerance == COARSE:
             each = [
-                self._mixed(batch, np.full(size, row))[0] for row in range(ROWS)
+                self._mixed(batch, np.full_like(rows, row), self.table)
+                for row in range(ROWS)
             ]
             fits = _equal(mixed, _picked(each, rows), NEIGHBOURS)
         if not fits:
             raise per_example.NoExamplesError(self._problem(batch, rows))
-        return examples
 
     def _mixed(
-        self, batch: Any, rows: np.ndarray, stacks: Any = None
-    ) -> tuple[list[np.ndarray], BankExamples]:
+        self, batch: Any, rows: np.ndarray, table: dict[str, np.ndarray]
+    ) -> list[np.ndarray]:
         """The bank's answers, each example by the adapter of its row."""
-        examples = BankExamples(
-            {id(owner): s for owner, s in (stacks or self.stacks).items()},
-            ops.convert_to_tensor(rows.astype("int32")),
-            ROWS,
-            self.repeated,
-        )
+        for name, variable in self.stacked.items():
+            variable.assign(table[name])
+        values = [v.value for v in self.held]
+        row = ops.convert_to_tensor(rows, "int32")
+        return _to_numpy(self._run_mixed(values, batch, row))
+
+    def _compute_mixed(
+        self, values: list[Tensor], batch: Any, row: Tensor
+    ) -> Any:
+        examples = BankExamples(self.stack_of, row, ROWS, self.repeated)
+        mapping = list(zip(self.held, values, strict=True))
         # In the scope, seeds and statistics stay as they are.
         scope = per_example.computing_for(examples)
-        with keras.StatelessScope(), no_gradient(), scope:
+        with keras.StatelessScope(mapping), no_gradient(), scope:
             outputs = self.answer(batch)
         examples.check_outputs(outputs)
         if not self.repeated:
             # The ids of what is generated are the bank's own.
             check_markable(outputs)
-        return _to_numpy(outputs), examples
+        self.examples = examples
+        return outputs
 
-    def alone(self, batch: Any, row: int) -> list[np.ndarray]:
-        """The model's answers with one adapter, by the plain path."""
-        return self._plain(batch, self.values[row], row != BASE)
-
-    def _plain(
-        self, batch: Any, values: dict[str, np.ndarray], acts: bool
+    def _alone(
+        self, batch: Any, row: int, table: dict[str, np.ndarray]
     ) -> list[np.ndarray]:
-        mapping: list[tuple[Variable, Tensor]] = [
-            (variable, ops.convert_to_tensor(values[name], variable.dtype))
-            for name, variable in self.structure.variables.items()
-            if name in values
-        ]
-        strength = ops.convert_to_tensor(float(acts), "float32")
-        mapping += [
-            (layer.ether.strength, strength)
-            for layer in self.structure.adapted.values()
+        """The model's answers with one adapter, by the plain path."""
+        values = [v.value for v in self.held]
+        own = {name: value[row] for name, value in table.items()}
+        strength = np.float32(row != BASE)
+        return _to_numpy(self._run_plain(values, own, strength, batch))
+
+    def _compute_plain(
+        self, values: list[Tensor], own: dict, strength: Tensor, batch: Any
+    ) -> Any:
+        adapted = self.structure.adapted.values()
+        mapping = [
+            *zip(self.held, values, strict=True),
+            *((v, own[n]) for n, v in self.structure.variables.items()),
+            *((layer.ether.strength, strength) for layer in adapted),
         ]
         with keras.StatelessScope(mapping), no_gradient():
-            return _to_numpy(self.answer(batch))
+            return self.answer(batch)
 
     def _check_asked(self, asked: Counter[Asked]) -> None:
         missing = expected(self.structure) - set(asked)
@@ -201,27 +208,20 @@ class Trial:
             "`trainable` of `keras_ether.apply`."
         )
 
-    @property
-    def _is_coarse(self) -> bool:
-        layers = [*self.structure.layers.values(), self.base]
-        return any(
+    @functools.cached_property
+    def _tolerance(self) -> float:
+        rounds = any(
             layer.quantization_mode is not None
-            or keras.backend.standardize_dtype(layer.compute_dtype)
-            in ("bfloat16", "float16")
-            for layer in layers
+            or layer.compute_dtype in ("bfloat16", "float16")
+            for layer in (self.base, *self.structure.layers.values())
         )
+        return COARSE if rounds else FINE
 
     def _problem(self, batch: Any, rows: np.ndarray) -> str:
         """A text on the first layer whose adapters are not kept apart."""
-        found = next(
-            (
-                stack.layer_path
-                for stack in self.stacks.values()
-                if not self._is_apart(stack.layer_path, batch, rows)
-            ),
-            None,
-        )
-        where = f"layer '{found}'" if found else "its layers together"
+        paths = dict.fromkeys(s.layer_path for s in self.stack_of.values())
+        found = [p for p in paths if not self._is_apart(p, batch, rows)]
+        where = f"layer '{found[0]}'" if found else "its layers together"
         return (
             f"Model '{self.base.name}' does not keep the examples of a batch "
             f"apart: with another adapter for each, {where} gave other answers "
@@ -234,27 +234,30 @@ class Trial:
         """Whether answers are right if only one layer's adapters differ."""
         own = {
             name
-            for stack in self.stacks.values()
+            for stack in self.stack_of.values()
             if stack.layer_path == path
             for name in stack.rows
         }
-        values = [
-            {
-                name: (self.values[row] if name in own else self.values[1])[
-                    name
-                ]
-                for name in self.values[1]
-            }
-            for row in range(1, ROWS)
-        ]
-        stacks = self.structure.stacks(ROWS)
-        for row in range(1, ROWS):
-            fill(stacks.values(), row, values[row - 1])
+        table = {
+            name: value if name in own else np.stack([value[1]] * ROWS)
+            for name, value in self.table.items()
+        }
         rows = np.where(rows == BASE, 1, rows)
-        mixed, _ = self._mixed(batch, rows, stacks)
-        alone = [self._plain(batch, v, True) for v in values]
-        tolerance = COARSE if self._is_coarse else FINE
-        return _equal(mixed, _picked([alone[0], *alone], rows), tolerance)
+        alone = [self._alone(batch, max(row, 1), table) for row in range(ROWS)]
+        mixed = self._mixed(batch, rows, table)
+        return _equal(mixed, _picked(alone, rows), self._tolerance)
+
+
+def _random_rows(
+    value: np.ndarray, is_head: bool, rng: np.random.Generator
+) -> np.ndarray:
+    """Values of all rows: the base's, then random ones of some effect."""
+    noise = rng.normal(size=(ROWS, *value.shape)).astype("float32")
+    noise[BASE] = 0.0
+    if not is_head:
+        return noise
+    size = float(np.sqrt(np.mean(np.square(value, dtype="float32")))) or 1.0
+    return value.astype("float32") + size * noise
 
 
 def expected(structure: Structure) -> set[Asked]:

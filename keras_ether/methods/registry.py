@@ -110,8 +110,8 @@ class Method:
         A step turns a vector of `width` numbers, 0.58 long, by up to `rate *
         √width / 0.58`. With fewer and wider blocks than four, a lower rate thus
         gives the same turn. This does not hold for more blocks, nor for a
-        learned strength, which tolerates a wide band of rates. The measurements
-        are in `benchmarks/RESULTS.md`, under Blocks.
+        learned strength, which tolerates a wide range of learning rates. The
+        measurements are in `benchmarks/RESULTS.md`.
 
         Args:
             rank_blocks: Integer, the number of blocks of a kernel.

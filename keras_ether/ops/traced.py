@@ -1,6 +1,7 @@
 """What is known of values while operations are recorded and not run."""
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -45,6 +46,18 @@ def concrete(x: Any) -> np.ndarray | None:
     return np.asarray(x)
 
 
+def compiled(function: Callable, by_jax: bool = True) -> Callable:
+    """A function that JAX runs as one program; elsewhere it is as it is.
+
+    Operation by operation, JAX would compile a program for each.
+
+    Args:
+        function: The function.
+        by_jax: Whether it is compiled there. Defaults to `True`.
+    """
+    return jax.jit(function) if BACKEND == "jax" and by_jax else function
+
+
 def no_gradient() -> contextlib.AbstractContextManager:
     """A context without gradients, as that of `predict` on PyTorch."""
     if BACKEND == "torch":
@@ -62,4 +75,13 @@ def same_leading_axis(x: Tensor, size: Any) -> Tensor:
         x: Tensor.
         size: Integer, or a scalar tensor.
     """
-    return ops.reshape(x, (size, *ops.shape(x)[1:]))
+    shape = (size, *ops.shape(x)[1:])
+    if BACKEND != "tensorflow":
+        return ops.reshape(x, shape)
+    # TensorFlow removes a reshape of a vector. (XLA removes assertions, but
+    # knows all sizes.)
+    check = tf.debugging.assert_equal(
+        tf.shape(x)[0], size, "There must be one adapter id for each example."
+    )
+    with tf.control_dependencies([check]):
+        return tf.reshape(tf.identity(x), shape)

@@ -1,0 +1,236 @@
+"""Training, prediction and evaluation of a bank's model by Keras's loops."""
+
+import contextlib
+import inspect
+from collections.abc import Callable
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_ether import _keras_internals as internals
+from keras_ether.bank import step as steps
+from keras_ether.bank.edges import Watch
+from keras_ether.bank.own_loss import own_losses
+from keras_ether.bank.own_optimizer import OwnOptimizer
+from keras_ether.bank.stacks import BASE
+from keras_ether.ops.backend import BACKEND
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
+
+_FIT = inspect.signature(keras.Model.fit)
+_COMPILE = inspect.signature(keras.Model.compile)
+
+
+class Loops(keras.Model):
+    """A model whose loops look at ids, and are whole to other threads.
+
+    A subclass has the attributes of `BankModel`.
+    """
+
+    @property
+    def optimizer(self) -> OwnOptimizer | None:
+        """The optimizer, which trains each adapter as if alone."""
+        return self.__dict__.get("_own_optimizer")
+
+    @optimizer.setter
+    def optimizer(self, value: Any) -> None:
+        if value is not None and not isinstance(value, OwnOptimizer):
+            value = OwnOptimizer(value, len(self.table.ids), self.access)
+        self.__dict__["_own_optimizer"] = value
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """See `keras.Model.compile`.
+
+        Every adapter trains as if alone: on the loss of its own examples, by
+        its own steps of the optimizer.
+        """
+        given = _COMPILE.bind(self, *args, **kwargs)
+        if "loss" in given.arguments:
+            given.arguments["loss"] = own_losses(given.arguments["loss"])
+        super().compile(*given.args[1:], **given.kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Tensor:
+        if steps.current() is not None and self.losses:
+            raise ValueError(
+                f"Model '{self.base.name}' adds losses of its own while it "
+                "computes (`add_loss`, `activity_regularizer`), over all "
+                "examples of a batch. Adapters can't train on them each as "
+                "alone."
+            )
+        return super().compute_loss(*args, **kwargs)
+
+    def train_step(self, *args: Any) -> Any:
+        # On JAX the variables' values come as arguments.
+        scope: contextlib.AbstractContextManager = contextlib.nullcontext()
+        if BACKEND == "jax":
+            values = zip(self.non_trainable_variables, args[0][1], strict=True)
+            scope = keras.StatelessScope(list(values))
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(args[-1])
+        ids, _ = self.split(x)
+        examples = self.examples(ops.convert_to_tensor(ids))
+        with scope:
+            valid = examples.are_valid(self.current)
+        row = ops.where(valid, examples.row, BASE)
+        with steps.running(steps.Step(row, ops.not_equal(row, BASE))):
+            return super().train_step(*args)
+
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        given = _FIT.bind(self, *args, **kwargs)
+        self._check_trains(given.arguments.get("callbacks"))
+        with self._edge() as watch, self._loop():
+            self._build_optimizer()
+            for name in ("x", "validation_data"):
+                if name not in given.arguments:
+                    continue
+                data = given.arguments[name]
+                if isinstance(data, tuple | list):
+                    data = (watch.of(data[0]), *data[1:])
+                else:
+                    data = watch.of(data)
+                given.arguments[name] = data
+            if self.optimizer is not None:
+                self.optimizer.begin()
+            return super().fit(*given.args[1:], **given.kwargs)
+
+    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+        with self._edge() as watch, self._loop():
+            return super().evaluate(watch.of(x), *args, **kwargs)
+
+    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._edge() as watch, self._loop():
+            return super().predict(watch.of(x), *args, **kwargs)
+
+    def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        self._check_trains(None)
+        with self._edge() as watch, self._loop():
+            self._build_optimizer()
+            return super().train_on_batch(watch.of(x), *args, **kwargs)
+
+    def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._edge() as watch, self._loop():
+            return super().test_on_batch(watch.of(x), *args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> Any:
+        with self._edge() as watch, self._loop():
+            return super().predict_on_batch(watch.of(x))
+
+    def _build_optimizer(self) -> None:
+        # Not in a graph, where its variables have no values yet.
+        if self.optimizer is not None and not self.optimizer.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def make_train_function(self, force: bool = False) -> Any:
+        self.check_ready()
+        super().make_train_function(force)
+        self._guard("train_function", self.access.alone)
+
+    def make_test_function(self, force: bool = False) -> Any:
+        self.check_ready()
+        super().make_test_function(force)
+        self._guard("test_function", self.access.shared)
+
+    def make_predict_function(self, force: bool = False) -> Any:
+        self.check_ready()
+        super().make_predict_function(force)
+        self._guard("predict_function", self.access.shared)
+
+    def _guard(
+        self,
+        name: str,
+        access: Callable[[], contextlib.AbstractContextManager],
+    ) -> None:
+        """Lets one run of a compiled function be whole to other threads."""
+        function = getattr(self, name)
+        if getattr(function, "is_whole", False):
+            return
+
+        def run(*args: Any) -> Any:
+            with access():
+                return function(*args)
+
+        run.is_whole = True  # type: ignore[attr-defined]
+        setattr(self, name, run)
+
+    def one_call(self) -> contextlib.AbstractContextManager:
+        """A context in which several calls are one to other threads."""
+        if BACKEND == "jax":
+            return self.access.alone()
+        return self.access.shared()
+
+    @contextlib.contextmanager
+    def _loop(self) -> Iterator[None]:
+        """Around a loop of Keras's."""
+        if BACKEND != "jax":
+            yield
+            return
+        # On JAX it takes the variables' values away, and writes them back.
+        with self.access.alone():
+            self.settle()
+            optimizer = self.optimizer.variables if self.optimizer else []
+            variables = [*self.variables, *self.metrics_variables, *optimizer]
+            before = internals.values_held(variables)
+            try:
+                yield
+            except BaseException:
+                # Not if it fails: the values that it began with are left.
+                self.settle()
+                internals.give_back(before)
+                raise
+
+    def settle(self) -> None:
+        """Gives variables the values back that a loop of JAX has, if any."""
+        if BACKEND == "jax":
+            self.jax_state_sync()
+
+    @contextlib.contextmanager
+    def _edge(self) -> Iterator[Watch]:
+        watch = Watch(self.checked, self.access)
+        try:
+            yield watch
+        except Exception as error:
+            if watch.error is None or watch.error is error:
+                raise
+            raise watch.error from error
+
+    def _check_trains(self, callbacks: Any) -> None:
+        for name, variable in self.structure.variables.items():
+            for what in ("regularizer", "constraint"):
+                if getattr(variable, what, None) is not None:
+                    raise ValueError(
+                        f"Weight '{name}' has a {what}, and adapters of a bank "
+                        "can't train with one. Make the layer without it."
+                    )
+        for callback in callbacks if isinstance(callbacks, list) else []:
+            if isinstance(callback, keras.callbacks.SwapEMAWeights):
+                raise ValueError(
+                    "`SwapEMAWeights` would put averages in the place of all "
+                    "adapters, also of those that do not train. Leave it out."
+                )
+        strategy = getattr(self, "distribute_strategy", None)
+        if getattr(strategy, "num_replicas_in_sync", 1) > 1:
+            raise ValueError(
+                "Adapters of a bank can't train on several replicas of "
+                "`tf.distribute`."
+            )
+
+    # The base's own vectors and head train in the base, but not here.
+
+    @property
+    def trainable_variables(self) -> list[Variable]:
+        return [v for stack in self.stacks for v in stack.trainable_variables]
+
+    @property
+    def trainable_weights(self) -> list[Variable]:
+        return self.trainable_variables
+
+    @property
+    def non_trainable_variables(self) -> list[Variable]:
+        trained = {id(v) for v in self.trainable_variables}
+        return [v for v in self.variables if id(v) not in trained]
+
+    @property
+    def non_trainable_weights(self) -> list[Variable]:
+        trained = {id(v) for v in self.trainable_variables}
+        return [v for v in self.weights if id(v) not in trained]

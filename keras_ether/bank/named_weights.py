@@ -1,0 +1,64 @@
+"""Weights of a bank's model in files, with the names of the adapters."""
+
+import json
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_ether.ops.backend import snapshot
+
+
+class NamedWeights(keras.Model):
+    """A model whose weights say which adapter is in which row.
+
+    A subclass has the attributes of `BankModel`.
+    """
+
+    def save_own_variables(self, store: Any) -> None:
+        super().save_own_variables(store)
+        names = {
+            name: (self.table.row(name), self.table.covered[name])
+            for name in self.table.names
+        }
+        text = json.dumps(names).encode()
+        store["names"] = np.frombuffer(text or b" ", "uint8")
+
+    def load_own_variables(self, store: Any) -> None:
+        # Not the ids: those of before have to end.
+        if "names" in store.keys():  # noqa: SIM118, it is no dictionary
+            text = bytes(np.asarray(store["names"], "uint8"))
+            self.__dict__["_names_read"] = json.loads(text)
+
+    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+        """See `keras.Model.load_weights`: the names come with the weights.
+
+        Ids of before end.
+        """
+        with self.access.alone():
+            before = [(v, snapshot(v)) for v in self.variables]
+            self.__dict__["_names_read"] = None
+            try:
+                super().load_weights(*args, **kwargs)
+                if self._names_read is None:
+                    raise ValueError(
+                        "The file does not say which adapter is in which row: "
+                        "`save_weights` of a bank's model did not write it."
+                    )
+            except Exception:
+                for variable, value in before:
+                    variable.assign(value)
+                raise
+            self.table.start_again(self._names_read)
+            self.publish_ids()
+
+    def set_weights(self, weights: list[Any]) -> None:
+        places = [id(v) for v in self.weights]
+        ids = weights[places.index(id(self.current))]
+        with self.access.alone():
+            if not np.array_equal(ids, np.append(self.table.ids, self._mark)):
+                raise ValueError(
+                    "These weights are not of the adapters that the bank has "
+                    "now. `load_weights` brings names with the weights."
+                )
+            super().set_weights(weights)
