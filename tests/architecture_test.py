@@ -13,7 +13,7 @@ pytestmark = pytest.mark.once
 
 PACKAGE = pathlib.Path(keras_ether.__file__).parent
 # What each room may know, besides itself and the modules below all rooms.
-BELOW = {"version", "types", "_keras_internals"}
+BELOW = {"version", "types", "_keras_internals", "_torch_internals"}
 ROOMS = {
     "ops": set(),
     "methods": {"ops"},
@@ -28,6 +28,7 @@ ROOMS = {
 }
 # What single modules import when a function needs it, or on that backend only.
 EXTRAS = {
+    "_torch_internals": {"torch"},
     "ops.custom_gradient": {"jax", "torch"},
     "ops.backend": {"jax", "torch"},
     "ops.fingerprint": {"jax"},
@@ -101,6 +102,30 @@ def test_only_public_keras_and_no_backend_is_imported(name, path):
             allowed.add("torch")
         assert root in allowed | set(sys.stdlib_module_names)
         assert not imported.startswith("keras.src")
+
+
+def test_private_names_of_pytorch_are_in_one_file():
+    for name, path in modules():
+        if name == "_torch_internals":
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        known = {"torch"}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                if (node.module or "").partition(".")[0] == "torch":
+                    known |= {
+                        alias.asname or alias.name for alias in node.names
+                    }
+        assert not any(map(is_private, known)), name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute):
+                root, *parts = ast.unparse(node).split(".")
+                private = root in known and any(map(is_private, parts))
+                assert not private, f"{name} uses {ast.unparse(node)}"
+
+
+def is_private(name):
+    return name.startswith("_") and not name.endswith("__")
 
 
 def test_importing_takes_no_more_than_it_must():

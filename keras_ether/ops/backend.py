@@ -38,6 +38,8 @@ if BACKEND == "jax":
 if BACKEND == "torch":
     import torch
 
+    from keras_ether import _torch_internals
+
 
 def reshape(x: Tensor, shape: Sequence[Any]) -> Tensor:
     """`keras.ops.reshape(x, shape)`."""
@@ -243,8 +245,7 @@ def without_gradients() -> contextlib.AbstractContextManager:
 
 def is_transformed() -> bool:
     """Whether a transform of `torch.func` runs, such as `torch.vmap`."""
-    # PyTorch has no public name for it.
-    return BACKEND == "torch" and torch._C._are_functorch_transforms_active()
+    return BACKEND == "torch" and _torch_internals.is_transformed()
 
 
 def is_for_gpu() -> bool:

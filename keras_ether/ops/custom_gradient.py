@@ -151,13 +151,13 @@ if BACKEND == "jax":
 
 if BACKEND == "torch":
     import torch
-    from torch.autograd import forward_ad
+
+    from keras_ether import _torch_internals
 
     def _torch_wants_plain_operations(x: Tensor) -> bool:
         return (
             is_transformed()
-            # PyTorch has no public name for it.
-            or forward_ad._current_level >= 0
+            or _torch_internals.is_forward_mode()
             or torch.is_autocast_enabled(x.device.type)
             or torch.compiler.is_exporting()
             or torch.jit.is_tracing()
