@@ -108,16 +108,16 @@ def test_private_names_of_pytorch_are_in_one_file():
     for name, path in modules():
         if name == "_torch_internals":
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        known = {"torch"}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom):
-                if (node.module or "").partition(".")[0] == "torch":
-                    known |= {
-                        alias.asname or alias.name for alias in node.names
-                    }
+        nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+        known = {
+            alias.asname or alias.name
+            for node in nodes
+            if isinstance(node, ast.ImportFrom)
+            and (node.module or "").partition(".")[0] == "torch"
+            for alias in node.names
+        } | {"torch"}
         assert not any(map(is_private, known)), name
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, ast.Attribute):
                 root, *parts = ast.unparse(node).split(".")
                 private = root in known and any(map(is_private, parts))

@@ -10,6 +10,7 @@ from keras_ether.adapters.call import Call
 from keras_ether.ops import reflections
 from keras_ether.ops.backend import dtype_name
 from keras_ether.ops.backend import is_sparse
+from keras_ether.ops.backend import map_values
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
@@ -46,8 +47,11 @@ class AdaptedEmbedding(AdaptedCall, AdaptedTable):
             return self._compute(_embeddings=table)(inputs)
         outputs = self._compute()(inputs)
         factors = call.factors(self.ether)["output"]
-        transformed = self.ether.transform_outputs(
-            outputs, factors, call.gradient
+        transformed = map_values(
+            lambda rows: self.ether.transform_outputs(
+                rows, factors, call.gradient
+            ),
+            outputs,
         )
         internals.copy_mask(outputs, transformed)
         return transformed

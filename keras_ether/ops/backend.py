@@ -268,6 +268,23 @@ def is_sparse(x: Tensor) -> bool:
     return hasattr(x, "indices")
 
 
+def map_values(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function(x)`, or of the values of a ragged tensor of TensorFlow.
+
+    Args:
+        function: Function that maps the last axis of a tensor.
+        x: Tensor.
+    """
+    if not is_ragged(x):
+        return function(x)
+    return x.with_flat_values(function(x.flat_values))
+
+
+def is_ragged(x: Tensor) -> bool:
+    """Whether a tensor is a ragged one of TensorFlow."""
+    return hasattr(x, "with_flat_values")
+
+
 def is_float32(x: Tensor) -> bool:
     return dtype_name(x) == "float32"
 
