@@ -25,13 +25,14 @@ BENCHMARKS = {
     "tpu": "memory traffic of a step compiled for a TPU, without one",
     "tpu_bank": "the same of a bank's `predict`, over the base's",
     "gpu_plan": "kernels and traffic of a step compiled for a GPU, without one",
+    "fits": "memory of a step of whole models, planned for a chip",
     "kernels": "kernels that PyTorch starts in a training step",
     "gpu": "step time and memory on an accelerator, in 8 minutes",
     "peers": "PEFT on transformers, each framework over its own limit",
     "tables": "tables and plots of benchmarks/README.md, from the results",
 }
 TORCH_ONLY = ("peers", "profile", "kernels")
-JAX_ONLY = ("tpu", "tpu_bank", "gpu_plan")
+JAX_ONLY = ("tpu", "tpu_bank", "gpu_plan", "fits")
 # These take options of their own.
 WITH_OPTIONS = (*JAX_ONLY, "kernels", "gpu")
 # How long each model of a benchmark is measured by default.

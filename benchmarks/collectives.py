@@ -23,7 +23,7 @@ from benchmarks import report
 
 LAYOUTS = ("model", "data", "fsdp")
 TOPOLOGIES = {4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4"}
-RATIOS = ("collectives MB", "collectives", "temporaries MiB")
+RATIOS = ("moved MB", "collectives", "temporaries MiB")
 LARGEST = 20
 KINDS = (
     "all-reduce",
@@ -67,9 +67,9 @@ def compile_step(name, args):
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec
 
-    with distribution(args).scope():
-        step, state, batch = planned.training_step(name, args)
-    keras.distribution.set_distribution(None)
+    # It stays in force: adapters ask for it where their layers are traced.
+    keras.distribution.set_distribution(distribution(args))
+    step, state, batch = planned.training_step(name, args)
     chips = topologies.get_topology_desc(
         TOPOLOGIES[args.chips], platform="tpu"
     ).devices
@@ -118,8 +118,8 @@ def measure(compiled):
     kinds = [op["kind"] for op in found]
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     row = {
-        "collectives MB": round(sum(op["MB"] for op in found), 2),
-        "collectives": len(found),
+        "moved MB": round(sum(op["MB"] for op in found), 2),
+        "collectives": sum(op["times"] for op in found),
         **{kind: kinds.count(kind) for kind in KINDS},
         "temporaries MiB": round(memory.temp_size_in_bytes / 2**20),
         "HBM MiB": round(held / 2**20),
@@ -128,29 +128,33 @@ def measure(compiled):
 
 
 def collectives(text):
-    """Each collective of a chip: its larger end, `n` times if in a loop."""
-    found = []
-    for name, lines in hlo.computations(text).items():
+    """Each collective of a chip, by the larger of what it takes and gives.
+
+    One that runs beside other work is part of several fusions, under one number
+    of its channel.
+    """
+    computations = hlo.computations(text)
+    found, times = {}, hlo.repeats(computations, hlo.entry_name(text))
+    for name, lines in computations.items():
         types = {operation: kind for operation, kind, *_ in lines}
         for operation, kind, opcode, operands, rest in lines:
             match = COLLECTIVE.fullmatch(opcode)
             if not match:
                 continue
-            ends = [types[o] for o in operands if o in types]
-            ends.append(kind)
-            sizes = (sum(s for s, _ in hlo.arrays(t)) for t in ends[:-1])
-            # What starts gives its operands beside its results.
-            result = [s for s, _ in hlo.arrays(kind)]
-            size = max(*sizes, max(result) if match[2] else sum(result))
+            channel = re.search(r"channel_id=(\d+)", rest)
+            ends = [kind, *(types[o] for o in operands if o in types)]
+            sizes = [[size for size, _ in hlo.arrays(end)] for end in ends]
+            if match[2]:
+                # What starts gives its operands beside its results.
+                sizes[0] = [max(sizes[0])]
             layer = re.search(r'op_name="([^"]*)"', rest)
-            found.append(
-                {
-                    "collective": operation,
-                    "kind": match[1],
-                    "of": layer[1].replace("\\'", "'") if layer else "",
-                    "MB": round(size / 1e6, 4),
-                    "writes": hlo.shapes(kind),
-                    "in": name,
-                }
-            )
-    return found
+            found[channel[1] if channel else operation] = {
+                "collective": operation,
+                "kind": match[1],
+                "times": times.get(name, 1),
+                "of": layer[1].replace("\\'", "'") if layer else "",
+                "MB": round(times.get(name, 1) * max(map(sum, sizes)) / 1e6, 4),
+                "writes": hlo.shapes(kind),
+                "in": name,
+            }
+    return list(found.values())

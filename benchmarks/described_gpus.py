@@ -52,6 +52,7 @@ def set_environment(cuda):
 
 def device(chip, cuda):
     """A device of JAX to compile for."""
+    import jax
     from jax._src import xla_bridge
     from jax._src.lib import xla_client
     from jax.experimental import topologies
@@ -66,6 +67,8 @@ def device(chip, cuda):
             return "cuda"
 
     xla_bridge.canonicalize_platform = canonical
+    # What is traced is for the GPU, though a processor holds the arrays.
+    jax.default_backend = lambda: "gpu"
     plugin = cuda.resolve() / "jax_plugins/xla_cuda12/xla_cuda_plugin.so"
     api = xla_client.load_pjrt_plugin_dynamically("cuda", str(plugin))
     xla_client.initialize_pjrt_plugin("cuda")

@@ -89,9 +89,9 @@ def _started(computations, name):
         types[operation] = kind
         called = re.findall(r"(?:calls|to_apply|body)=%([\w.-]+)", rest)
         if opcode in ("call", "while", "async-start"):
-            count = re.search(r'"known_trip_count":{"n":"(\d+)"', rest)
-            inner = _started(computations, called[0])
-            found += inner * (int(count[1]) if count else 1)
+            inner = _started(computations, called[-1])
+            times = hlo.trips(computations, rest) if opcode == "while" else 1
+            found += inner * times
             continue
         if opcode == "conditional":
             branches = re.search(r"branch_computations={([^}]*)}", rest)

@@ -30,6 +30,61 @@ def computations(text):
     return found
 
 
+def repeats(computations, name, times=1):
+    """How often a computation runs in loops, for all that another one calls."""
+    found = {name: times}
+    for *_, opcode, _, rest in computations[name]:
+        part = times * trips(computations, rest) if opcode == "while" else times
+        for called in re.findall(r"(?:calls|to_apply|body)=%([\w.-]+)", rest):
+            if called in computations:
+                below = repeats(computations, called, part)
+                found = below | found
+    return found
+
+
+def trips(computations, rest):
+    """How often a loop runs, from what is known or from its counter; else 1.
+
+    The counter is what its condition compares with a constant, and its body
+    adds a constant to.
+    """
+    known = re.search(r'"known_trip_count":{"n":"(\d+)"', rest)
+    if known:
+        return int(known[1])
+    names = re.search(r"condition=%([\w.-]+), body=%([\w.-]+)", rest)
+    if not names or not all(name in computations for name in names.groups()):
+        return 1
+    condition, body = (computations[name] for name in names.groups())
+    end = _constants(condition)
+    places = {o: _place(r) for o, _, op, _, r in condition if op == WHOLE}
+    _, _, opcode, compared, _ = condition[-1]
+    if opcode != "compare" or not {*compared} <= {*end, *places}:
+        return 1
+    counter = next(places[o] for o in compared if o in places)
+    sources = {o: operands for o, _, _, operands, _ in body}
+    steps = _constants(body)
+    added = sources.get(body[-1][3][counter], ())
+    step = next((steps[o] for o in added if o in steps), 1)
+    return -(-next(end[o] for o in compared if o in end) // step)
+
+
+WHOLE = "get-tuple-element"
+
+
+def _place(rest):
+    return int(re.search(r"index=(\d+)", rest)[1])
+
+
+def _constants(lines):
+    """The whole numbers among the constants of a computation."""
+    found = {}
+    for name, _, opcode, _, rest in lines:
+        value = re.match(r"\((\d+)\)", rest)
+        if opcode == "constant" and value:
+            found[name] = int(value[1])
+    return found
+
+
 def _operation(name, text):
     end = closing(text) if text[0] == "(" else text.index(" ")
     kind, text = text[:end], text[end:].strip()
@@ -37,7 +92,9 @@ def _operation(name, text):
     text = text[len(opcode) :]
     end = closing(text)
     operands = re.findall(r"%([\w.-]+)", text[:end])
-    return name, kind, opcode, operands, text[end:]
+    # A constant has its value there.
+    rest = text if opcode == "constant" else text[end:]
+    return name, kind, opcode, operands, rest
 
 
 def closing(text):

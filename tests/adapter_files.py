@@ -10,7 +10,7 @@ def content():
     """A small file with something in each of its sections."""
     header = {
         "format": "keras_ether.adapter",
-        "format_version": 2,
+        "format_version": 3,
         "adapters": [
             {
                 "method": "ether",
@@ -18,6 +18,7 @@ def content():
                 "side": "input",
                 "dropout": 0.0,
                 "strength": "learned",
+                "rate_multiplier": 8.5,
                 "layers": {"body/first": "0" * 16},
             },
             {
@@ -26,6 +27,7 @@ def content():
                 "side": "output",
                 "dropout": 0.5,
                 "strength": None,
+                "rate_multiplier": 1.0,
                 "layers": {"body/second": "f" * 16},
             },
         ],

@@ -30,6 +30,8 @@ ROOMS = {
 EXTRAS = {
     "ops.custom_gradient": {"jax", "torch"},
     "ops.backend": {"jax", "torch"},
+    "ops.fingerprint": {"jax"},
+    "ops.placement": {"jax"},
     "ops.traced": {"jax", "tensorflow", "torch"},
     "bank.edges": {"tensorflow"},
     "saving.torch_generators": {"torch"},

@@ -127,3 +127,55 @@ backend_config={"known_trip_count":{"n":"3"}}
     assert kinds == ["product", "small", "large", *["small"] * 3]
     assert found[0]["of"] == "jit(step)/dense/dot"
     assert found[0]["MB"] == round(2 * 2 * 512 * 512 / 1e6, 4)
+
+
+def test_a_collective_is_counted_once_and_in_loops_as_often_as_they_run():
+    from benchmarks import collectives
+
+    # The first is in two fusions, since it runs beside their work.
+    text = """
+%beside.1 (p: bf16[8,128]) -> bf16[64,128] {
+  %p = bf16[8,128]{1,0} parameter(0)
+  ROOT %g.1 = bf16[64,128]{1,0} all-gather(%p), channel_id=1, dimensions={0}
+}
+
+%beside.2 (q: bf16[8,128]) -> bf16[64,128] {
+  %q = bf16[8,128]{1,0} parameter(0)
+  ROOT %g.2 = bf16[64,128]{1,0} all-gather(%q), channel_id=1, dimensions={0}
+}
+
+%goes_on (c: (u32[], bf16[8,128])) -> pred[] {
+  %end = u32[] constant(6)
+  %c = (u32[], bf16[8,128]{1,0}) parameter(0)
+  %i = u32[] get-tuple-element(%c), index=0
+  ROOT %less = pred[] compare(%i, %end), direction=LT
+}
+
+%body (b: (u32[], bf16[8,128])) -> (u32[], bf16[8,128]) {
+  %step = u32[] constant(2)
+  %b = (u32[], bf16[8,128]{1,0}) parameter(0)
+  %j = u32[] get-tuple-element(%b), index=0
+  %x = bf16[8,128]{1,0} get-tuple-element(%b), index=1
+  %next = u32[] add(%j, %step)
+  %sent = (bf16[8,128]{1,0}, bf16[8,128]{1,0}, u32[], u32[]) \
+collective-permute-start(%x), channel_id=2
+  %came = bf16[8,128]{1,0} collective-permute-done(%sent)
+  ROOT %t = (u32[], bf16[8,128]{1,0}) tuple(%next, %came)
+}
+
+ENTRY %main (a: bf16[8,128]) -> bf16[64,128] {
+  %a = bf16[8,128]{1,0} parameter(0)
+  %one = bf16[64,128]{1,0} fusion(%a), kind=kOutput, calls=%beside.1
+  %two = bf16[64,128]{1,0} fusion(%a), kind=kOutput, calls=%beside.2
+  %zero = u32[] constant(0)
+  %start = (u32[], bf16[8,128]{1,0}) tuple(%zero, %a)
+  %loop = (u32[], bf16[8,128]{1,0}) while(%start), condition=%goes_on, \
+body=%body
+  ROOT %sum = bf16[64,128]{1,0} add(%one, %two)
+}
+"""
+    gathered, sent = collectives.collectives(text)
+    assert (gathered["kind"], gathered["times"]) == ("all-gather", 1)
+    assert gathered["MB"] == round(2 * 64 * 128 / 1e6, 4)
+    assert (sent["kind"], sent["times"]) == ("collective-permute", 3)
+    assert sent["MB"] == round(3 * 2 * 8 * 128 / 1e6, 4)

@@ -8,7 +8,6 @@ import pytest
 
 import keras_ether
 from keras_ether.layers import EtherDense
-from keras_ether.saving import adapter_file
 from tests import models
 from tests import tuned
 
@@ -247,62 +246,3 @@ def test_bad_arguments(arguments, text):
         keras_ether.apply(model, **COMMON, **arguments)
     with pytest.raises(ValueError, match=text):
         EtherDense(4, **arguments)
-
-
-@pytest.mark.once
-@pytest.mark.parametrize(
-    ("version", "arguments", "later"),
-    [
-        (1, {"method": "ether"}, ("strength", "rate_multiplier")),
-        (2, VARIANTS["learned ether+"][0], ("rate_multiplier",)),
-    ],
-)
-def test_files_of_earlier_versions_load(version, arguments, later, tmp_path):
-    model = keras_ether.apply(tuned.base("mlp"), **COMMON, **arguments)
-    tuned.move(model.trainable_weights, 1)
-    path = tmp_path / "m.ether.safetensors"
-    keras_ether.save_adapter(model, path)
-    content = adapter_file.read(path)
-    header = content.header | {"format_version": version}
-    header["adapters"] = [
-        {n: v for n, v in group.items() if n not in later}
-        for group in header["adapters"]
-    ]
-    adapter_file.write(path, adapter_file.AdapterFile(header, content.tensors))
-    assert keras_ether.read_adapter_header(path)["format_version"] == version
-    other = keras_ether.load_adapter(tuned.base("mlp"), path)
-    assert other.get_layer("first").ether.config.rate_multiplier == 1.0
-    for ours, theirs in zip(
-        models.values(other.trainable_weights),
-        models.values(model.trainable_weights),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(ours, theirs)
-
-
-@pytest.mark.filterwarnings("ignore:Skipping variable loading for optim")
-def test_a_keras_file_whose_optimizer_has_as_many_variables(rng, tmp_path):
-    """What SAVING.md says of it: two for each kernel with its bias."""
-    x = models.inputs_of("mlp", rng)
-    model = keras.Sequential(
-        [
-            keras.Input((16,)),
-            keras.layers.Dense(8, name="first"),
-            keras.layers.Dense(4, name="head"),
-        ]
-    )
-    keras_ether.apply(
-        model, method="ether", seed=0, strength="learned", **COMMON
-    )
-    model.compile(keras.optimizers.Adam(0.05), "mse", run_eagerly=True)
-    model.train_on_batch(x, np.ones((len(x), 4), "float32"))
-    active = models.call(model, x)
-    path = tmp_path / "m.keras"
-    model.save(path)
-    with pytest.raises(ValueError, match="could not be loaded"):
-        keras.models.load_model(path)
-    plain = keras.models.load_model(path, compile=False)
-    np.testing.assert_allclose(models.call(plain, x), active, atol=1e-5)
-    keras_ether.merge(model).save(path)
-    merged = keras.models.load_model(path)
-    np.testing.assert_allclose(models.call(merged, x), active, atol=1e-5)

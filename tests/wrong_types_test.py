@@ -107,6 +107,7 @@ CASES = {
     ),
     keras_ether.lora_factors: (lambda: {"model": adapted()}, {"skip": [None]}),
     keras_ether.to_lora: (lambda: {}, {}),
+    keras_ether.copy: (lambda: {}, {}),
     keras_ether.export_to_peft: (
         lambda: {"task": adapted(), "folder": "out"},
         # These are right, and the task is what is refused then.
@@ -122,7 +123,7 @@ CASES = {
     ),
     keras_ether.AdapterBank: (
         lambda: {"model": adapted(), "capacity": 2},
-        {"capacity": [5]},
+        {"capacity": [5], "trial": [None], "certify": EITHER},
     ),
     diagnostics.diagnose: (
         lambda: {"model": adapted(), "print_fn": str},
@@ -150,6 +151,11 @@ CASES = {
             "min_width": [5],
             "random_start": [None],
             "turns": EITHER,
+            "shapes": [None],
+            "thin": EITHER,
+            "independent": EITHER,
+            "starts_at_identity": EITHER,
+            "identity_at_zero": EITHER,
         },
     ),
     layers.EtherDense: (

@@ -1,5 +1,6 @@
 """The mixin that puts an adapter around a `Dense` or `EinsumDense` layer."""
 
+import functools
 from typing import Any
 from typing import ClassVar
 
@@ -8,6 +9,7 @@ from keras_ether.adapters.adapted import AdaptedKernel
 from keras_ether.adapters.call import Call
 from keras_ether.ops import each_example
 from keras_ether.ops import low_rank
+from keras_ether.ops import placement
 from keras_ether.ops.backend import tensor
 from keras_ether.types import Sides
 from keras_ether.types import Tensor
@@ -71,6 +73,9 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
             after,
             bias=None if bias is None else tensor(bias, self.compute_dtype),
             training=call.gradient,
+            place=functools.partial(
+                placement.as_activations, kernel=self.base_kernel
+            ),
         )
         return outputs if call.activation is None else call.activation(outputs)
 

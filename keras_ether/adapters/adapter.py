@@ -17,6 +17,7 @@ from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.adapters.call import Call
 from keras_ether.adapters.quantized_kernel import quantizing_error
 from keras_ether.adapters.reduction import Reduced
+from keras_ether.ops import placement
 from keras_ether.ops import reflections
 from keras_ether.ops.backend import precise_products
 from keras_ether.ops.backend import tensor
@@ -116,11 +117,9 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
         return {
             f"{side}_{name}": value
             for side, width in self.widths.items()
-            for name, value in zip(
-                self.method.weights,
-                self.method.start(self.blocks, width, rng),
-                strict=True,
-            )
+            for name, value in self.method.initial(
+                self.blocks, width, rng
+            ).items()
         }
 
     def restart(self) -> None:
@@ -178,7 +177,12 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
         """
         if side not in self.widths:
             return None
-        return self.method.factors(*map(tensor, self.vectors_of(side)))
+        vectors = self.vectors_of(side)
+        left, right = self.method.factors(*map(tensor, vectors))
+        left = placement.as_vectors(left, vectors[0])
+        if right is not None:
+            right = placement.as_vectors(right, vectors[0])
+        return left, right
 
     def vectors_of(self, side: str) -> list[Variable]:
         """The trained variables of one side, the arguments of its factors."""

@@ -5,8 +5,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from keras_ether import methods
 from keras_ether.ops import values
 from keras_ether.types import Sizes
@@ -177,12 +175,11 @@ class AdapterConfig:
         Args:
             sizes: `(experts, d, f)` of the kernel.
         """
-        start = self.variant.start
-        rng = np.random.default_rng(0)
+        shapes_of = self.variant.shapes_of
         return sum(
-            sizes[0] * self.rank_blocks * math.prod(weight.shape)
+            sizes[0] * self.rank_blocks * math.prod(shape)
             for width in self.widths(sizes).values()
-            for weight in start(1, width, rng)
+            for shape in shapes_of(width)
         )
 
     def check_fits(self, layer_path: str, sizes: Sizes) -> None:
@@ -292,8 +289,8 @@ def checked_seed(seed: Any) -> int | None:
     return number
 
 
-# What no named method means: the best of five tasks at Adam's default rate, see
-# `benchmarks/RESULTS.md`.
+# What no named method means: the best of those tried at Adam's default
+# rate, see `benchmarks/RESULTS.md`.
 RECOMMENDED = AdapterConfig(
     "ether+", side="single", strength=methods.LEARNED, rate_multiplier=None
 )

@@ -12,7 +12,6 @@ from keras_ether import _keras_internals as internals
 from keras_ether.adapters import per_example
 from keras_ether.adapters.per_example import Examples
 from keras_ether.ops.backend import snapshot
-from keras_ether.ops.backend import tensor
 from keras_ether.ops.custom_gradient import is_gradient_wanted
 from keras_ether.types import Layer
 from keras_ether.types import Sides
@@ -90,9 +89,9 @@ class Call:
         found: Sides = dict.fromkeys(("input", "output"))
         for side in adapter.widths:
             if self.examples is None:
-                weights = map(tensor, adapter.vectors_of(side))
-                left, right = adapter.method.factors(*weights)
-                left = left * strength
+                trained = adapter.trained_factors(side)
+                assert trained is not None  # The side is one that has vectors.
+                left, right = trained[0] * strength, trained[1]
             else:
                 # At full strength: that of this model is not theirs.
                 left, right = self.examples.factors(adapter, side)

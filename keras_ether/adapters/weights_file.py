@@ -14,15 +14,20 @@ Read into an adapted layer, such a file
 - over another base, otherwise: sets the effective kernel as base and resets the
   vectors to the identity, with a warning.
 
-A file without vectors is a base checkpoint, and loads as one. Layers over
-integer kernels are the subject of `quantized_weights_file` beside this module.
-The layers of `keras_ether.layers` differ: they write their base kernel and
-their vectors, which only the same class reads.
+A file without vectors is a base checkpoint, and loads as one. Keras reads a
+layer right before its sub-layers, so the layer hands what it has read to its
+adapter, which sets everything once it has read the vectors too. Whatever fails
+or interrupts the reading, the layer and its adapter are then as they were.
+
+Layers over integer kernels are the subject of `quantized_weights_file` beside
+this module. The layers of `keras_ether.layers` differ: they write their base
+kernel and their vectors, which only the same class reads.
 """
 
 import contextlib
 import contextvars
 import warnings
+from collections.abc import Callable
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 from typing import Any
@@ -30,19 +35,27 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from keras_ether import methods
+from keras_ether.adapters import freezing
 from keras_ether.adapters import optimizer_state
+from keras_ether.ops import memory
+from keras_ether.ops.backend import without_gradients
 from keras_ether.ops.fingerprint import fingerprint
+from keras_ether.ops.fingerprint import sampled_fingerprint
+from keras_ether.ops.values import copy_of
 from keras_ether.ops.values import settled
 from keras_ether.ops.values import to_numpy
+from keras_ether.types import Layer
 from keras_ether.types import LayerMixin
 from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 if TYPE_CHECKING:
     from keras_ether.adapters.adapter import Adapter
 
 
-FINGERPRINT = "base_fingerprint"
+FINGERPRINT = "base_digest"
+# In files of before, by `sampled_fingerprint`.
+SAMPLED = "base_fingerprint"
 METHOD = "method"
 DROPOUT = "dropout_state"
 # The adapter's strength in the kernel beside it, where that is not 1.
@@ -73,61 +86,116 @@ def is_of_base() -> bool:
     return _of_base.get()
 
 
-class PlainFile(LayerMixin):
+class AdaptedFile(LayerMixin):
     """Mixin for an adapted layer that saves and loads in its class's format.
 
-    Keras saves and loads a layer right before its sub-layers. The layer
-    therefore hands its adapter the fingerprint, or the kernel just read.
+    A subclass says which variables hold the kernel, what a file holds in their
+    place, and how to take the adapter out of it again.
     """
+
+    def kernel_variables(self) -> list[Variable]:
+        """The variables that hold the base kernel."""
+        raise NotImplementedError
+
+    def entries_of_file(self) -> Callable[[Any], Any]:
+        """A function from the plain layer's entries to those of a file."""
+        raise NotImplementedError
+
+    def take_out(self, adapter: "Adapter") -> None:
+        """Replaces the fine-tuned kernel, just read, by its base."""
+        raise NotImplementedError
 
     def save_own_variables(self, store: Any) -> None:
         entries: dict[str, Any] = {}
-        super().save_own_variables(entries)
-        base = self.base_kernel
-        for key, value in entries.items():
-            # Most classes write their property, the effective kernel; some
-            # write the variable itself.
-            value = self._effective(base) if value is base else value
-            store[key] = settled(value)
-        self.ether.base_fingerprint = fingerprint(base)
+        # PyTorch would keep what a gradient of the folded kernel needs.
+        with without_gradients():
+            super().save_own_variables(entries)
+            of_file = self.entries_of_file()
+            for key in list(entries):
+                # Freed before the next one is made.
+                store[key] = settled(of_file(entries.pop(key)))
+        self.ether.base_fingerprint = _digest_of(self.kernel_variables())
+        memory.return_freed()
 
     def load_own_variables(self, store: Any) -> None:
-        base = to_numpy(self.base_kernel)
-        super().load_own_variables(store)
-        self.ether.loading = Loading(self.base_kernel, base)
+        self.ether.loading = NOT_READ
+        own = freezing.own_variables(self)
+        with _values_kept(own):
+            super().load_own_variables(store)
+            values = [copy_of(variable) for variable in own]
+        self.ether.loading = Loading(self, list(zip(own, values, strict=True)))
+
+
+class PlainFile(AdaptedFile):
+    """Mixin for an adapted layer with a kernel of floats."""
+
+    def kernel_variables(self) -> list[Variable]:
+        return [self.base_kernel]
+
+    def entries_of_file(self) -> Callable[[Any], Any]:
+        # Most classes write their property, the effective kernel; some write
+        # the variable itself.
+        base = self.base_kernel
+        return lambda value: self._effective(base) if value is base else value
+
+    def take_out(self, adapter: "Adapter") -> None:
+        effective = ops.convert_to_tensor(self.base_kernel)
+        self.base_kernel.assign(adapter.unfold(effective))
 
 
 class Loading:
-    """A kernel variable that was just read, and its previous value."""
+    """What an adapted layer has read, until its adapter has read the vectors.
 
-    def __init__(self, kernel: Tensor, base: np.ndarray) -> None:
-        self.kernel = kernel
-        self.base = base
+    Args:
+        layer: The layer, with its values from before.
+        read: Pairs of each of its variables and the value in the file.
+    """
 
-    def undo(self) -> None:
-        self.kernel.assign(self.base)
+    def __init__(
+        self, layer: Layer, read: list[tuple[Variable, Tensor]]
+    ) -> None:
+        self.layer = layer
+        self.read = read
 
-    def is_over_same_base(self, saved_fingerprint: np.ndarray) -> bool:
-        """Whether the file was saved over the previous kernel."""
-        return np.array_equal(fingerprint(self.base), saved_fingerprint)
+    def is_over_same_base(self, store: Any) -> bool | None:
+        """Whether a file was saved over the layer's kernel.
 
-    def settle(self, adapter: "Adapter", saved_fingerprint: np.ndarray) -> None:
-        """Chooses the base, once the vectors are read."""
-        if self.is_over_same_base(saved_fingerprint):
-            self.kernel.assign(self.base)
-        elif adapter.method.orthogonal:
-            effective = ops.convert_to_tensor(self.kernel)
-            self.kernel.assign(adapter.unfold(effective))
-        else:
-            adapter.restart()
-            warnings.warn(
-                f"The file's weights for '{self.kernel.path}' were saved over "
-                f"another base kernel. '{adapter.config.method}' cannot be "
-                "taken out of a kernel, so the fine-tuned kernel becomes the "
-                "base and its adapter starts at the identity again. The "
-                "predictions are the fine-tuned ones.",
-                stacklevel=2,
-            )
+        Returns:
+            `None` for a base checkpoint, which has no digest of a base.
+        """
+        variables = self.layer.kernel_variables()
+        for key, digest_of in (
+            (FINGERPRINT, fingerprint),
+            (SAMPLED, sampled_fingerprint),
+        ):
+            if key in store:
+                saved = np.asarray(store[key])
+                return np.array_equal(_digest_of(variables, digest_of), saved)
+        return None
+
+    def pairs(self, same: bool | None) -> list[tuple[Variable, Any]]:
+        """Pairs of the variables to be set and their values."""
+        base = {id(v) for v in self.layer.kernel_variables()} if same else ()
+        return [pair for pair in self.read if id(pair[0]) not in base]
+
+    def choose_base(self, adapter: "Adapter") -> None:
+        """Chooses another base, once the layer and the vectors are set."""
+        if adapter.method.orthogonal:
+            self.layer.take_out(adapter)
+            return
+        adapter.restart()
+        warnings.warn(
+            f"The file's weights for '{self.layer.path}' were saved over "
+            f"another base kernel. '{adapter.config.method}' cannot be taken "
+            "out of a kernel, so the fine-tuned kernel becomes the base and "
+            "its adapter starts at the identity again. The predictions are "
+            "the fine-tuned ones.",
+            stacklevel=2,
+        )
+
+
+# In place of a `Loading`, where reading the layer has failed.
+NOT_READ: Any = object()
 
 
 def save_vectors(adapter: "Adapter", store: Any) -> None:
@@ -150,43 +218,72 @@ def save_vectors(adapter: "Adapter", store: Any) -> None:
 
 
 def load_vectors(adapter: "Adapter", store: Any) -> None:
-    """Reads an adapter's vectors, and chooses its layer's base kernel.
+    """Reads an adapter's vectors, and sets them and its layer's variables.
 
     Raises:
-        ValueError: if the file's adapter has another method or vectors of other
-            shapes, or if it was saved over another base, at a strength other
-            than 1 or with a method that can't be taken out of the kernel and
-            does not start at the identity. The layer's kernel and vectors are
-            then as they were.
+        ValueError: if the layer's own variables could not be read, if the
+            file's adapter has another method or vectors of other shapes, or if
+            it was saved over another base, at a strength other than 1 or with a
+            method that can't be taken out of the kernel and does not start at
+            the identity. The layer and its adapter are then as they were.
     """
     loading, adapter.loading = adapter.loading, None
-    if METHOD not in store:
-        return
-    try:
-        values = _read(adapter, store)
-        _check_base(adapter, store, loading)
-    except ValueError:
+    if loading is NOT_READ:
+        # Keras goes on with the other layers, and reports all errors.
+        raise ValueError(
+            f"Adapter '{adapter.path}' is left as it was, because the weights "
+            "of its layer can't be read."
+        )
+    pairs: list[tuple[Variable, Any]] = []
+    same = None
+    if METHOD in store:
+        pairs = _read(adapter, store)
         if loading is not None:
-            loading.undo()
+            same = loading.is_over_same_base(store)
+        if same is False:
+            _check_method(adapter, store)
+    if loading is not None:
+        pairs += loading.pairs(same)
+    with _values_kept([variable for variable, _ in pairs], on_error=True):
+        for variable, value in pairs:
+            variable.assign(value)
+        if loading is not None and same is False:
+            loading.choose_base(adapter)
+    memory.return_freed()
+
+
+@contextlib.contextmanager
+def _values_kept(
+    variables: list[Variable], on_error: bool = False
+) -> Iterator[None]:
+    """A context after which variables have the values from before.
+
+    Args:
+        variables: The variables.
+        on_error: Whether only an exception restores them.
+    """
+    before = [copy_of(variable) for variable in variables]
+    restore = not on_error
+    try:
+        yield
+    except BaseException:
+        restore = True
         raise
-    for name, vector in adapter.vectors.items():
-        vector.assign(values[name])
-    if adapter.seed_generator is not None and DROPOUT in store:
-        adapter.seed_generator.state.assign(np.asarray(store[DROPOUT]))
-    if loading is not None and FINGERPRINT in store:
-        loading.settle(adapter, np.asarray(store[FINGERPRINT]))
+    finally:
+        if restore:
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
 
 
-def _check_base(
-    adapter: "Adapter", store: Any, loading: Loading | None
-) -> None:
+def _digest_of(
+    variables: list[Variable], digest_of: Callable = fingerprint
+) -> np.ndarray:
+    ordered = sorted(variables, key=lambda variable: variable.name)
+    return np.concatenate([digest_of(variable) for variable in ordered])
+
+
+def _check_method(adapter: "Adapter", store: Any) -> None:
     """Raises a `ValueError` if no base gives the kernel's predictions."""
-    if (
-        loading is None
-        or FINGERPRINT not in store
-        or loading.is_over_same_base(np.asarray(store[FINGERPRINT]))
-    ):
-        return
     method = adapter.method
     if method.orthogonal and STRENGTH in store:
         raise ValueError(
@@ -195,7 +292,7 @@ def _check_base(
             f"{float(np.asarray(store[STRENGTH])):g}, which can't be taken out "
             "of a kernel. Save it at `keras_ether.strength(model, 1.0)`."
         )
-    if not method.orthogonal and not methods.starts_at_identity(method):
+    if not method.orthogonal and not method.starts_at_identity:
         raise ValueError(
             f"The file's weights for adapter '{adapter.path}' were saved over "
             f"another base. '{method.name}' can't be taken out of a kernel, "
@@ -204,9 +301,10 @@ def _check_base(
         )
 
 
-def _read(adapter: "Adapter", store: Any) -> dict[str, np.ndarray]:
+def _read(adapter: "Adapter", store: Any) -> list[tuple[Variable, np.ndarray]]:
+    """Pairs of each vector, and of dropout's state, and its value."""
     method = bytes(np.asarray(store[METHOD])).decode("ascii", "replace")
-    others = {METHOD, DROPOUT, FINGERPRINT, STRENGTH, MULTIPLIER}
+    others = {METHOD, DROPOUT, FINGERPRINT, SAMPLED, STRENGTH, MULTIPLIER}
     names = set(store.keys()) - others
     values = {
         name: np.asarray(store[name])
@@ -229,4 +327,8 @@ def _read(adapter: "Adapter", store: Any) -> dict[str, np.ndarray]:
         # The same blocks by variables of another scale.
         scale = np.float32(multiplier / own)
         values = {name: scale * value for name, value in values.items()}
-    return values
+    pairs = [(v, values[name]) for name, v in adapter.vectors.items()]
+    if adapter.seed_generator is not None and DROPOUT in store:
+        state = adapter.seed_generator.state
+        pairs.append((state, np.asarray(store[DROPOUT])))
+    return pairs

@@ -239,7 +239,8 @@ class AdapterBank:
         Example:
 
         >>> with bank.using(["alice", None]) as ids:
-        ...     y = bank.model.predict({"inputs": x[:2], "adapter_id": ids})
+        ...     batch = {"inputs": x[:2], "adapter_id": ids}
+        ...     y = bank.model.predict(batch, verbose=0)
         """
         ids = self._rows.pin(_checked_names(names))
         try:

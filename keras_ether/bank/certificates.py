@@ -54,6 +54,11 @@ class Certificates:
                 "some as `trial`: `AdapterBank(model, capacity, trial=x)`, in "
                 "the form in which the model takes them."
             )
+        if not all(getattr(x, "shape", ()) for x in tree.flatten(batch)):
+            raise ValueError(
+                "`trial` must be arrays of one example or more, in the form in "
+                f"which the model takes them. Received: trial={batch!r}"
+            )
         self.certify(batch)
 
     def is_new(self, inputs: Any, kind: str = CALL) -> bool:

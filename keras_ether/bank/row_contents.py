@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_ether.bank.structure import Structure
+from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.saving import adapter_file
 from keras_ether.saving import adapter_header
 from keras_ether.saving import contents
@@ -148,6 +149,9 @@ def _check_base(
     digest: Callable[[Variable], np.ndarray],
 ) -> None:
     groups = adapter_header.layers_of(content.header)
+    of_file = adapter_header.digest_of_base(content.header)
+    if of_file is not fingerprint:
+        digest = of_file
     of_layers, base = contents.base_fingerprints(
         structure.layers, groups, structure.weights, digest
     )

@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-import keras
 import numpy as np
 
-from keras_ether import methods
 from keras_ether.adapters.adapted import AdaptedCall
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.bank import heads
@@ -130,17 +128,13 @@ def _batch_leads(view: MatrixView) -> bool:
 
 def _method_refusal(adapter: Adapter) -> str | None:
     method = adapter.method
-    zeros = [
-        keras.ops.zeros(vector.shape, "float32")
-        for name, vector in adapter.vectors.items()
-        if name.startswith(next(iter(adapter.widths)))
-    ]
-    left, right = method.factors(*zeros)
-    if right is None:
+    if not method.thin:
         return f"the blocks of '{method.name}' are not reflections of few rows"
-    if not methods.are_thin_and_apart(method):
+    if not method.independent:
         return f"a block of '{method.name}' depends on those beside it"
-    block = np.einsum("nkw,nkv->nwv", to_numpy(left), to_numpy(right))
-    if block.any():
-        return f"zero weights of '{method.name}' are not the identity"
+    if not method.identity_at_zero:
+        return (
+            f"zero weights of '{method.name}' are not declared to be the "
+            "identity, by `identity_at_zero` of the method"
+        )
     return None

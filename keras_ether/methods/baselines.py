@@ -57,6 +57,11 @@ def identity_start(
     return (np.tile(np.eye(width, dtype="float32"), (blocks, 1, 1)),)
 
 
+def shapes(width: int) -> tuple[tuple[int, ...], ...]:
+    """The shape of a block's one weight."""
+    return ((width, width),)
+
+
 def random_start(
     blocks: int, width: int, rng: np.random.Generator
 ) -> tuple[np.ndarray]:
@@ -84,6 +89,10 @@ register(
         orthogonal=True,
         learning_rate=1e-3,
         random_start=random_start,
+        shapes=shapes,
+        thin=False,
+        starts_at_identity=True,
+        identity_at_zero=True,
     )
 )
 register(
@@ -97,5 +106,8 @@ register(
         learning_rate=1e-3,
         min_width=1,
         random_start=random_start_beside_identity,
+        shapes=shapes,
+        thin=False,
+        starts_at_identity=True,
     )
 )

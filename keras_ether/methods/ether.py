@@ -1,12 +1,14 @@
 """ETHER and ETHER+ (Bini et al., ICML 2024, sections 3.2 and 3.3)."""
 
 import numpy as np
+from keras import ops
 
 from keras_ether.methods.registry import Method
 from keras_ether.methods.registry import register
-from keras_ether.ops.backend import concatenate
 from keras_ether.ops.backend import float32
 from keras_ether.ops.backend import reciprocal_norm
+from keras_ether.ops.backend import stack
+from keras_ether.ops.backend import unstack
 from keras_ether.ops.unit import unit
 from keras_ether.types import Tensor
 
@@ -38,17 +40,17 @@ def ether_plus_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         `(left, right)`, float32 tensors of shape `(blocks, 2, width)`.
     """
     # Stacked, so that the same operations compute both norms.
-    pair = concatenate([float32(u)[:, None], float32(v)[:, None]], axis=1)
+    pair = stack([float32(u), float32(v)])
     r = reciprocal_norm(pair)
-    u, v, r_u, r_v = pair[:, :1], pair[:, 1:], r[:, :1], r[:, 1:]
-    # With `r = 1 / ‖·‖`, `v̂ − û = (v − u r_u / r_v) r_v`. Not
-    # `v * r_v - u * r_u`: compilers fuse it into an operation that rounds only
-    # one product, and is not zero for `u = v`.
-    p = (v - u * (r_u / r_v)) * r_v
-    return (
-        concatenate([p, u * r_u], axis=1),
-        concatenate([v * r_v, p], axis=1),
-    )
+    u_hat, v_hat = unstack(pair * r)
+    # The gradient is that of `v̂ − û`, the value `(v − u r_u / r_v) r_v`:
+    # compilers fuse the difference into an operation that rounds only one
+    # product, and is not zero for `u = v`.
+    p = v_hat - u_hat
+    u, v = unstack(ops.stop_gradient(pair))
+    r_u, r_v = unstack(ops.stop_gradient(r))
+    p = p + ((v - u * (r_u / r_v)) * r_v - ops.stop_gradient(p))
+    return stack([p, u_hat], axis=1), stack([v_hat, p], axis=1)
 
 
 def _random_normals(
@@ -93,6 +95,7 @@ register(
         orthogonal=True,
         learning_rate=1e-2,
         turns=True,
+        identity_at_zero=True,
     )
 )
 register(
@@ -106,5 +109,7 @@ register(
         learning_rate=2e-3,
         turns=True,
         random_start=_ether_plus_random_start,
+        starts_at_identity=True,
+        identity_at_zero=True,
     )
 )

@@ -5,17 +5,17 @@ function that gives the start, and one entry here. All methods share everything
 else (the call, dropout, merging, distances, files).
 """
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from keras import ops
 
 from keras_ether.ops import values
 
+# The package's own methods, which a user can't replace.
+OWN = ("ether", "ether+", "naive", "oft")
 SIDES = ("input", "output", "both", "narrow", "single")
 # The number of blocks that a method's learning rate is meant for.
 FEW_BLOCKS = 4
@@ -27,9 +27,8 @@ class Method:
 
     Args:
         name: The name that `keras_ether.apply` takes.
-        factors: Function from the method's weights, by name, to the factors
+        factors: Function from the method's weights, in order, to the factors
             `(left, right)` of its blocks, see `keras_ether.ops.reflections`.
-            Each block's may depend on its own weights alone.
         weights: Names of the method's weights, the arguments of `factors`.
         start: Function from `(blocks, width, rng)` to the start of those
             weights, a tuple of float32 arrays whose first axis is `blocks`;
@@ -45,8 +44,21 @@ class Method:
             unit vector of one entry is a constant. Defaults to 2.
         random_start: A start away from the identity, for a learned strength, if
             `start` gives the identity. Defaults to `None`.
-        turns: Whether the weights are vectors of which only the direction
-            counts. Defaults to `False`.
+        turns: Whether the weights are vectors whose length does not matter.
+            Defaults to `False`.
+        shapes: Function from the width of a block to the shapes of its
+            weights, a tuple of tuples. With `None` each is `(width,)`.
+            Defaults to `None`.
+        thin: Whether `factors` returns two matrices of few rows, and not whole
+            blocks `(left, None)`. A bank needs it. Defaults to `True`.
+        independent: Whether the factors of each block depend on its own weights
+            alone. Blocks of several layers or examples may then be computed by
+            one call of `factors`. A bank needs it. Defaults to `True`.
+        starts_at_identity: Whether `start` gives blocks that are exactly the
+            identity. A weights file over another base needs it, if the method
+            is not orthogonal. Defaults to `False`.
+        identity_at_zero: Whether blocks whose weights are all zero are exactly
+            the identity. A bank needs it. Defaults to `False`.
     """
 
     name: str
@@ -59,15 +71,47 @@ class Method:
     min_width: int = 2
     random_start: Callable | None = None
     turns: bool = False
+    shapes: Callable | None = None
+    thin: bool = True
+    independent: bool = True
+    starts_at_identity: bool = False
+    identity_at_zero: bool = False
+
+    def shapes_of(self, width: int) -> tuple[tuple[int, ...], ...]:
+        """The shape of each weight of one block."""
+        if self.shapes is None:
+            return ((width,),) * len(self.weights)
+        return self.shapes(width)
+
+    def initial(
+        self, blocks: int, width: int, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        """The start of the weights, by name.
+
+        Raises:
+            ValueError: if `start` returns arrays of other shapes than `shapes`
+                declares.
+        """
+        found = self.start(blocks, width, rng)
+        received = tuple(value.shape for value in found)
+        expected = tuple((blocks, *shape) for shape in self.shapes_of(width))
+        if received != expected:
+            raise ValueError(
+                f"The start of method '{self.name}' must have the shapes "
+                f"{expected} for {blocks} blocks of width {width}. Received: "
+                f"{received}. Its field `shapes` declares the shapes for one "
+                "block."
+            )
+        return dict(zip(self.weights, found, strict=True))
 
     def learning_rate_for(self, rank_blocks: int) -> float:
         """A learning rate for Adam that is a good first try.
 
         A step turns a vector of `width` numbers, 0.58 long, by up to `rate *
-        √width / 0.58`. So with fewer and wider blocks than four the same turn
-        is that of a lower rate. It does not carry over to more blocks, nor is
-        it so with a learned strength, which bears a wide band of rates: what
-        was measured stands in `benchmarks/RESULTS.md`, under Blocks.
+        √width / 0.58`. With fewer and wider blocks than four, a lower rate thus
+        gives the same turn. This does not hold for more blocks, nor for a
+        learned strength, which tolerates a wide range of learning rates. The
+        measurements are in `benchmarks/RESULTS.md`.
 
         Args:
             rank_blocks: Integer, the number of blocks of a kernel.
@@ -81,26 +125,37 @@ class Method:
 
 
 METHODS: dict[str, Method] = {}
+FLAGS = (
+    "orthogonal",
+    "turns",
+    "thin",
+    "independent",
+    "starts_at_identity",
+    "identity_at_zero",
+)
 
 
 def register(method: Method) -> Method:
     """Adds a method to the table.
 
+    It replaces a method of yours that has the same name. Models that are
+    adapted already keep the method that they were adapted by.
+
     Args:
-        method: A `Method`. Its name must be new.
+        method: A `Method`.
 
     Returns:
         The method.
 
     Raises:
-        ValueError: if the name is taken, or a field is not as `Method`
-            documents.
+        ValueError: if the name is that of one of the package's own methods, or
+            a field is not as `Method` documents.
     """
     _check(method)
-    if method.name in METHODS:
+    if method.name in OWN and method.name in METHODS:
         raise ValueError(
-            f"A method named '{method.name}' is registered already. "
-            f"Registered methods: {sorted(METHODS)}."
+            f"The package's own methods {list(OWN)} can't be replaced. Choose "
+            f"another name. Received: name={method.name!r}"
         )
     METHODS[method.name] = method
     return method
@@ -129,7 +184,6 @@ def _check(method: Any) -> None:
         ),
         ("start", callable(method.start), "a function"),
         ("side", method.side in SIDES, f"one of {SIDES}"),
-        ("orthogonal", isinstance(method.orthogonal, bool), "True or False"),
         ("learning_rate", rate and 0 < rate < math.inf, "a positive number"),
         ("min_width", width and width > 0, "a positive integer"),
         (
@@ -137,47 +191,21 @@ def _check(method: Any) -> None:
             method.random_start is None or callable(method.random_start),
             "a function or None",
         ),
-        ("turns", isinstance(method.turns, bool), "True or False"),
+        (
+            "shapes",
+            method.shapes is None or callable(method.shapes),
+            "a function or None",
+        ),
+        *(
+            (name, isinstance(getattr(method, name), bool), "True or False")
+            for name in FLAGS
+        ),
     ):
         if not is_right:
             raise ValueError(
                 f"`{field}` of a method must be {accepted}. Received: "
                 f"{field}={getattr(method, field)!r}"
             )
-
-
-def starts_at_identity(method: Method) -> bool:
-    """Whether the blocks of a method are the identity at their start."""
-    rng = np.random.default_rng(0)
-    weights = method.start(1, method.min_width, rng)
-    left, right = method.factors(*map(ops.convert_to_tensor, weights))
-    block = values.to_numpy(left)
-    if right is not None:
-        block = np.einsum("nkw,nkv->nwv", block, values.to_numpy(right))
-    return not block.any()
-
-
-@functools.cache
-def are_thin_and_apart(method: Method) -> bool:
-    """Whether each block has thin factors, made of its own weights alone."""
-    rng = np.random.default_rng(0)
-    try:
-        weights = [
-            # At the start, blocks that depend on each other may not show it.
-            ops.convert_to_tensor(w + rng.standard_normal(w.shape, "float32"))
-            for w in method.start(2, max(method.min_width, 2), rng)
-        ]
-        factors = method.factors(*weights)
-        alone = [
-            method.factors(*(w[i : i + 1] for w in weights)) for i in (0, 1)
-        ]
-    except Exception:  # A function of the user's may want other numbers.
-        return False
-    return factors[1] is not None and all(
-        np.allclose(values.to_numpy(factor[i]), values.to_numpy(one[j][0]))
-        for i, one in enumerate(alone)
-        for j, factor in enumerate(factors)
-    )
 
 
 def get(name: str) -> Method:

@@ -104,6 +104,9 @@ def _of_learned_strength(method: Method, multiplier: float) -> Method:
         weights = [scale * weight for weight in start(blocks, width, rng)]
         return *weights, np.zeros((blocks, 1), "float32")
 
+    def shapes(width: int) -> tuple[tuple[int, ...], ...]:
+        return *method.shapes_of(width), (1,)
+
     return dataclasses.replace(
         method,
         name=f"{method.name}, strength={LEARNED}",
@@ -115,6 +118,9 @@ def _of_learned_strength(method: Method, multiplier: float) -> Method:
         if multiplier != 1.0
         else 5.0 * method.learning_rate,
         turns=False,
+        shapes=shapes,
+        starts_at_identity=True,
+        identity_at_zero=True,
     )
 
 

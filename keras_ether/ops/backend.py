@@ -138,6 +138,18 @@ def concatenate(arrays: Sequence[Tensor], axis: int = 0) -> Tensor:
     return ops.concatenate(arrays, axis=axis)
 
 
+def stack(arrays: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """`keras.ops.stack(arrays, axis)`."""
+    if BACKEND == "torch":
+        return torch.stack(arrays, axis)
+    return ops.stack(arrays, axis=axis)
+
+
+def unstack(x: Tensor) -> Sequence[Tensor]:
+    """`keras.ops.unstack(x)`, whose gradient is one operation on PyTorch."""
+    return x.unbind() if BACKEND == "torch" else ops.unstack(x)
+
+
 def sum_last(x: Tensor) -> Tensor:
     """`keras.ops.sum(x, axis=-1, keepdims=True)`."""
     if BACKEND == "tensorflow":
@@ -224,10 +236,20 @@ def precise_products() -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
+def without_gradients() -> contextlib.AbstractContextManager:
+    """A context in which PyTorch keeps nothing for a gradient."""
+    return torch.no_grad() if BACKEND == "torch" else contextlib.nullcontext()
+
+
 def is_transformed() -> bool:
     """Whether a transform of `torch.func` runs, such as `torch.vmap`."""
     # PyTorch has no public name for it.
     return BACKEND == "torch" and torch._C._are_functorch_transforms_active()
+
+
+def is_for_gpu() -> bool:
+    """Whether XLA compiles for a GPU what JAX traces now."""
+    return BACKEND == "jax" and jax.default_backend() == "gpu"
 
 
 def not_compiled(function: Callable) -> Callable:

@@ -12,6 +12,7 @@ from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.backend import add_product
 from keras_ether.ops.backend import batch_matmul
 from keras_ether.ops.backend import block_diagonal
+from keras_ether.ops.backend import is_for_gpu
 from keras_ether.ops.backend import matmul
 from keras_ether.ops.backend import reshape
 from keras_ether.ops.backend import swap_first
@@ -46,6 +47,9 @@ def arrange(factor: Tensor) -> Tensor:
 
 def _group(blocks: int, k: int) -> int:
     """How many blocks make a matrix: a number that divides theirs."""
+    if is_for_gpu() and k == 1:
+        # Its products with single rows are sums there, and fuse.
+        return 1
     if blocks * k <= MAX_ROWS:
         return blocks
     if BACKEND != "torch":

@@ -9,8 +9,9 @@ the method and the side, a folded kernel is `W + Σ pᵀ q` with pairs of a few
 rows, whose gradients are products of a few rows too.
 
 In 16 bits, which is what accelerators train in, memory traffic decides, and the
-pairs stand beside the product: `y = x W + Σ (x pᵀ) q`. A compiler adds them
-where it writes the product, no folded kernel is written, kept or rounded.
+pairs are beside the product: `y = x W + Σ (x pᵀ) q`. A compiler adds them where
+it writes the product, no folded kernel is written, kept or rounded. On a GPU,
+XLA does not, for the rows of two sides: there these fold in 16 bits too.
 """
 
 import functools
@@ -26,6 +27,7 @@ from keras_ether.ops.backend import as_it_is
 from keras_ether.ops.backend import concatenate
 from keras_ether.ops.backend import dtype_name
 from keras_ether.ops.backend import is_float32
+from keras_ether.ops.backend import is_for_gpu
 from keras_ether.ops.backend import transpose
 from keras_ether.ops.beside import BESIDE
 from keras_ether.ops.block_diagonal import add_spread
@@ -58,10 +60,10 @@ def pays(
 
     Not for blocks without thin factors, nor for kernels that are no matrix,
     such as a bank of experts; and only where the folded kernel takes no more
-    memory than the activations beside it. In 16 bits only if the wide side is
-    transformed, and not with XLA for one side with one row: its products become
-    sums, and fuse with what is around. Where its gradient by hand can't be
-    used, transformed activations need no weight gradient either.
+    memory than the activations beside it. Beside the product only if the wide
+    side is transformed, and not with XLA for one side with one row: its
+    products become sums, and fuse with what is around. Where its gradient by
+    hand can't be used, transformed activations need no weight gradient either.
 
     Args:
         x: Inputs of the layer.
@@ -82,7 +84,7 @@ def pays(
     if training and not gradients_by_hand_serve(x):
         return False
     _, d, f = view.sizes(kernel.shape)
-    if not is_float32(x):
+    if _is_beside(x, *sides):
         wide = sides[_wide_side(d, f, *sides)]
         if wide is None or (None in sides and _fuses(wide[0])):
             return False
@@ -101,6 +103,7 @@ def folded_product(
     outputs: Factors | None,
     bias: Tensor | None,
     training: bool,
+    place: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> Tensor:
     """`x H W G + bias` by a folded kernel, or by its pairs beside the product.
 
@@ -114,17 +117,20 @@ def folded_product(
         training: Whether a gradient will be asked for. Values and gradients are
             the same either way; with `False`, plain operations are what every
             exporter can read.
+        place: Function that says where devices have the rows of a pair, see
+            `keras_ether.ops.placement`. Defaults to nowhere in particular.
 
     Returns:
         The layer's outputs, before the activation.
     """
     biases = () if bias is None else (bias,)
-    if not is_float32(x):
+    if _is_beside(x, inputs, outputs):
         return wide_side_beside(
-            x, kernel, view, inputs, outputs, biases, training
+            x, kernel, view, inputs, outputs, biases, training, place
         )
     matrix = view.kernel_matrix(kernel)
-    term = low_rank_term(matrix, inputs, outputs)
+    inputs, outputs = (side and _cast(side, x) for side in (inputs, outputs))
+    term = tuple(map(place, low_rank_term(matrix, inputs, outputs)))
     if training:
         return _with_gradient(FOLD, view, x, kernel, *term, *biases)
     folded = add_pairs(matrix, pairs_of(term))
@@ -139,8 +145,9 @@ def wide_side_beside(
     outputs: Factors | None,
     biases: Arrays,
     training: bool,
+    place: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> Tensor:
-    """The product in 16 bits: the pair of the wide side, the narrow one around.
+    """The pair of the wide side beside the product, the narrow one around.
 
     Passes over the wide side are what costs. Its pair needs the inputs and the
     upstream gradient there once more each and writes nothing as wide; on the
@@ -152,14 +159,14 @@ def wide_side_beside(
     if wide == 1 and inputs is not None:
         x = view.map_inputs(_multiply_by(inputs, training), x)
     wide_factors = (inputs, outputs)[wide]
-    # In 16 bits `pays` holds only if the wide side is transformed.
+    # Here `pays` holds only if the wide side is transformed.
     assert wide_factors is not None
     factors = _cast(wide_factors, x)
     if wide:
         term = low_rank_term(matrix, None, factors)
     else:
         term = low_rank_term(matrix, factors, None)
-    term = tuple(map(as_it_is, term))
+    term = tuple(place(as_it_is(rows)) for rows in term)
     narrow = outputs if wide == 0 else None
     behind = () if narrow is None else biases
     biases = biases if narrow is None else ()
@@ -183,6 +190,13 @@ def _wide_side(
     (Transformed inputs can be had without writing them.)
     """
     return int(f > d or (f == d and outputs is not None))
+
+
+def _is_beside(
+    x: Tensor, inputs: Factors | None, outputs: Factors | None
+) -> bool:
+    one_sided = inputs is None or outputs is None
+    return not is_float32(x) and (one_sided or not is_for_gpu())
 
 
 def _fuses(factor: Tensor) -> bool:

@@ -9,6 +9,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_ether.ops.backend import snapshot
+from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 
@@ -55,6 +57,14 @@ def to_numpy(variable: Variable) -> np.ndarray:
     # NumPy 2 warns if it is asked to copy Keras's variables or TensorFlow's
     # tensors, as `ops.convert_to_numpy` does.
     return np.array(np.asarray(value))
+
+
+def copy_of(variable: Variable) -> Tensor:
+    """The current value of a variable, on its device.
+
+    Later assignments don't change it, nor has it a gradient.
+    """
+    return ops.stop_gradient(snapshot(variable))
 
 
 def settled(value: Any) -> Any:

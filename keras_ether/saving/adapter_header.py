@@ -2,11 +2,14 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 from typing import NoReturn
 
 from keras_ether.adapters.adapter_config import AdapterConfig
+from keras_ether.ops.fingerprint import fingerprint
+from keras_ether.ops.fingerprint import sampled_fingerprint
 
 # JSON: see `FIELDS`.
 Header = dict[str, Any]
@@ -14,6 +17,8 @@ Header = dict[str, Any]
 FORMAT = "keras_ether.adapter"
 FORMAT_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
+# Since this version fingerprints count every entry of the base.
+WHOLE_BASE_VERSION = 3
 
 FIELDS = {
     "format": str,
@@ -142,6 +147,13 @@ def layers_of(header: Header) -> dict[str, Group]:
     return {path: group for group in groups_of(header) for path in group.layers}
 
 
+def digest_of_base(header: Header) -> Callable:
+    """The function that made the fingerprints in a header."""
+    if header["format_version"] < WHOLE_BASE_VERSION:
+        return sampled_fingerprint
+    return fingerprint
+
+
 def tensor_name(*parts: str) -> str:
     """The name of a tensor, `section/layer path/name`."""
     return "/".join(part for part in parts if part)
@@ -212,12 +224,12 @@ def _check_group(group: Any, fields: dict, seen: set[str]) -> None:
     AdapterConfig(**{n: v for n, v in group.items() if n != "layers"})
     if group["side"] not in SIDES:
         raise ValueError(f"its side is {_shown(group['side'])}, not {SIDES}")
-    for path, fingerprint in group["layers"].items():
+    for path, digest in group["layers"].items():
         check_path(path)
         if path in seen:
-            raise ValueError(f"layer '{path}' stands there twice")
+            raise ValueError(f"layer '{path}' is listed twice")
         seen.add(path)
-        _check_fingerprint(fingerprint)
+        _check_fingerprint(digest)
 
 
 def _check_names(names: Any, what: str, paths: bool = False) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import stat
 import uuid
 
 
@@ -10,8 +11,8 @@ def write(path: str, data: bytes) -> None:
     """Writes a file beside `path` and renames it.
 
     Readers of `path` find the old file or the new one, even if this process or
-    the machine stops at any moment. A killed process may leave a file
-    `.NAME.*.tmp` behind.
+    the machine stops at any moment. A file that is replaced keeps its mode. A
+    killed process may leave a file `.keras_ether.*.tmp` behind.
 
     Args:
         path: Where to write, string or `PathLike`.
@@ -57,10 +58,19 @@ def check_place(path: str) -> None:
 
 
 def _write(path: str, data: bytes) -> None:
-    folder, name = os.path.split(path)
-    beside = os.path.join(folder, f".{name}.{uuid.uuid4().hex[:12]}.tmp")
+    folder, mode = os.path.dirname(path), _mode_of(path)
+    # Without the file's name, which may be as long as names can be.
+    beside = os.path.join(folder, f".keras_ether.{uuid.uuid4().hex[:12]}.tmp")
+
+    def opener(name: str, flags: int) -> int:
+        # Never open to more readers than the file that it replaces.
+        return os.open(name, flags, 0o666 if mode is None else mode)
+
     try:
-        with open(beside, "xb") as file:
+        with open(beside, "xb", opener=opener) as file:
+            if mode is not None:
+                # The umask does not apply to a file that exists.
+                os.chmod(beside, mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -70,6 +80,14 @@ def _write(path: str, data: bytes) -> None:
             os.remove(beside)
         raise
     _sync_folder(folder)
+
+
+def _mode_of(path: str) -> int | None:
+    """The permissions of a file, `None` if there is none."""
+    try:
+        return stat.S_IMODE(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return None
 
 
 def _sync_folder(folder: str) -> None:

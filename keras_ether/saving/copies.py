@@ -60,14 +60,20 @@ def copy(model: Layer) -> Layer:
         The copy.
 
     Raises:
-        ValueError: if Keras makes another model from the model's own
-            configuration, or within `keras_ether.disabled`.
+        ValueError: if `model` is not a Keras model or layer, if Keras makes
+            another model from its configuration, or within
+            `keras_ether.disabled`.
 
     Example:
 
     >>> twin = keras_ether.copy(model)
     >>> base = keras_ether.remove(twin)
     """
+    if not isinstance(model, keras.layers.Layer):
+        raise ValueError(
+            "`model` must be a Keras model or layer. Received: "
+            f"model={model!r} of type {type(model).__name__}"
+        )
     rebuild, arguments = _reduce(model) or model.__reduce__()
     return rebuild(*arguments)
 

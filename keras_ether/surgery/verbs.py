@@ -56,8 +56,8 @@ def apply(
     Compiled models can be fitted as they are, the one passed and all others
     that hold a layer that changes: their compiled functions and the state of
     their optimizers start again. With a learned strength, `compile("adam")` has
-    the right first rate, on models of any depth. The paper's methods need
-    higher rates: with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good
+    the first rate to try, whatever the depth. The paper's methods need higher
+    rates: with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good
     first tries, half of that with one block. If the highest rate of training is
     below a tenth of these, `fit` and `train_on_batch` warn once.
 

@@ -196,7 +196,6 @@ def policy():
     [
         ("float32", {"global_clipnorm": 1.0}),
         ("float32", {"global_clipnorm": 1e-2}),
-        ("float32", {"clipvalue": 1e-2}),
         ("mixed_float16", {}),
     ],
 )

@@ -153,6 +153,9 @@ def forgeries():
         for value in (np.nan, np.inf, -np.inf):
             bad = np.array([1.0, value], "float32")
             yield f"{name} {value}", tensor(name, bad)
+    for bits, dtype in ((0x7FA00000, "float32"), (0x7FA0, "bfloat16")):
+        bits = np.array([0, bits], f"uint{8 * np.dtype(dtype).itemsize}")
+        yield f"signalling NaN {dtype}", tensor(U, bits.view(dtype))
     yield "complex weight", tensor("weights/scale", np.ones((), "complex64"))
     yield "extra tensor", tensor("weights/head/bias", np.ones(3, "float32"))
     yield "weight twice", setting("weights", "head", value=["kernel", "kernel"])
@@ -160,7 +163,7 @@ def forgeries():
     yield "kept adapted", setting("trainable", value=["body/first"])
     yield "format", setting("format", value="other")
     yield "version 1 with its fields", setting("format_version", value=1)
-    yield "version 3", setting("format_version", value=3)
+    yield "version 4", setting("format_version", value=4)
     for value in ("much", 0.0, 2.0, True, [0.5]):
         yield (
             f"strength {value}",

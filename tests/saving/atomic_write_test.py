@@ -4,6 +4,7 @@ import pathlib
 import random
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -47,6 +48,48 @@ def test_link_goes_on_pointing_at_its_file(tmp_path):
     atomic_write.write(tmp_path / "link", b"new")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real").read_bytes() == b"new"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o666, 0o444])
+def test_file_keeps_its_mode(mode, tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"old")
+    path.chmod(mode)
+    modes = []
+    replace = os.replace
+
+    def look(beside, path):
+        modes.append(stat.S_IMODE(os.stat(beside).st_mode))
+        replace(beside, path)
+
+    monkeypatch.setattr(os, "replace", look)
+    atomic_write.write(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [stat.S_IMODE(path.stat().st_mode), *modes] == [mode, mode]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_new_file_has_the_mode_of_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        atomic_write.write(tmp_path / "a.safetensors", b"new")
+    finally:
+        os.umask(before)
+    found = stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode)
+    assert found == 0o640
+
+
+@pytest.mark.parametrize("letter", ["a", "ä"])
+def test_longest_name(letter, tmp_path):
+    stem = letter * ((255 - len(".safetensors")) // len(letter.encode()))
+    path = tmp_path / f"{stem}.safetensors"
+    for data in (b"old", b"new"):
+        atomic_write.write(path, data)
+        assert path.read_bytes() == data
+    too_long = tmp_path / f"{stem}{letter}.safetensors"
+    refused(too_long, OSError, os.strerror(errno.ENAMETOOLONG))
+    assert os.listdir(tmp_path) == [path.name]
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -109,7 +152,7 @@ def test_file_that_cannot_be_opened_is_named(
 ):
     """As in a folder without the right to write, which root has anyway."""
 
-    def fail(path, mode):
+    def fail(path, mode, **_):
         raise OSError(code, os.strerror(code), path)
 
     monkeypatch.setattr(atomic_write, "open", fail, raising=False)

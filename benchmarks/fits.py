@@ -1,0 +1,171 @@
+"""Which models fit on which chip: the memory that a compiler plans for a step.
+
+    pip install libtpu
+    python -m benchmarks fits
+    python -m benchmarks fits --chip p100 --cuda cuda    # see `gpu_plan`
+
+No weight is allocated and no chip is needed. A model is compiled with two
+layers and with four; each further layer takes half of the difference. `--whole`
+compiles all layers beside it, which shows the error of that.
+"""
+
+import argparse
+import pathlib
+import time
+
+from benchmarks import abstract_models
+from benchmarks import described_gpus
+from benchmarks import gpu_plan
+from benchmarks import report
+from benchmarks import tpu
+
+GIB = 2**30
+# Name, memory in GiB, as data sheets say it.
+TPUS = {"v5e": ("v5e:2x2", 16), "v6e": ("v6e:2x2", 32)}
+# Layers, and the arguments of KerasHub's backbone.
+SIZES = {
+    "SmolLM2 135M": (30, "Llama", (49152, 9, 3, 576, 1536)),
+    "Gemma 3 1B": (26, "Gemma3", (262144, 4, 1, 1152, 6912)),
+    "Gemma 2B": (18, "Gemma", (256000, 8, 1, 2048, 32768)),
+    "Gemma 7B": (28, "Gemma", (256000, 16, 16, 3072, 49152)),
+    "Mistral 7B": (32, "Mistral", (32000, 32, 8, 4096, 14336)),
+    "Llama 3 8B": (32, "Llama3", (128256, 32, 8, 4096, 14336)),
+}
+MORE = {
+    "SmolLM2 135M": {"tie_word_embeddings": True},
+    "Gemma 3 1B": {
+        "head_dim": 256,
+        "use_query_key_norm": True,
+        "use_post_ffw_norm": True,
+        "use_post_attention_norm": True,
+        "use_sliding_window_attention": True,
+        "sliding_window_size": 512,
+        "image_size": None,
+        "vision_encoder": None,
+    },
+    "Gemma 2B": {"head_dim": 256},
+    "Gemma 7B": {"head_dim": 256},
+}
+# Base, method, and whether activations are rematerialized.
+ROWS = (
+    ("bfloat16", "full", False),
+    ("bfloat16", "full", True),
+    ("bfloat16", "Keras LoRA r=8", False),
+    ("bfloat16", "default", False),
+    ("bfloat16", "default", True),
+    ("int8", "default", False),
+    ("int8", "default", True),
+    ("int4", "default", True),
+)
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--chip", default="v5e", choices=[*TPUS, *described_gpus.DATA_SHEETS]
+    )
+    command.add_argument("--cuda", type=pathlib.Path)
+    command.add_argument("--models", nargs="+", default=SIZES, choices=SIZES)
+    command.add_argument("--batch", type=int, default=1)
+    command.add_argument("--tokens", type=int, default=1024)
+    command.add_argument("--whole", action="store_true")
+
+
+def main(args):
+    compile_for, memory = compiler(args)
+    rows = []
+    for name in args.models:
+        for base, method, remat in ROWS:
+            started = time.perf_counter()
+            planned = gibibytes(compile_for, args, name, base, method, remat)
+            row = {"model": name, "base": base, "method": method}
+            row |= {"remat": "yes" if remat else "no", **planned}
+            row["fits"] = "yes" if planned["GiB"] <= memory else "no"
+            rows.append(row)
+            seconds = time.perf_counter() - started
+            print(f"{row} ({seconds:.0f} s to compile)", flush=True)
+            title = f"{args.batch} x {args.tokens} tokens, {args.chip}"
+            report.save_planned(f"fits-{args.chip}", args, {title: rows}, {})
+    print(report.markdown(rows))
+
+
+def compiler(args):
+    """A function that compiles for the chip, and the chip's memory in GiB."""
+    if args.chip in TPUS:
+        tpu.set_environment()
+        topology, memory = TPUS[args.chip]
+        return lambda *step: tpu.compile_for(topology, *step), memory
+    described_gpus.set_environment(args.cuda)
+    device = described_gpus.device(args.chip, args.cuda)
+    memory = described_gpus.DATA_SHEETS[args.chip][7]
+    return lambda *step: gpu_plan.compile_for(device, *step), memory
+
+
+def gibibytes(compile_for, args, name, base, method, remat):
+    """What is planned for all layers, by that for two and for four."""
+    layers, *_ = SIZES[name]
+
+    def planned(count):
+        step = training_step(args, name, count, base, method, remat)
+        memory = compile_for(*step).memory_analysis()
+        taken = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        given = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        return (taken + given) / GIB
+
+    two, four = planned(2), planned(4)
+    found = {"GiB": round(two + (layers - 2) * (four - two) / 2, 2)}
+    if args.whole:
+        found["GiB, whole"] = round(planned(layers), 2)
+    return found
+
+
+def training_step(args, name, layers, base, method, remat):
+    import jax
+    import keras
+
+    def build():
+        with keras.RematScope(mode="full" if remat else None):
+            model = task(name, layers)
+        if base != "bfloat16":
+            model.quantize(base)
+        adapt(model, method)
+        model.compile(
+            keras.optimizers.Adam(1e-3),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        )
+        model.optimizer.build(model.trainable_variables)
+        return model
+
+    model = abstract_models.build(build)
+    tokens = jax.ShapeDtypeStruct((args.batch, args.tokens), "int32")
+    batch = {"token_ids": tokens, "padding_mask": tokens}, tokens
+    return model.train_step, abstract_models.state_of(model), batch
+
+
+def task(name, layers):
+    import keras
+    import keras_hub
+
+    keras.config.set_dtype_policy("bfloat16")
+    _, family, sizes = SIZES[name]
+    vocabulary, heads, of_keys, width, inner = sizes
+    backbone = getattr(keras_hub.models, f"{family}Backbone")(
+        vocabulary_size=vocabulary,
+        num_layers=layers,
+        num_query_heads=heads,
+        num_key_value_heads=of_keys,
+        hidden_dim=width,
+        intermediate_dim=inner,
+        **MORE.get(name, {}),
+    )
+    return getattr(keras_hub.models, f"{family}CausalLM")(
+        backbone, preprocessor=None
+    )
+
+
+def adapt(model, method):
+    import keras_ether
+
+    if method == "default":
+        keras_ether.apply(model, seed=0)
+    elif method != "full":
+        model.backbone.enable_lora(8)

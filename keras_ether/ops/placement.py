@@ -1,0 +1,64 @@
+"""How several devices of JAX share the small arrays that adapters add.
+
+Left to itself, a compiler cuts these up as it does the kernels beside them, and
+gathers every one again, part by part: more messages than a frozen model sends
+in all. Told that they are whole on each device, it sends one sum for each.
+"""
+
+import keras
+
+from keras_ether.ops.backend import BACKEND
+from keras_ether.types import Tensor
+from keras_ether.types import Variable
+
+if BACKEND == "jax":
+    import jax
+    from jax.sharding import NamedSharding
+    from jax.sharding import PartitionSpec
+
+
+def as_vectors(x: Tensor, vector: Variable) -> Tensor:
+    """Factors, whole on every device if the vectors that they are of are.
+
+    Args:
+        x: Tensor made of `vector`.
+        vector: Variable. Without a distribution, or if the distribution cuts it
+            up, `x` is returned unchanged.
+    """
+    axes = _axes(vector)
+    return x if axes is None or any(axes) else _whole(x)
+
+
+def as_activations(x: Tensor, kernel: Variable) -> Tensor:
+    """Rows multiplied by a kernel, whole on every device if activations are.
+
+    They are where a kernel is cut up along the axis of the examples alone: its
+    parts are gathered for the product, and so are not those of the activations.
+
+    Args:
+        x: Tensor of a few rows, a product with `kernel`.
+        kernel: Variable. Without a distribution, or if activations may be cut
+            up as the kernel is, `x` is returned unchanged.
+    """
+    axes = _axes(kernel)
+    if axes is None:
+        return x
+    examples = keras.distribution.distribution().batch_dim_name
+    return _whole(x) if {*axes} <= {None, examples} else x
+
+
+def _axes(variable: Variable) -> tuple[str | None, ...] | None:
+    """The axes of the mesh along which a variable is cut up, by its own."""
+    distribution = keras.distribution.distribution()
+    if BACKEND != "jax" or distribution is None:
+        return None
+    layout = distribution.get_variable_layout(variable)
+    return None if layout is None else tuple(layout.axes)
+
+
+def _whole(x: Tensor) -> Tensor:
+    whole = PartitionSpec()
+    if not jax.sharding.get_abstract_mesh().empty:
+        return jax.lax.with_sharding_constraint(x, whole)
+    mesh = keras.distribution.distribution().device_mesh.backend_mesh
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, whole))
