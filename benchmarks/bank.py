@@ -23,13 +23,13 @@ def main(args):
     adding = []
     for method in ("ether", "ether+"):
         for n, capacity, distinct in cases(args.quick):
-            bank = bank_of(method, n, capacity)
+            bank, trial = bank_of(method, n, capacity)
             name = f"{method.upper()} n={n}, {capacity:,} adapters"
             for count in distinct:
                 steps[f"{name}, {count} in a batch"] = predict(
                     bank, inputs, count
                 )
-            adding.append({"bank": name, **time_to_add(bank)})
+            adding.append({"bank": name, **time_to_add(bank), **trial})
     if not args.quick:
         steps["a loop over 32 adapters, ETHER n=4"] = loop(inputs)
     times = timing.alternate(steps, rounds=100, seconds=args.seconds)
@@ -83,11 +83,22 @@ def adapted(method="ether", rank_blocks=4):
 
 
 def bank_of(method, rank_blocks, capacity):
-    """A full bank; beyond a batch's, its adapters are copies in memory."""
-    bank = keras_ether.AdapterBank(adapted(method, rank_blocks), capacity)
+    """A bank and the seconds that making it took, with its trial and without.
+
+    Beyond a batch's, its adapters are copies in memory.
+    """
+    model = adapted(method, rank_blocks)
+    seconds = {}
+    for certify in (False, True):
+        start = time.perf_counter()
+        bank = keras_ether.AdapterBank(model, capacity, certify=certify)
+        seconds[certify] = time.perf_counter() - start
     for i in range(min(capacity, BATCH)):
         bank.add(f"adapter {i}")
-    return bank
+    return bank, {
+        "seconds to make": round(seconds[False], 1),
+        "with the trial": round(seconds[True], 1),
+    }
 
 
 def predict(bank, inputs, count):

@@ -8,6 +8,7 @@ import keras
 from keras import tree
 
 from keras_ether import _keras_internals as internals
+from keras_ether.adapters import per_example
 from keras_ether.bank import trial
 from keras_ether.bank.examples import Asked
 from keras_ether.bank.names import INPUTS
@@ -84,12 +85,24 @@ class Certificates:
             ValueError: if the trial fails.
         """
         first = tree.map_structure(lambda x: x[: max(trial.SIZES)], inputs)
-        self._asked[kind, _signature(inputs)] = trial.Trial(
+        run = trial.Trial(
             self.base,
             self.structure,
             answer or (lambda x: self.base(x, training=False)),
             repeated=answer is not None,
-        ).run(first)
+        ).run
+        try:
+            self._asked[kind, _signature(inputs)] = run(first)
+        except (ValueError, MemoryError):
+            raise
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise per_example.NoExamplesError(
+                f"The trial of model '{self.base.name}', of whether its "
+                "adapters can be mixed in a batch, failed by a "
+                f"{type(error).__name__}: {reason} (A `jax.jit` within the "
+                "model keeps what it recorded before.)"
+            ) from error
 
     def check(self, asked: Counter[Asked], inputs: Any) -> None:
         """Raises a `ValueError` unless layers asked as a trial saw them.
