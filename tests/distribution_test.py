@@ -96,7 +96,7 @@ def fit(model):
 def test_a_rule_places_vectors_and_their_moments(rules, first, second):
     with cut(rules).scope():
         model = make_model()
-        keras_ether.apply(model, rank_blocks=4)
+        keras_ether.apply(model, method="ether", rank_blocks=4)
         optimizer = keras.optimizers.Adam()
         optimizer.build(model.trainable_variables)
     adapters = [layer.ether for layer in model.layers]

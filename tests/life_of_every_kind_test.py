@@ -85,7 +85,7 @@ def test_files_over_another_base_keep_the_predictions(kind, rng, tmp_path):
     path = tmp_path / "model.weights.h5"
     one, other = kinds.model_of(kind), kinds.model_of(kind)
     for seed, model in enumerate((one, other)):
-        keras_ether.apply(model, seed=seed, **ARGUMENTS)
+        keras_ether.apply(model, method="ether", seed=seed, **ARGUMENTS)
     one.save_weights(path)
     other.load_weights(path)
     for now, then in zip(
