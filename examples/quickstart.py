@@ -18,7 +18,6 @@ export of a SavedModel are in `quickstart_helpers.py`.
 """
 
 import json
-import math
 import sys
 
 # Before Keras, since it keeps TensorFlow's notes off the screen.
@@ -31,6 +30,7 @@ import numpy as np
 import keras_ether
 
 SEED = 0
+ASKED = 3
 
 
 def run(options):
@@ -43,32 +43,31 @@ def run(options):
         model = load_model(options, data)
         print(f"{options.model_name}: {model.count_params():,} parameters.")
 
-    with helpers.step("3/7 Training its new head only, for comparison"):
-        model.backbone.trainable = False
-        head_only = train(model, options, data)
-        print(f"{head_only:.1%} of the test texts are classified right.")
+    with helpers.step("3/7 Logistic regression on it as it is, to compare"):
+        baseline = helpers.baseline(model, data)
+        print(f"{baseline:.1%} of the test texts are classified right.")
 
-    with helpers.step(f"4/7 Putting {options.method.upper()} into it"):
-        model = load_model(options, data)  # With a fresh head, the same one.
-        with helpers.blaming_input():
-            keras_ether.apply(
-                model,
-                method=options.method,
-                rank_blocks=options.rank_blocks,
-                targets=options.targets,
-                seed=SEED,
-            )
+    with helpers.step("4/7 Putting adapters into it"), helpers.blaming_input():
+        keras_ether.apply(
+            model,
+            method=options.method,
+            rank_blocks=options.rank_blocks,
+            targets=options.targets,
+            side=options.side,
+            seed=SEED,
+            strength=options.strength,
+        )
         report = keras_ether.summary(model)
         print("Only the adapters and the head will train.")
 
     with helpers.step("5/7 Training"):
-        accuracy = train(model, options, data, verbose=1)
+        accuracy = train(model, options, data)
 
     with helpers.step("6/7 Testing it on texts that it has not seen"):
         tuned = model.predict(data.test_texts, verbose=0)
         print(f"Right: {data.majority:6.1%} always '{data.majority_class}'")
-        print(f"       {head_only:6.1%} with a new head only")
-        print(f"       {accuracy:6.1%} with {options.method.upper()}")
+        print(f"       {baseline:6.1%} by logistic regression on its vectors")
+        print(f"       {accuracy:6.1%} with the adapters")
 
     with helpers.step("7/7 Keeping what was trained"):
         # A small file, to be put onto the pretrained model again.
@@ -87,12 +86,16 @@ def run(options):
         served = helpers.serve(folder, model, data.test_texts)
         helpers.list_files(folder)
 
-    print("\nAsking the saved model, as another program would:")
-    asked = ask(folder, ["A warm and funny film.", "Two dull hours."])
+    print(
+        "\nAsking the saved model about test texts, as another program would:"
+    )
+    asked = ask(folder, data.test_texts[:ASKED])
+    truth = [data.classes[label] for label in data.test_labels[:ASKED]]
+    print(f"In the data they are {helpers.quoted(truth)}.")
     print(f'\nGo on:  python {sys.argv[0]} --ask "..." --output {folder}')
     return {
         "majority": data.majority,
-        "head_only": head_only,
+        "baseline": baseline,
         "accuracy": accuracy,
         "trained": report.trainable + report.head,
         "largest_difference": float(np.abs(served - tuned).max()),
@@ -101,7 +104,7 @@ def run(options):
 
 
 def load_model(options, data):
-    """The pretrained model with a new head, the same one at each call."""
+    """The pretrained model with a new head."""
     keras.utils.set_random_seed(SEED)
     with helpers.blaming_preset(options.preset):
         model = keras_hub.models.TextClassifier.from_preset(
@@ -111,15 +114,12 @@ def load_model(options, data):
     return model
 
 
-def train(model, options, data, verbose=0):
+def train(model, options, data):
     """Trains the model, and returns its accuracy on the test texts."""
-    steps = math.ceil(len(data.train_texts) / options.batch_size)
-    # Much higher than KerasHub's own, which is meant for training all weights.
-    rate = keras.optimizers.schedules.CosineDecay(
-        options.learning_rate, decay_steps=steps * options.epochs
-    )
     model.compile(
-        optimizer=keras.optimizers.Adam(rate),
+        # Adam's default, 1e-3, unless another is asked for: much higher than
+        # KerasHub's own, which is meant for training all weights.
+        optimizer=keras.optimizers.Adam(options.learning_rate),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -129,7 +129,6 @@ def train(model, options, data, verbose=0):
         batch_size=options.batch_size,
         epochs=options.epochs,
         shuffle=False,  # `read_data` has done it.
-        verbose=verbose,
     )
     answers = model.predict(data.test_texts, verbose=0).argmax(-1)
     return float((answers == data.test_labels).mean())

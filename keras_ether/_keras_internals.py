@@ -112,6 +112,11 @@ def update_count(optimizer: Optimizer) -> Variable:
     return optimizer._iterations
 
 
+def optimizer_for(optimizer: Optimizer, variable: Variable) -> Any:
+    """The optimizer that a `MultiOptimizer` has for a variable."""
+    return optimizer._optimizer_map(variable)
+
+
 def rate_set(optimizer: Optimizer) -> Any:
     """The learning rate that an optimizer was given: a variable or schedule."""
     return optimizer._learning_rate

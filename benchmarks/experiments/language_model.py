@@ -3,44 +3,14 @@
 import time
 
 import keras
-import keras_hub
 import numpy as np
 
 from benchmarks.experiments import data as data_lib
 from benchmarks.experiments import datasets
 from benchmarks.experiments import fitting
-from benchmarks.experiments.models import Pretrained
-from examples.real_models import smollm2_135m_instruct as smollm2
 
-# As the runs on disk name it.
-SMOLLM2 = "keras_ether/smollm2-135m-instruct"
-
-# Small, since every token has an output for each of 49,152.
+# Small, since every token has an output for each word of the vocabulary.
 EVALUATION_BATCH = 8
-
-
-def settings(options):
-    """What decides the outcome of a run, besides what all tasks have."""
-    return {
-        "task": "language model",
-        "data": datasets.name(options),
-        "preset": options.preset or SMOLLM2,
-    }
-
-
-def trainer(options):
-    """A `Trainer`, as the command line asks for it."""
-    pretrained = base(options)
-    return Trainer(pretrained, load(options, pretrained.preprocessor))
-
-
-def base(options):
-    """The `Pretrained` that language models are built from."""
-    preset = options.preset or smollm2.preset()
-    # One more token than is trained on, see `load`.
-    return Pretrained(
-        keras_hub.models.CausalLM.from_preset(preset), options.length + 1
-    )
 
 
 def load(options, preprocessor):
@@ -56,7 +26,7 @@ def load(options, preprocessor):
         with their `weights`, 0 for padding.
     """
     settings = {
-        "task": "language model",
+        "task": options.task,
         "data": datasets.name(options),
         "preset": options.preset,
         "length": options.length,
@@ -99,39 +69,25 @@ class Trainer:
             settings["method"], settings["rank_blocks"], seed
         )
         start = time.perf_counter()
-        epochs = {}
+        last = None
         if settings["method"] != "base":
-            epochs = self.fit(model, settings)
+            rows = fitting.choose(self.data["train"], settings["samples"], seed)
+            batches = Batches(rows, settings["batch_size"], seed)
+            last = fitting.fit(model, batches, settings, loss())
         fitted = time.perf_counter()
-        measured = {
-            "trainable": fitting.trainable(model),
-            "loss": None,
-            **epochs,
-        }
+        trainable = fitting.trainable(model)
         fitting.merge(model)
         model.compile(loss=loss(), weighted_metrics=None)
-        measured |= {
-            "dev_loss": mean_loss(model, self.data["dev"]),
-            "test_loss": mean_loss(model, self.data["test"]),
+        measured = {
+            "trainable": trainable,
+            "loss": last,
+            "dev": mean_loss(model, self.data["dev"]),
+            "test": mean_loss(model, self.data["test"]),
             "test_tokens": int(self.data["test"]["weights"].sum()),
             "fit_seconds": fitted - start,
             "seconds": time.perf_counter() - start,
         }
         return fitting.finite(measured)
-
-    def fit(self, model, settings):
-        """Trains, and returns the losses, on the dev part by epoch."""
-        rows = fitting.choose(
-            self.data["train"], settings["samples"], settings["seed"]
-        )
-        batches = Batches(rows, settings["batch_size"], settings["seed"])
-        return fitting.fit(
-            model,
-            batches,
-            settings,
-            loss(),
-            lambda model: mean_loss(model, self.data["dev"]),
-        )
 
 
 class Batches(data_lib.Batches):
@@ -161,7 +117,7 @@ def loss():
 
 def mean_loss(model, rows):
     """A compiled model's mean loss a token, in nats."""
-    lengths = rows["padding_mask"].sum(axis=1)
+    lengths = data_lib.lengths(rows)
     order = np.argsort(lengths, kind="stable")
     total, tokens = 0.0, 0.0
     for part in data_lib.split(order, EVALUATION_BATCH):

@@ -1,18 +1,19 @@
 """What trains, by method; the head trains with all of them.
 
-ETHER, ETHER+, OFT, Naive and LoRA change the same layers, all linear maps of
+The methods of `keras_ether` and LoRA change the same layers, all linear maps of
 the backbone.
 """
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras_ether
 from benchmarks import variants
-from benchmarks.experiments import chains
 
 TARGETS = "all-linear"
+# Rates to choose among, in half decades.
+LEARNED_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+LORA_RATES = (3e-4, 1e-3, 3e-3)
 
 
 @dataclass(frozen=True)
@@ -24,28 +25,18 @@ class Method:
         color: Its colour.
         adapt: Function `(model, rank_blocks, seed)` that leaves trainable what
             the method trains.
+        rates: The learning rates of Adam that are tried.
         line: The style of its line in plots.
-        has_blocks: Whether `rank_blocks` matters.
     """
 
     label: str
     color: str
     adapt: Callable
+    rates: tuple[float, ...] = ()
     line: str = "-"
-    has_blocks: bool = False
-
-    @property
-    def marker(self):
-        """Its marker in plots: hollow diamonds for a learned strength."""
-        hollow = self.line == "--"
-        return {
-            "color": self.color,
-            "marker": {"-": "o", "--": "D", ":": "s"}[self.line],
-            "markerfacecolor": "white" if hollow else self.color,
-        }
 
 
-def _ether(label, color, name, line="-", **options):
+def _ether(label, color, name, rates, line="-", targets=TARGETS, **options):
     """A method of `keras_ether`, with further arguments of `apply`."""
 
     def adapt(model, rank_blocks, seed):
@@ -53,33 +44,33 @@ def _ether(label, color, name, line="-", **options):
             model,
             method=name,
             rank_blocks=rank_blocks,
-            targets=TARGETS,
+            targets=targets,
             seed=seed,
             **options,
         )
 
-    return Method(label, color, adapt, line, has_blocks=True)
+    return Method(label, color, adapt, rates, line)
 
 
-def _chain(label, color, k):
-    def adapt(model, rank_blocks, seed):
-        chain = _ether(label, color, chains.register(k))
-        chain.adapt(model, rank_blocks, seed)
-
-    return Method(label, color, adapt, ":", has_blocks=True)
+def _learned(label, color, name, **options):
+    options |= {"strength": "learned"}
+    return _ether(label, color, name, LEARNED_RATES, "--", **options)
 
 
-def _lora(model, rank_blocks, seed, rank):
+def _lora(label, color, rank, alpha, rates=LORA_RATES, line="-"):
     """KerasHub's LoRA, its factors alone: it would train biases as well."""
-    variants.lora(model, TARGETS, rank)
-    for weight in model.backbone.weights:
-        weight.trainable = "lora_kernel" in weight.path
 
+    def adapt(model, rank_blocks, seed):
+        maps = variants.linear_maps(model, TARGETS)
+        for weight in model.backbone.weights:
+            weight.trainable = False
+        for layer in maps:
+            layer.trainable = True
+            layer.enable_lora(rank, lora_alpha=alpha)
+        for weight in model.backbone.weights:
+            weight.trainable = "lora_kernel" in weight.path
 
-def _bitfit(model, rank_blocks, seed):
-    """Every bias, those of the normalizations included."""
-    for weight in model.backbone.weights:
-        weight.trainable = weight.name in ("bias", "beta")
+    return Method(label, color, adapt, rates, line)
 
 
 def _head(model, rank_blocks, seed):
@@ -90,48 +81,36 @@ def _full(model, rank_blocks, seed):
     pass
 
 
-LEARNED = {"strength": "learned"}
 # Solid lines for methods as published, dashed ones for a learned strength.
 METHODS = {
-    "ether": _ether("ETHER", "#1b7f79", "ether"),
-    "ether-learned": _ether(
-        "ETHER, learned strength", "#1b7f79", "ether", "--", **LEARNED
-    ),
-    "ether-both-learned": _ether(
-        "ETHER on both sides, learned strength",
-        "#5fb85c",
-        "ether",
-        "--",
-        side="both",
-        **LEARNED,
-    ),
-    "ether+": _ether("ETHER+", "#2f6fbf", "ether+"),
-    "ether+-learned": _ether(
-        "ETHER+, learned strength", "#2f6fbf", "ether+", "--", **LEARNED
-    ),
-    "ether+-input": _ether(
-        "ETHER+ on the input side", "#58b4e5", "ether+", side="input"
-    ),
-    "ether+-input-learned": _ether(
-        "ETHER+ on the input side, learned strength",
+    "ether+-input-learned": _learned(
+        "ETHER+ on one side, learned strength",
         "#58b4e5",
         "ether+",
-        "--",
         side="input",
-        **LEARNED,
     ),
-    "chain-2": _chain("ETHER, 2 reflections", "#c98f2b", 2),
-    "chain-4": _chain("ETHER, 4 reflections", "#8a5a00", 4),
-    "oft": _ether("OFT", "#e08a1e", "oft"),
-    "naive": _ether("Naive", "#7b4fa3", "naive"),
-    "lora-1": Method("LoRA r=1", "#f2a6b8", functools.partial(_lora, rank=1)),
-    "lora-4": Method("LoRA r=4", "#d4476e", functools.partial(_lora, rank=4)),
-    "lora-8": Method("LoRA r=8", "#8a1538", functools.partial(_lora, rank=8)),
-    "bitfit": Method("BitFit", "#a39a00", _bitfit),
+    "ether-learned": _learned("ETHER, learned strength", "#1b7f79", "ether"),
+    "ether+-learned": _learned("ETHER+, learned strength", "#2f6fbf", "ether+"),
+    "ether+-input-learned-qv": _learned(
+        "ETHER+ on one side, learned strength, query and value",
+        "#b08fd8",
+        "ether+",
+        side="input",
+        targets=None,
+    ),
+    "ether-learned-qv": _learned(
+        "ETHER, learned strength, query and value",
+        "#7b4fa3",
+        "ether",
+        targets=None,
+    ),
+    "ether": _ether("ETHER", "#1b7f79", "ether", (3e-3, 1e-2, 3e-2)),
+    "ether+": _ether("ETHER+", "#2f6fbf", "ether+", (1e-3, 3e-3, 1e-2)),
+    "lora-1": _lora("LoRA r=1, α=1", "#f2a6b8", 1, 1, (1e-3, 3e-3, 1e-2)),
+    "lora-8": _lora("LoRA r=8, α=8", "#8a1538", 8, 8),
+    "lora-8-16": _lora("LoRA r=8, α=16", "#d4476e", 8, 16, line=":"),
+    "full": Method("full fine-tuning", "#333333", _full, (3e-5, 1e-4, 3e-4)),
     "head": Method("head only", "#b0b0b0", _head),
-    "full": Method("full", "#333333", _full),
-    # Nothing trains: the model as it comes, with a random head.
-    "base": Method("base", "#000000", _head),
+    # Nothing trains: the model as it comes.
+    "base": Method("before training", "#000000", _head),
 }
-# What the paper compares.
-PUBLISHED = ("ether", "ether+", "oft", "naive", "lora-8", "full")

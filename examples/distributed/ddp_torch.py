@@ -54,7 +54,7 @@ def train(rank=0, processes=1):
     module = DistributedDataParallel(model) if processes > 1 else model
     # `apply` has frozen all the rest.
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=1e-2)
+    optimizer = torch.optim.Adam(trained, lr=1e-3)
     loss_function = torch.nn.CrossEntropyLoss()
 
     x, y = (torch.tensor(array) for array in make_data())

@@ -84,7 +84,7 @@ def train(options):
     """Losses by epoch, on what devices the scope says."""
     model = make_model(options.preset)
     model.compile(
-        keras.optimizers.Adam(1e-2),
+        keras.optimizers.Adam(1e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     # Each device gets the same number of blocks.

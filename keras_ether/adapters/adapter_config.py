@@ -21,12 +21,17 @@ class AdapterConfig:
         rank_blocks: Integer, the number of diagonal blocks `n` per side.
             Defaults to 4.
         side: `"input"`, `"output"`, `"both"`, `"narrow"` for the shorter of the
-            two, or `None` for the default of the method or of the layer.
-            Defaults to `None`.
+            two, `"single"` for the input side or the only one of a table, or
+            `None` for the default of the method or of the layer. Defaults to
+            `None`.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         strength: `None`, `"learned"` or a number in `(0, 1]`: the `s` of blocks
             `I + s (block − I)`, see `keras_ether.apply`. Defaults to `None`.
+        rate_multiplier: Positive float, the `κ` of a learned strength
+            `s = tanh(κ t)`: Adam's rate acts on the blocks as `κ` times itself.
+            `None` stands for the number that fits how many kernels are adapted,
+            see `for_network`. Defaults to 1.
 
     Raises:
         ValueError: if an argument is not one of the above.
@@ -42,6 +47,7 @@ class AdapterConfig:
     side: str | None = None
     dropout: float = 0.0
     strength: float | str | None = None
+    rate_multiplier: float | None = 1.0
 
     def __post_init__(self) -> None:
         methods.get(self.method)
@@ -63,15 +69,42 @@ class AdapterConfig:
                 f"Received: dropout={self.dropout!r}"
             )
         strength = checked_strength(self.strength)
+        multiplier = self.rate_multiplier
+        if multiplier is not None:
+            multiplier = _checked_multiplier(multiplier, strength)
         # NumPy's scalars become plain Python numbers, which files can hold.
         object.__setattr__(self, "rank_blocks", blocks)
         object.__setattr__(self, "dropout", float(probability))
         object.__setattr__(self, "strength", strength)
+        object.__setattr__(self, "rate_multiplier", multiplier)
+
+    @classmethod
+    def asked_for(
+        cls,
+        method: str | None,
+        rank_blocks: int,
+        side: str | None,
+        dropout: float,
+        strength: float | str | None,
+    ) -> "AdapterConfig":
+        """The config that the arguments of `keras_ether.apply` mean."""
+        if method is None:
+            method = RECOMMENDED.method
+            side = RECOMMENDED.side if side is None else side
+            strength = RECOMMENDED.strength if strength is None else strength
+        return cls(
+            method, rank_blocks, side, dropout, strength, rate_multiplier=None
+        )
 
     @property
     def variant(self) -> methods.Method:
         """The method, at this strength."""
-        return methods.with_strength(methods.get(self.method), self.strength)
+        return methods.with_strength(
+            methods.get(self.method),
+            self.strength,
+            # What does not depend on it may be asked before it is known.
+            self.rate_multiplier or 1.0,
+        )
 
     @property
     def resolved(self) -> "AdapterConfig":
@@ -83,6 +116,19 @@ class AdapterConfig:
         """The side, or the method's own in place of `None`."""
         return self.side or methods.get(self.method).side
 
+    def for_network(self, kernels: int) -> "AdapterConfig":
+        """The config with the rate multiplier that it means in a network.
+
+        Args:
+            kernels: Integer, how many kernels of the network are adapted.
+        """
+        if self.rate_multiplier is not None:
+            return self
+        multiplier = 1.0
+        if self.strength == methods.LEARNED:
+            multiplier = methods.rate_multiplier(kernels)
+        return dataclasses.replace(self, rate_multiplier=multiplier)
+
     def on_side(self, side: str) -> "AdapterConfig":
         """The config with another side."""
         return dataclasses.replace(self, side=side)
@@ -93,6 +139,8 @@ class AdapterConfig:
         Args:
             sizes: `(experts, d, f)` of the kernel.
         """
+        if self.resolved_side == "single":
+            return self.on_side("input")
         if self.resolved_side != "narrow":
             return self.resolved
         _, inputs, outputs = sizes
@@ -183,6 +231,8 @@ class AdapterConfig:
         )
         if self.strength is not None:
             text += f", strength={self.strength!r}"
+        if self.rate_multiplier not in (None, 1.0):
+            text += f", rate_multiplier={self.rate_multiplier:g}"
         return text
 
 
@@ -205,6 +255,28 @@ def checked_strength(strength: Any) -> float | str | None:
     return float(number)
 
 
+def _checked_multiplier(multiplier: Any, strength: float | str | None) -> float:
+    """A rate multiplier as a plain number.
+
+    Raises:
+        ValueError: if it is not positive and finite, or another than 1 where no
+            strength is learned.
+    """
+    number = values.real(multiplier)
+    if number is None or not 0 < number < math.inf:
+        raise ValueError(
+            "`rate_multiplier` must be a positive number. Received: "
+            f"rate_multiplier={multiplier!r}"
+        )
+    if number != 1 and strength != methods.LEARNED:
+        raise ValueError(
+            "`rate_multiplier` is for strength='learned', and must be 1 "
+            f"otherwise. Received: rate_multiplier={multiplier!r}, "
+            f"strength={strength!r}"
+        )
+    return float(number)
+
+
 def checked_seed(seed: Any) -> int | None:
     """A seed as a plain integer, or `None`.
 
@@ -218,3 +290,10 @@ def checked_seed(seed: Any) -> int | None:
             f"seed={seed!r}"
         )
     return number
+
+
+# What no named method means: the best of five tasks at Adam's default rate, see
+# `benchmarks/RESULTS.md`.
+RECOMMENDED = AdapterConfig(
+    "ether+", side="single", strength=methods.LEARNED, rate_multiplier=None
+)

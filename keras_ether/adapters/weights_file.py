@@ -46,6 +46,8 @@ METHOD = "method"
 DROPOUT = "dropout_state"
 # The adapter's strength in the kernel beside it, where that is not 1.
 STRENGTH = "strength"
+# The rate multiplier that a learned strength has, where that is not 1.
+MULTIPLIER = "rate_multiplier"
 
 _of_base = contextvars.ContextVar("of_base", default=False)
 
@@ -132,6 +134,8 @@ def save_vectors(adapter: "Adapter", store: Any) -> None:
     for name, vector in adapter.vectors.items():
         store[name] = to_numpy(vector)
     store[METHOD] = np.frombuffer(adapter.method.name.encode(), "uint8")
+    if adapter.config.rate_multiplier != 1.0:
+        store[MULTIPLIER] = np.asarray(adapter.config.rate_multiplier)
     if adapter.seed_generator is not None:
         state = to_numpy(adapter.seed_generator.state)
         # Backends use different integer dtypes for it.
@@ -201,7 +205,8 @@ def _check_base(
 
 def _read(adapter: "Adapter", store: Any) -> dict[str, np.ndarray]:
     method = bytes(np.asarray(store[METHOD])).decode("ascii", "replace")
-    names = set(store.keys()) - {METHOD, DROPOUT, FINGERPRINT, STRENGTH}
+    others = {METHOD, DROPOUT, FINGERPRINT, STRENGTH, MULTIPLIER}
+    names = set(store.keys()) - others
     values = {name: np.asarray(store[name]) for name in sorted(names)}
     received = {name: value.shape for name, value in values.items()}
     expected = {
@@ -213,4 +218,10 @@ def _read(adapter: "Adapter", store: Any) -> dict[str, np.ndarray]:
             f"this model. Expected: method='{adapter.method.name}', "
             f"{expected}. Received: method='{method}', {received}."
         )
+    multiplier = np.asarray(store[MULTIPLIER]) if MULTIPLIER in store else 1.0
+    own = adapter.config.rate_multiplier or 1.0
+    if multiplier != own:
+        # The same blocks by variables of another scale.
+        scale = np.float32(multiplier / own)
+        values = {name: scale * value for name, value in values.items()}
     return values

@@ -34,6 +34,7 @@ class StandaloneConv(StandaloneLayer, AdaptedConv):
         dropout: float = 0.0,
         seed: int | None = None,
         strength: float | str | None = None,
+        rate_multiplier: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -59,5 +60,6 @@ class StandaloneConv(StandaloneLayer, AdaptedConv):
             dropout=dropout,
             seed=seed,
             strength=strength,
+            rate_multiplier=rate_multiplier,
             **kwargs,
         )

@@ -53,6 +53,9 @@ class EtherConv2D(StandaloneConv, keras.layers.Conv2D):
         seed: Integer or `None`, for the random start and for dropout.
         strength: `None`, `"learned"` or a number in `(0, 1]`, see
             `keras_ether.apply`. Defaults to `None`.
+        rate_multiplier: Float or `None`, the factor of a learned strength on
+            the optimizer's rate: `1,800 / N` suits a network of `N` such
+            layers. `None`, the default, is 20 if the strength is learned.
         **kwargs: Further keyword arguments of `keras.layers.Conv2D`,
             such as `name` and `dtype`.
 

@@ -47,6 +47,9 @@ class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
         seed: Integer or `None`, for the random start and for dropout.
         strength: `None`, `"learned"` or a number in `(0, 1]`, see
             `keras_ether.apply`. Defaults to `None`.
+        rate_multiplier: Float or `None`, the factor of a learned strength on
+            the optimizer's rate: `1,800 / N` suits a network of `N` such
+            layers. `None`, the default, is 20 if the strength is learned.
         **kwargs: Further keyword arguments of `keras.layers.EinsumDense`,
             such as `name` and `dtype`.
 
@@ -83,6 +86,7 @@ class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
         dropout: float = 0.0,
         seed: int | None = None,
         strength: float | str | None = None,
+        rate_multiplier: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -102,5 +106,6 @@ class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
             dropout=dropout,
             seed=seed,
             strength=strength,
+            rate_multiplier=rate_multiplier,
             **kwargs,
         )

@@ -8,6 +8,9 @@ from keras_ether.adapters.adapter import Adapter
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.types import LayerMixin
 
+# A layer on its own doesn't know how many others its network has.
+USUAL_KERNELS = 90
+
 
 class StandaloneLayer(LayerMixin):
     """A layer with its own adapter, saved under its own class.
@@ -25,10 +28,13 @@ class StandaloneLayer(LayerMixin):
         dropout: float = 0.0,
         seed: int | None = None,
         strength: float | str | None = None,
+        rate_multiplier: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        config = AdapterConfig(method, rank_blocks, side, dropout, strength)
+        config = AdapterConfig(
+            method, rank_blocks, side, dropout, strength, rate_multiplier
+        ).for_network(USUAL_KERNELS)
         self.ether = Adapter(kinds.config_for(self, config), seed=seed)
         self.method = method
         self.side = side
@@ -36,6 +42,7 @@ class StandaloneLayer(LayerMixin):
         self.rank_blocks = config.rank_blocks
         self.dropout = config.dropout
         self.strength = config.strength
+        self.rate_multiplier = config.rate_multiplier
         self.seed = None if seed is None else self.ether.seed
 
     def build(self, input_shape: tuple[int | None, ...] | None = None) -> None:
@@ -58,4 +65,10 @@ class StandaloneLayer(LayerMixin):
             "dropout": self.dropout,
             "seed": self.seed,
             "strength": self.strength,
+            "rate_multiplier": self.rate_multiplier,
         }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        # Configs without it are older than it.
+        return super().from_config({"rate_multiplier": 1.0} | config)

@@ -14,6 +14,7 @@ from keras_ether.methods.registry import get
 from keras_ether.methods.registry import register
 from keras_ether.methods.registry import starts_at_identity
 from keras_ether.methods.strength import LEARNED
+from keras_ether.methods.strength import rate_multiplier
 from keras_ether.methods.strength import with_strength
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "baselines",
     "ether",
     "get",
+    "rate_multiplier",
     "register",
     "starts_at_identity",
     "with_strength",

@@ -16,7 +16,7 @@ from keras import ops
 
 from keras_ether.ops import values
 
-SIDES = ("input", "output", "both", "narrow")
+SIDES = ("input", "output", "both", "narrow", "single")
 # The number of blocks that a method's learning rate is meant for.
 FEW_BLOCKS = 4
 
@@ -35,7 +35,8 @@ class Method:
             weights, a tuple of float32 arrays whose first axis is `blocks`;
             `rng` is a `numpy.random.Generator`.
         side: The side that is transformed by default: `"input"`, `"output"`,
-            `"both"`, or `"narrow"` for the shorter of the two.
+            `"both"`, `"narrow"` for the shorter of the two, or `"single"` for
+            the input side, and the output side of a table, which has no other.
         orthogonal: Whether every block is orthogonal, so that its transpose
             inverts it.
         learning_rate: A learning rate for Adam that is a good first try with

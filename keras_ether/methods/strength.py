@@ -2,6 +2,11 @@
 
 It is a `Method` like any other, made of a registered one, so that calls,
 files, merging and all else treat it alike.
+
+With a learned strength, the trained variables are a method's weights divided by
+a factor, the rate multiplier. Adam's step does not depend on the scale of the
+gradient, so a rate `r` then moves the weights as a rate of `multiplier * r`
+would without the factor, while layers beside the adapters train at `r` itself.
 """
 
 import dataclasses
@@ -16,15 +21,39 @@ from keras_ether.types import Factors
 from keras_ether.types import Tensor
 
 LEARNED = "learned"
+# The right rates were found at 5e-2 for 36 kernels (all-MiniLM-L6-v2) and at
+# 1.2e-2 for 210 (SmolLM2-135M), see `benchmarks/RESULTS.md`: in a residual
+# network the changes of all kernels add up.
+KERNELS_AT_ONE = 1_800
+# What holds of many kernels does not of two.
+LARGEST = 100.0
+# Adam's default in Keras: the right first rate, by the multiplier.
+LEARNING_RATE = 1e-3
+
+
+def rate_multiplier(kernels: int) -> float:
+    """The rate multiplier that makes Adam's default the right first rate.
+
+    Args:
+        kernels: Integer, how many kernels of a network have a learned strength.
+
+    Returns:
+        Float, inversely proportional to `kernels`, at most `LARGEST`.
+    """
+    return min(KERNELS_AT_ONE / kernels, LARGEST)
 
 
 @functools.cache
-def with_strength(method: Method, strength: float | str | None) -> Method:
+def with_strength(
+    method: Method, strength: float | str | None, multiplier: float = 1.0
+) -> Method:
     """A method at the given strength.
 
     Args:
         method: A registered `Method`.
         strength: `None`, `"learned"`, or a number, as `AdapterConfig` checks.
+        multiplier: Float, the rate multiplier of a learned strength. Defaults
+            to 1.
 
     Returns:
         A `Method`, `method` itself where nothing differs.
@@ -32,7 +61,7 @@ def with_strength(method: Method, strength: float | str | None) -> Method:
     if strength is None:
         return method
     if isinstance(strength, str):
-        return _of_learned_strength(method)
+        return _of_learned_strength(method, multiplier)
     return _of_fixed_strength(method, strength)
 
 
@@ -51,20 +80,29 @@ def bounded(weight: Tensor) -> Tensor:
     return ops.tanh(ops.cast(weight, "float32"))
 
 
-def _of_learned_strength(method: Method) -> Method:
+def _of_learned_strength(method: Method, multiplier: float) -> Method:
     """Blocks `I + s (block − I)`, with one trained `s` a block, 0 at first.
 
-    Its gradient is zero where the block is the identity, and so is the block's
-    where `s` is zero. So the other weights start away from the identity.
+    `s = tanh(multiplier t)`, and the other weights are `multiplier` times the
+    variables. Where only the directions of the weights count, that product is
+    left out.
+
+    The gradient of `s` is zero where the block is the identity, and the block's
+    is where `s` is zero. So the other weights start away from the identity.
     """
 
-    def factors(*weights: Tensor) -> Factors:
-        left, right = method.factors(*weights[:-1])
-        return left * bounded(weights[-1])[..., None], right
+    def factors(*variables: Tensor) -> Factors:
+        *weights, t = variables
+        if not method.turns:
+            weights = [multiplier * ops.cast(w, "float32") for w in weights]
+        left, right = method.factors(*weights)
+        return left * bounded(multiplier * t)[..., None], right
 
     def start(blocks: int, width: int, rng: np.random.Generator) -> Arrays:
         start = method.random_start or method.start
-        return *start(blocks, width, rng), np.zeros((blocks, 1), "float32")
+        scale = np.float32(1.0 / multiplier)
+        weights = [scale * weight for weight in start(blocks, width, rng)]
+        return *weights, np.zeros((blocks, 1), "float32")
 
     return dataclasses.replace(
         method,
@@ -73,7 +111,9 @@ def _of_learned_strength(method: Method) -> Method:
         weights=(*method.weights, "strength"),
         start=start,
         orthogonal=False,
-        learning_rate=5.0 * method.learning_rate,
+        learning_rate=LEARNING_RATE
+        if multiplier != 1.0
+        else 5.0 * method.learning_rate,
         turns=False,
     )
 

@@ -12,8 +12,8 @@ from keras_ether.adapters.adapter_config import AdapterConfig
 Header = dict[str, Any]
 
 FORMAT = "keras_ether.adapter"
-FORMAT_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+FORMAT_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
 
 FIELDS = {
     "format": str,
@@ -33,9 +33,10 @@ GROUP_FIELDS = {
     "dropout": (int, float),
     "layers": dict,
 }
-# Since version 2.
-VARIANT_FIELDS = {
-    "strength": (int, float, str, type(None)),
+# By the version that added them.
+LATER_FIELDS: dict[int, dict[str, Any]] = {
+    2: {"strength": (int, float, str, type(None))},
+    3: {"rate_multiplier": (int, float)},
 }
 SIDES = ("input", "output", "both")
 TRAINING_FIELDS = {
@@ -92,7 +93,9 @@ def check(header: Any) -> None:
             f"its format_version is {version!r}, and this version of "
             f"keras_ether reads {READABLE_VERSIONS}"
         )
-    group_fields = GROUP_FIELDS | (VARIANT_FIELDS if version > 1 else {})
+    group_fields: dict[str, Any] = dict(GROUP_FIELDS)
+    for since, fields in LATER_FIELDS.items():
+        group_fields |= fields if version >= since else {}
     training = {"training": dict} if "training" in header else {}
     _check_fields(header, FIELDS | training, "header")
     seen: set[str] = set()

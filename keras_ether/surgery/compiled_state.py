@@ -1,11 +1,6 @@
 """The compiled state of models whose layers change."""
 
-from typing import Any
-
-import keras
-
 from keras_ether import _keras_internals as internals
-from keras_ether.ops.values import to_numpy
 from keras_ether.surgery import optimizer_slots
 from keras_ether.surgery.layer_tree import LayerTree
 
@@ -38,20 +33,3 @@ def drop_functions(tree: LayerTree, names: tuple[str, ...] = FUNCTIONS) -> None:
         for name in names:
             if getattr(model, name, None) is not None:
                 setattr(model, name, None)
-
-
-def constant_learning_rate(model: keras.layers.Layer) -> float | None:
-    """The rate that a model is compiled with, unless it follows a schedule."""
-    optimizer: Any = getattr(model, "optimizer", None)
-    while hasattr(optimizer, "inner_optimizer"):
-        optimizer = optimizer.inner_optimizer
-    if not isinstance(optimizer, keras.optimizers.Optimizer):
-        return None
-    rate = internals.rate_set(optimizer)
-    # A schedule is a user's function, for `fit` to call; and an optimizer that
-    # chooses among others has no rate.
-    if not isinstance(rate, keras.Variable):
-        return None
-    if getattr(optimizer, "learning_rate", None) is not rate:
-        return None
-    return float(to_numpy(rate))

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from keras_ether.adapters import shadowing
-from keras_ether.surgery import compiled_state
+from keras_ether.surgery import learning_rate
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Model
 
 START = "make_train_function"
-# A rate is low if it is below the method's own by more than this factor.
+# A rate is low if it is the method's own divided by this factor, or less.
 FACTOR = 10
 # A warning names the first line outside these packages.
 INSIDE = ("keras", "keras_hub", "keras_ether")
@@ -68,24 +68,25 @@ def _start(
 
 
 def _warn(model: Model) -> None:
-    rate = compiled_state.constant_learning_rate(model)
     adapters = [
         layer.ether
         for layer in LayerTree(model).adapted.values()
         if layer.ether.trainable_weights
     ]
-    if rate is None or not adapters:
+    if not adapters:
         return
+    vector = adapters[0].trainable_weights[0]
+    rate = learning_rate.highest_for(model.optimizer, vector)
     first, name = max(
         (a.method.learning_rate_for(a.config.rank_blocks), a.method.name)
         for a in adapters
     )
     # The optimizer's rate is a float32.
-    if rate >= np.float32(first / FACTOR):
+    if rate is None or rate > np.float32(first / FACTOR):
         return
     warnings.warn(
-        f"Model '{model.name}' trains with a learning rate of {rate:g}, which "
-        f"is low for '{name}': its vectors would hardly move. Around "
+        f"Model '{model.name}' trains with a learning rate of {rate:.2g}, "
+        f"which is low for '{name}': its vectors would hardly move. Around "
         f"{first:.2g} is a good first try with Adam: "
         "pass it to `model.compile`.",
         stacklevel=_level_of_user(),

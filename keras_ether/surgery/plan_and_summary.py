@@ -23,7 +23,7 @@ from keras_ether.types import Layer
 def plan(
     model: Layer,
     rank_blocks: int = 4,
-    method: str = "ether",
+    method: str | None = None,
     targets: Targets = None,
     exclude: Targets = None,
     side: str | None = None,
@@ -40,7 +40,7 @@ def plan(
     Args:
         model: A built Keras model or layer.
         rank_blocks: See `keras_ether.apply`, as for the arguments below.
-        method: Name of the method.
+        method: Name of the method, or `None` for the recommended setting.
         targets: The layers to adapt.
         exclude: The layers to leave out, with all layers inside them.
         side: Side that is transformed.
@@ -66,7 +66,9 @@ def plan(
     48
     """
     print_fn = check_function(print_fn, "print_fn") or print
-    config = AdapterConfig(method, rank_blocks, side, dropout, strength)
+    config = AdapterConfig.asked_for(
+        method, rank_blocks, side, dropout, strength
+    )
     checked_seed(seed)
     tree = tree_of(model)
     resolved = planning.make_plan(tree, config, targets, exclude, trainable)

@@ -122,6 +122,7 @@ def make_plan(
             f"{targets_lib.shorten(candidates) or 'none'}."
         )
     _check_unshared(tree, chosen)
+    config = config.for_network(len(chosen) + len(tree.adapted))
     resolved = tuple(
         Target.of(path, layer, kinds.config_for(layer, config))
         for path, layer in chosen.items()

@@ -30,7 +30,7 @@ from keras_ether.types import Variable
 def apply(
     model: Layer,
     rank_blocks: int = 4,
-    method: str = "ether",
+    method: str | None = None,
     targets: Targets = None,
     exclude: Targets = None,
     side: str | None = None,
@@ -40,6 +40,10 @@ def apply(
     strength: float | str | None = None,
 ) -> Layer:
     """Adapts a built model in place with ETHER or ETHER+.
+
+    Without a `method` it is the setting that did best at Adam's default rate,
+    1e-3: ETHER+ on the input side of each kernel with a learned strength. A
+    method that is named is the paper's.
 
     Each target layer computes `activation((x H) W G + b)`, with its kernel `W`
     frozen and block-diagonal `H` and `G` made of trained vectors (Bini et al.,
@@ -51,11 +55,11 @@ def apply(
     A compiled model can be fitted as it is: its compiled functions and the
     state of its optimizer start again. Pass the outermost compiled model, since
     a compiled model around the one passed can't be found from inside and has to
-    be compiled again. ETHER needs higher learning rates than full fine-tuning:
+    be compiled again. With a learned strength, `compile("adam")` has the right
+    first rate, on models of any depth. The paper's methods need higher rates:
     with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good first tries,
-    half of that with one block, and five times as much with a learned strength,
-    whatever the blocks. If the rate is below a tenth of these when training
-    starts, `fit` and `train_on_batch` warn once.
+    half of that with one block. If the highest rate of training is a tenth of
+    these or less, `fit` and `train_on_batch` warn once.
 
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
@@ -66,7 +70,9 @@ def apply(
         method: `"ether"`, blocks `I − 2 û ûᵀ`, `d` parameters for a `(d, f)`
             kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, `2 (d + f)`
             parameters, which start at the identity; or one of the paper's
-            baselines, `"oft"` and `"naive"`. Defaults to `"ether"`.
+            baselines, `"oft"` and `"naive"`. `None`, the default, is
+            `"ether+"` with `side="single"` and `strength="learned"`, where
+            these are not given: `2 d` parameters and one a block.
         targets: The layers to adapt. `None`, the default, takes those to which
             KerasHub adds LoRA (query and value projections), or if there are
             none, all linear layers. `"all-linear"`: every `Dense` and
@@ -78,8 +84,9 @@ def apply(
         exclude: The layers to leave out, in the same forms, with all layers
             inside them. Defaults to `None`.
         side: `"input"`, `"output"`, `"both"`, `"narrow"` for the shorter of the
-            two, or `None` for the method's default: both for `"ether+"`, else
-            the input; the output of an embedding.
+            two, `"single"` for the input, or `None` for the method's default:
+            both for `"ether+"`, else the input. An embedding has only an
+            output; `"input"` is an error there.
         trainable: List of layer names, paths or regular expressions for whole
             paths: layers that stay trainable, with all layers inside them, and
             get no adapter, for example a new head in a model without a
@@ -91,7 +98,10 @@ def apply(
             `I + s (block − I)`. `"learned"` trains one for each block, from 0:
             training then starts at the pretrained model, for every method, and
             the distance of a block from the identity keeps the paper's bound.
-            Defaults to `None`, the paper's methods.
+            `s = tanh(κ t)` with trained `t`, and vectors that start `κ` times
+            shorter, where `κ` is 1,800 over the number of adapted kernels, 100
+            at most: so Adam's default rate suits them. Defaults to `None`, 1 as
+            in the paper for a named method.
 
     Returns:
         The model passed.
@@ -112,9 +122,11 @@ def apply(
     ... ])
     >>> model = keras_ether.apply(model, rank_blocks=4, trainable=["head"])
     >>> sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-    115
+    135
     """
-    config = AdapterConfig(method, rank_blocks, side, dropout, strength)
+    config = AdapterConfig.asked_for(
+        method, rank_blocks, side, dropout, strength
+    )
     seed = checked_seed(seed)
     tree = tree_of(model)
     plan = planning.make_plan(tree, config, targets, exclude, trainable)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 import keras_ether
-from keras_ether.surgery import compiled_state
 from tests import models
 
 pytestmark = [
@@ -394,25 +393,6 @@ def test_saved_state_of_the_optimizer_is_that_of_a_fresh_one(tmp_path):
         models.values(loaded.weights), models.values(model.weights), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    ("name", "rate"),
-    [
-        ("Adam", RATE),
-        ("loss scale", RATE),
-        ("one's own", RATE),
-        ("schedule", None),
-        ("function", None),
-        ("by map", None),
-    ],
-)
-def test_constant_learning_rate(name, rate):
-    model = make_model()
-    assert compiled_state.constant_learning_rate(model) is None
-    compile_model(model, OPTIMIZERS[name]())
-    found = compiled_state.constant_learning_rate(model)
-    assert found == (rate and pytest.approx(rate))
 
 
 def test_schedule_is_not_called_by_surgery():

@@ -97,26 +97,70 @@ def test_a_warning_that_is_an_error_comes_again():
 
 
 @pytest.mark.parametrize(
-    ("method", "blocks", "low", "fine"),
+    ("method", "strength", "blocks", "low", "fine"),
     [
-        ("ether", 4, 9e-4, 1e-3),
-        ("ether", 1, 4e-4, 5e-4),
-        ("ether+", 4, 1e-4, 2e-4),
-        ("ether+", 2, 1e-4, 1.5e-4),
-        ("oft", 1, 9e-5, 1e-4),
+        ("ether", None, 4, 1e-3, 1.1e-3),
+        ("ether", None, 1, 5e-4, 6e-4),
+        ("ether+", None, 4, 2e-4, 3e-4),
+        ("ether+", None, 2, 1e-4, 1.5e-4),
+        ("oft", None, 1, 1e-4, 2e-4),
+        ("ether", "learned", 4, 1e-4, 2e-4),
+        ("ether+", "learned", 1, 5e-5, 1e-3),
     ],
 )
-def test_low_is_less_than_a_tenth_of_the_methods_own(method, blocks, low, fine):
-    model = apply(models.mlp(), method=method, rank_blocks=blocks)
+def test_low_is_a_tenth_of_the_methods_own(method, strength, blocks, low, fine):
+    model = apply(
+        models.mlp(), method=method, strength=strength, rank_blocks=blocks
+    )
     assert len(warnings_of(lambda: fit(compiled(model, low)))) == 1
     assert warnings_of(lambda: fit(compiled(model, fine))) == []
 
 
-def test_schedules_and_frozen_vectors_are_the_users_affair():
-    schedule = keras.optimizers.schedules.CosineDecay(1e-6, 10)
-    assert (
-        warnings_of(lambda: fit(compiled(apply(models.mlp()), schedule))) == []
-    )
+schedules = keras.optimizers.schedules
+
+
+def warming_up_to(rate):
+    return schedules.CosineDecay(0.0, 900, warmup_target=rate, warmup_steps=700)
+
+
+class Odd(schedules.LearningRateSchedule):
+    def __call__(self, step):
+        raise TypeError("asked by the optimizer alone")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "found"),
+    [
+        (schedules.CosineDecay(1e-6, 10), "1e-06"),
+        (schedules.PolynomialDecay(5e-5, 1000, 0.0), "5e-05"),
+        # From zero to its highest and back.
+        (warming_up_to(5e-5), "4.7e-05"),
+        (warming_up_to(1e-2), None),
+        (schedules.PiecewiseConstantDecay([5], [1e-6, 2e-2]), None),
+        (Odd(), None),
+    ],
+)
+def test_schedules_are_judged_by_their_highest_rate(schedule, found):
+    model = apply(models.mlp(), method="ether", targets=["first"])
+    model.compile(keras.optimizers.Adam(schedule), "mse", run_eagerly=True)
+    told = warnings_of(lambda: model.make_train_function())
+    assert len(told) == (found is not None)
+    if found:
+        assert f"a learning rate of {found}" in told[0]
+
+
+def test_optimizers_by_variable_are_asked_for_that_of_the_vectors():
+    adam = keras.optimizers.Adam
+    model = apply(models.mlp(), method="ether")
+    head = {"head/.*": adam(1e-2)}
+    for rate, count in ((2e-5, 1), (1e-2, 0)):
+        found = keras.optimizers.OptimizerMap(adam(rate), dict(head))
+        optimizer = keras.optimizers.MultiOptimizer(found)
+        model.compile(optimizer, "mse", run_eagerly=True)
+        assert len(warnings_of(lambda: model.make_train_function())) == count
+
+
+def test_frozen_vectors_are_the_users_affair():
     model = apply(models.mlp())
     for layer in ("first", "second"):
         model.get_layer(layer).trainable = False
