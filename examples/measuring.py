@@ -1,4 +1,4 @@
-"""What training costs, for the notebooks: seconds a step, and memory."""
+"""What training costs, for the notebooks: time of a step, and memory."""
 
 import ctypes
 import gc
@@ -17,7 +17,8 @@ class Cost(keras.callbacks.Callback):
     The first epoch compiles, and is left out.
 
     Attributes:
-        step: Float, seconds of a step, in the quickest epoch.
+        step: Float, seconds of a step, in the quickest epoch: of all cores
+            together, whatever else the machine does; on a GPU by the clock.
         memory: Integer, bytes: how much the process grows while it trains
             (activations and gradients), with the optimizer's state added.
             `None` on a GPU, whose memory the process does not show.
@@ -26,9 +27,11 @@ class Cost(keras.callbacks.Callback):
     def __init__(self):
         super().__init__()
         self.step = self.memory = self._growth = None
+        self._on_cpu = on_cpu()
+        self._clock = time.process_time if self._on_cpu else time.perf_counter
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._start = time.perf_counter()
+        self._start = self._clock()
         if epoch > 0:
             self._growth = Growth()
 
@@ -38,14 +41,23 @@ class Cost(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         if epoch == 0:
             return
-        step = (time.perf_counter() - self._start) / self._steps
+        step = (self._clock() - self._start) / self._steps
         self.step = min(step, self.step or step)
         memory = self._growth.stop()
-        if any("gpu" in d.lower() for d in keras.distribution.list_devices()):
+        if not self._on_cpu:
             return
         for variable in self.model.optimizer.variables:
             memory += 4 * int(np.prod(variable.shape))
         self.memory = max(memory, self.memory or 0)
+
+
+def on_cpu():
+    """Whether Keras computes on processors alone."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return not torch.cuda.is_available()
+    return all("cpu" in name for name in keras.distribution.list_devices())
 
 
 class Growth:

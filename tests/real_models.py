@@ -38,6 +38,7 @@ class Entry:
         build: Function of its folder that gives a model of arrays.
         data: Function of its folder that gives inputs, labels and weights.
         arguments: Arguments of `apply` besides the defaults.
+        keras_file: Whether Keras can load a `.keras` file of the plain model.
         exports: Formats that are tried, out of `tests.exporting.FILES`.
         heavy: Whether it takes minutes.
     """
@@ -46,6 +47,7 @@ class Entry:
     build: Callable
     data: Callable
     arguments: dict
+    keras_file: bool = True
     exports: tuple[str, ...] = ("tf_saved_model", "onnx", "torch")
     heavy: bool = True
 
@@ -181,7 +183,8 @@ ENTRIES = {
         # The first convolution has three channels.
         {"rank_blocks": 1},
     ),
-    "whisper_tiny_en": Entry((), transcriber, sounds, {}),
+    # Keras finds no weights for a table that is within a model and outside.
+    "whisper_tiny_en": Entry((), transcriber, sounds, {}, keras_file=False),
 }
 LANGUAGE_MODELS = ("smollm2_135m_instruct", "gemma3_270m")
 

@@ -14,8 +14,8 @@ from tests import exporting
 from tests import models
 from tests import real_models
 
-DEFAULT = {"method": "ether+", "side": "input", "strength": "learned"}
-RATE = 1e-2
+# The first rate that the documents name.
+RATE = 1e-3
 EPOCHS = 5
 HEADS = ("logits", "predictions", "head", "pooled_dense")
 pytestmark = [
@@ -25,6 +25,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:(?s).*The structure of `inputs`"),
     pytest.mark.filterwarnings("ignore:.*looks like it has unbuilt state"),
+    # Of Whisper, whose tokens are read by a tied table.
+    pytest.mark.filterwarnings("ignore:.*the last linear layer of model"),
+    # Keras's, of its tables of integers, on PyTorch.
+    pytest.mark.filterwarnings("ignore:(?s).*The use of `x.T` on tensors"),
     # A KerasHub task compiles itself, and the tuned one had another optimizer.
     pytest.mark.filterwarnings("ignore:Skipping variable loading for optim"),
 ]
@@ -35,7 +39,7 @@ NAMES = [
 
 
 def apply(real, model, **options):
-    arguments = DEFAULT | real.entry.arguments | {"seed": 0} | options
+    arguments = real.entry.arguments | {"seed": 0} | options
     return keras_ether.apply(model, **arguments)
 
 
@@ -90,7 +94,7 @@ def test_a_file_is_loaded_merged_and_removed(real, tuned):
     weights = models.values(model.weights)
     keras_ether.load_adapter(model, tuned.file)
     np.testing.assert_array_equal(real.predict(model), tuned.after)
-    keras_ether.remove(model, reset_head=True)
+    keras_ether.remove(model, reset_head=bool(heads(model)))
     for now, then in zip(models.values(model.weights), weights, strict=True):
         np.testing.assert_array_equal(now, then)
     keras_ether.load_adapter(model, tuned.file)
@@ -121,6 +125,8 @@ def test_training_goes_on_as_if_it_had_not_stopped(real, tmp_path):
 
 
 def test_a_keras_file_holds_a_plain_model(real, tuned, tmp_path):
+    if not real.entry.keras_file:
+        pytest.skip("Keras can't load the plain model's file either")
     tuned.model.save(tmp_path / "model.keras")
     plain = keras.saving.load_model(tmp_path / "model.keras", compile=False)
     close(real.predict(plain), tuned.after)
@@ -169,7 +175,7 @@ def test_a_quantized_base_is_adapted(real, mode, tmp_path):
     after = real.predict(model)
     path = tmp_path / "quantized.ether.safetensors"
     keras_ether.save_adapter(model, path)
-    keras_ether.remove(model, reset_head=True)
+    keras_ether.remove(model, reset_head=bool(heads(model)))
     np.testing.assert_array_equal(real.predict(model), base)
     keras_ether.load_adapter(model, path)
     np.testing.assert_array_equal(real.predict(model), after)
