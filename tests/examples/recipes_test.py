@@ -232,7 +232,7 @@ def test_instruction_tuning_weighs_responses_alone(recipe, records):
     assert (options.rank_blocks, options.length) == (32, 256)
     read = tuning.read_records(options)
     preprocessor = tuning.tiny_model(read, options).preprocessor
-    inputs, labels, weights = tuning.tokenize(preprocessor, read, 256)
+    inputs, labels, weights = tuning.tokenize(preprocessor, read)
     tokenizer = preprocessor.tokenizer
     for row, record in enumerate(read):
         ids = labels[row][weights[row] == 1].tolist()
