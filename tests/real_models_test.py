@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import keras_ether
+from benchmarks import conversion
 from keras_ether.callbacks import AdapterCheckpoint
 from keras_ether.callbacks import resume
 from tests import exporting
@@ -17,6 +18,7 @@ from tests import real_models
 # The first rate that the documents name.
 RATE = 1e-3
 EPOCHS = 5
+LENGTH = 12
 HEADS = ("logits", "predictions", "head", "pooled_dense")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*learning rate of"),
@@ -32,10 +34,13 @@ pytestmark = [
     # A KerasHub task compiles itself, and the tuned one had another optimizer.
     pytest.mark.filterwarnings("ignore:Skipping variable loading for optim"),
 ]
+# By default one model, where nothing is compiled.
 NAMES = [
     pytest.param(name, marks=[pytest.mark.nightly] if entry.heavy else [])
     for name, entry in real_models.ENTRIES.items()
 ]
+if keras.backend.backend() != "torch":
+    pytestmark.append(pytest.mark.nightly)
 
 
 def apply(real, model, **options):
@@ -125,7 +130,7 @@ def test_training_goes_on_as_if_it_had_not_stopped(real, tmp_path):
 
 
 def test_a_keras_file_holds_a_plain_model(real, tuned, tmp_path):
-    if not real.entry.keras_file:
+    if not real.entry.saved:
         pytest.skip("Keras can't load the plain model's file either")
     tuned.model.save(tmp_path / "model.keras")
     plain = keras.saving.load_model(tmp_path / "model.keras", compile=False)
@@ -137,6 +142,8 @@ def test_a_keras_file_holds_a_plain_model(real, tuned, tmp_path):
 def test_a_preset_holds_a_plain_model(real, tuned, tmp_path):
     if not isinstance(tuned.model, keras_hub.models.Task):
         pytest.skip("no task of KerasHub")
+    if not real.entry.saved:
+        pytest.skip("KerasHub can't load the plain model's preset either")
     tuned.model.save_to_preset(tmp_path / "preset")
     plain = type(tuned.model).from_preset(
         str(tmp_path / "preset"), preprocessor=None
@@ -159,6 +166,7 @@ def test_an_export_predicts_the_same(real, tuned, tmp_path, format_):
     close(exporting.read(path, format_, real.x), tuned.after)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("mode", ["int8", "int4"])
 def test_a_quantized_base_is_adapted(real, mode, tmp_path):
     model = real.base()
@@ -181,6 +189,7 @@ def test_a_quantized_base_is_adapted(real, mode, tmp_path):
     np.testing.assert_array_equal(real.predict(model), after)
 
 
+@pytest.mark.nightly
 def test_a_bank_answers_as_each_adapter_alone(real, tuned, tmp_path):
     """Three adapters and the base in one batch."""
     files, expected = [tuned.file], [tuned.after]
@@ -213,3 +222,68 @@ def take(x, rows):
         if isinstance(x, dict)
         else x[rows]
     )
+
+
+@pytest.fixture
+def language_model(real):
+    if real.name not in real_models.LANGUAGE_MODELS:
+        pytest.skip("no language model")
+    return real
+
+
+@pytest.mark.nightly
+def test_a_folder_for_peft_answers_alike(language_model, tuned, tmp_path):
+    """Logits and greedy answers, over the base that KerasHub exports."""
+    pytest.importorskip("peft")
+    pytest.importorskip("torch")
+    ids = language_model.x["token_ids"][:1, :8]
+    base, adapter = str(tmp_path / "base"), str(tmp_path / "adapter")
+    language_model.base().export_to_transformers(base)
+    keras_ether.export_to_peft(tuned.model, adapter, base)
+    expected = conversion.keras_logits(tuned.model, ids)
+    peer = conversion.with_adapter(conversion.from_transformers(base), adapter)
+    close(conversion.torch_logits(peer, ids), expected, 1e-3)
+    for _ in range(6):
+        both = [
+            conversion.keras_logits(tuned.model, ids)[0, -1].argmax(),
+            conversion.torch_logits(peer, ids)[0, -1].argmax(),
+        ]
+        assert both[0] == both[1]
+        ids = np.concatenate([ids, [both[:1]]], axis=1).astype("int32")
+
+
+@pytest.mark.nightly
+def test_a_bank_generates_as_each_adapter_alone(
+    language_model, tuned, tmp_path
+):
+    real = language_model
+    x = {name: value[:, :LENGTH] for name, value in real.x.items()}
+    x["padding_mask"] = np.tile(np.arange(LENGTH) < 6, (4, 1)).astype("int32")
+    x["token_ids"] = x["token_ids"] * x["padding_mask"]
+    files, expected = [tuned.file], [generated(tuned.model, x)]
+    for seed in (1, 2):
+        model = real.compile(apply(real, real.base(), seed=seed), RATE)
+        real.fit(model, 1)
+        files.append(tmp_path / f"{seed}.ether.safetensors")
+        keras_ether.save_adapter(model, files[-1])
+        expected.append(generated(model, x))
+    with keras_ether.disabled(model):
+        expected.append(generated(model, x))
+    model.compile(sampler="greedy")
+    bank = keras_ether.AdapterBank(model, capacity=3)
+    names = ["0", "1", "2"]
+    for name, file in zip(names, files, strict=True):
+        bank.add(name, file)
+    found = bank.generate(
+        x, adapters=[*names, None], max_length=LENGTH, stop_token_ids=None
+    )
+    found = np.array(found["token_ids"])
+    for row, alone in enumerate(expected):
+        np.testing.assert_array_equal(found[row], alone[row])
+
+
+def generated(model, x):
+    """Greedy answers, token by token."""
+    model.compile(sampler="greedy")
+    out = model.generate(x, max_length=LENGTH, stop_token_ids=None)
+    return np.array(out["token_ids"])

@@ -73,9 +73,9 @@ install("scikit-learn")
 # %% tags=["parameters"]
 PRESET = None  # On Kaggle: "deberta_v3_base_en" or "bert_base_en".
 SAMPLES = 400
-TEST_SAMPLES = 600
-SEQUENCE_LENGTH = 28
-BATCH_SIZE = 16
+TEST_SAMPLES = 400
+SEQUENCE_LENGTH = 24
+BATCH_SIZE = 8
 EPOCHS = 3
 SEEDS = 3
 
@@ -170,8 +170,9 @@ print(f"Logistic regression on frozen features: {baseline:.1%} right")
 # ## Three ways to train
 #
 # `keras_ether.apply(model)` adapts the model in place: the query and value
-# projections of every attention, which is also where KerasHub's LoRA goes.
-# Adam's default rate, 1e-3, is the right first rate for all three.
+# projections of every attention, which is where KerasHub's LoRA goes, too. The
+# backbone has Adam's default rate, 1e-3; the head, which is new and knows
+# nothing yet, ten times that, with each of the ways.
 
 # %%
 
@@ -194,12 +195,20 @@ def lora(model, seed):
 WAYS = {"new head": new_head, "ETHER+": ether, "LoRA r=8": lora}
 
 
+def optimizer():
+    """Adam's default rate for the backbone, ten times that for the new head."""
+    adam = keras.optimizers.Adam
+    return keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(adam(1e-3), {".*logits.*": adam(1e-2)})
+    )
+
+
 def train(way, seed):
     """Trains a model one way; returns it, with what was measured."""
     model = load_model(seed)
     WAYS[way](model, seed)
     model.compile(
-        keras.optimizers.Adam(1e-3),
+        optimizer(),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -398,17 +407,17 @@ print("Merged, saved, loaded:", float(np.abs(merged - logits).max()))
 model = load_model(seed=0)  # Any built Keras model.
 keras_ether.apply(model)  # In place.
 model.compile(
-    keras.optimizers.Adam(1e-3),
+    optimizer(),
     keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     metrics=["accuracy"],
 )
-model.fit(train_texts, train_labels, batch_size=BATCH_SIZE, verbose=2)
+model.fit(train_texts[:64], train_labels[:64], batch_size=8, verbose=2)
 keras_ether.save_adapter(model, "reviews.ether.safetensors")
 keras_ether.merge(model)  # An ordinary model again.
 
 # %% [markdown]
 # ## Where to go from here
 #
-# - `targets="all-linear"` adapts every linear map, `summary(model)` lists them.
+# - `targets="all-linear"` adapts every linear map; `summary(model)` lists them.
 # - `how_many_parameters.ipynb` compares methods and rates;
 #   `serve_many_adapters.ipynb` serves many such adapters on one model.
