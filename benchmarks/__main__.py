@@ -29,12 +29,13 @@ BENCHMARKS = {
     "kernels": "kernels that PyTorch starts in a training step",
     "gpu": "step time and memory on an accelerator, in 8 minutes",
     "peers": "PEFT on transformers, each framework over its own limit",
+    "language_peers": "PEFT beside the default, on two real language models",
     "tables": "tables and plots of benchmarks/README.md, from the results",
 }
-TORCH_ONLY = ("peers", "profile", "kernels")
+TORCH_ONLY = ("peers", "language_peers", "profile", "kernels")
 JAX_ONLY = ("tpu", "tpu_bank", "gpu_plan", "fits")
 # These take options of their own.
-WITH_OPTIONS = (*JAX_ONLY, "kernels", "gpu")
+WITH_OPTIONS = (*JAX_ONLY, "kernels", "gpu", "language_peers")
 # How long each model of a benchmark is measured by default.
 SECONDS = {"train": 150, "infer": 60, "bank": 60}
 

@@ -4,7 +4,7 @@
     KERAS_BACKEND=torch python -m benchmarks.conversion architectures
     KERAS_BACKEND=torch python -m benchmarks.conversion answers
 
-With what `benchmarks.smollm2` names, and `pip install peft`. `table` gives the
+With `pip install gguf peft`. `table` gives the
 vectors of every adapter random values, far from any that training gives, and
 compares PEFT's logits over the exported base with Keras's. `architectures` does
 so with the tests' tiny random model of each architecture that KerasHub exports.
@@ -26,7 +26,7 @@ from keras import ops
 
 import keras_ether
 from benchmarks import report
-from benchmarks import smollm2
+from examples.real_models import smollm2_135m_instruct as smollm2
 from keras_ether.surgery import verbs
 
 CONFIGURATIONS = [

@@ -48,7 +48,8 @@ def execute(
     notebook: nbformat.NotebookNode, folder: Path, backend: str
 ) -> None:
     """Runs a notebook in a folder, on the package of this checkout."""
-    paths = [str(EXAMPLES.parent.resolve()), os.environ.get("PYTHONPATH")]
+    root = EXAMPLES.parent.resolve()
+    paths = [str(root), str(root / "examples"), os.environ.get("PYTHONPATH")]
     environment = os.environ | {
         "IPYTHONDIR": str(folder / ".ipython"),
         "KERAS_BACKEND": backend,
@@ -84,6 +85,20 @@ def tidy(notebook: nbformat.NotebookNode) -> list[str]:
     return notes
 
 
+def put_cover_first(notebook: nbformat.NotebookNode) -> None:
+    """Attaches the picture of the cell tagged "cover" to the first cell."""
+    for cell in notebook.cells:
+        if "cover" not in cell.metadata.get("tags", []):
+            continue
+        (picture,) = [
+            output.data["image/png"]
+            for output in cell.outputs
+            if "image/png" in output.get("data", {})
+        ]
+        attached = {"cover.png": {"image/png": picture}}
+        notebook.cells[0].attachments = nbformat.from_dict(attached)
+
+
 def with_palette(png: str) -> str:
     """A picture, in base64, with 256 colours: a third of the room."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
@@ -108,6 +123,7 @@ def build(name: str) -> None:
         execute(notebook, Path(folder), backend)
     for note in tidy(notebook):
         print(note, file=sys.stderr)
+    put_cover_first(notebook)
     check_paths(notebook)
     target = EXAMPLES / f"{name}.ipynb"
     nbformat.write(notebook, target)

