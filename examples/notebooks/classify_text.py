@@ -72,7 +72,7 @@ install("scikit-learn")
 
 # %% tags=["parameters"]
 PRESET = None  # On Kaggle: "deberta_v3_base_en" or "bert_base_en".
-SAMPLES = 800
+SAMPLES = 640
 TEST_SAMPLES = 600
 SEQUENCE_LENGTH = 24
 BATCH_SIZE = 16

@@ -72,8 +72,8 @@ install("keras-hub>=0.32")
 
 # %% tags=["parameters"]
 PRESET = None  # On Kaggle: "deberta_v3_base_en" or "bert_base_en".
-SAMPLES = 640
-TEST_SAMPLES = 600
+SAMPLES = 480
+TEST_SAMPLES = 500
 SEQUENCE_LENGTH = 24
 BATCH_SIZE = 16
 EPOCHS = 2
