@@ -18,6 +18,7 @@ from keras_ether.adapters.adapter import Adapter
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.surgery import insertion
+from keras_ether.surgery import peft_names
 from keras_ether.surgery import planning
 from keras_ether.surgery.insertion import build_adapters
 from keras_ether.surgery.layer_tree import LayerTree
@@ -28,6 +29,7 @@ from keras_ether.types import Layer
 from keras_ether.types import Variable
 
 
+@peft_names.explained
 def apply(
     model: Layer,
     rank_blocks: int = 4,
@@ -362,5 +364,5 @@ def _warn_of_frozen_head(plan: Plan) -> None:
         f"The kernel of '{path}', the last linear layer of model "
         f"'{model.name}', is frozen now. If it is a new head that has yet to "
         f"be trained, pass `trainable=[{last.name!r}]`.",
-        stacklevel=3,
+        stacklevel=4,
     )
