@@ -218,7 +218,8 @@ def test_a_mirrored_model_is_adapted_outside_the_scope():
     """In a process of its own, since TensorFlow fixes its devices early."""
     code = """
 import keras, numpy as np, tensorflow as tf, keras_ether
-from keras_ether.surgery import compiled_state, undo
+from keras_ether.adapters.changes import all_or_none
+from keras_ether.surgery import compiled_state
 from keras_ether.surgery.layer_tree import LayerTree
 from tests.distribution_test import make_model
 tf.config.set_logical_device_configuration(
@@ -236,8 +237,8 @@ keras_ether.apply(model)
 vector = model.layers[0].ether.input_u
 model.fit(x, y, verbose=0)
 tree = LayerTree(model)
-with np.testing.assert_raises(KeyError), undo.on_error(tree):
-    compiled_state.reset(tree)
+with np.testing.assert_raises(KeyError), all_or_none() as made:
+    compiled_state.reset(made, tree)
     raise KeyError
 assert optimizer.built and optimizer.iterations.numpy() == 1
 active = model.predict(x, verbose=0)

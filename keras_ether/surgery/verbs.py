@@ -20,6 +20,7 @@ from keras_ether.adapters.adapter import Adapter
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.surgery import insertion
+from keras_ether.surgery import peft_names
 from keras_ether.surgery import planning
 from keras_ether.surgery import targets as targets_lib
 from keras_ether.surgery.insertion import build_adapters
@@ -31,6 +32,7 @@ from keras_ether.types import Layer
 from keras_ether.types import Variable
 
 
+@peft_names.explained
 def apply(
     model: Layer,
     rank_blocks: int = 4,
@@ -370,7 +372,7 @@ def _warn_of_frozen_head(plan: Plan) -> None:
         f"The kernel of '{path}', the last linear layer of model "
         f"'{model.name}', is frozen now. If it is a new head that has yet to "
         f"be trained, pass `trainable=[{last.name!r}]`.",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
