@@ -390,5 +390,5 @@ def _warn_of_integer_head(plan: Plan) -> None:
             f"integers, which can't train: {targets_lib.shorten(fixed)}. "
             "Quantize the model without its head, for example by "
             "`model.backbone.quantize(...)`.",
-            stacklevel=3,
+            stacklevel=4,
         )
