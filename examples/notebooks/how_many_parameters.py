@@ -329,7 +329,7 @@ plt.show()
 # ## How much does the learning rate matter?
 #
 # A block of ETHER+ can't go far from the identity, whatever the rate; LoRA's
-# update can. One seed at ten times Adam's default; the means from above at that.
+# update can. One seed at ten times Adam's default rate; at 1e-3, the means.
 
 # %%
 swept = [runs]
