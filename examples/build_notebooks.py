@@ -2,11 +2,14 @@
 
     python examples/build_notebooks.py
     python examples/build_notebooks.py classify_text
+    python examples/build_notebooks.py --text classify_text
 
 The text and the code of `NAME.ipynb` stand in `notebooks/NAME.py`, which is
 what one edits. The notebook is run from top to bottom in an empty folder, on
 JAX unless `KERAS_BACKEND` says otherwise, and is written with what it shows.
-Warnings and notes on stderr are printed here and left out there.
+Warnings and notes on stderr are printed here and left out there. With `--text`
+nothing is run: the text is made anew, and the outputs stay, if the code is the
+one that gave them.
 """
 
 import base64
@@ -24,6 +27,8 @@ from PIL import Image
 
 EXAMPLES = Path(__file__).parent
 SCRIPTS = EXAMPLES / "notebooks"
+# Bytes of a picture.
+LARGEST = 95_000
 METADATA = {
     "kernelspec": {
         "display_name": "Python 3",
@@ -100,10 +105,13 @@ def put_cover_first(notebook: nbformat.NotebookNode) -> None:
 
 
 def with_palette(png: str) -> str:
-    """A picture, in base64, with 256 colours: a third of the room."""
+    """A picture, in base64, of 256 colours, or as many as there is room for."""
     picture = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    buffer = io.BytesIO()
-    picture.quantize(256).save(buffer, "png", optimize=True)
+    colors, size = 256, LARGEST + 1
+    while size > LARGEST:
+        buffer = io.BytesIO()
+        picture.quantize(colors).save(buffer, "png", optimize=True)
+        colors, size = colors // 2, len(buffer.getvalue())
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -115,12 +123,32 @@ def check_paths(notebook: nbformat.NotebookNode) -> None:
         raise ValueError(f"An output names a folder: {found[0]}")
 
 
-def build(name: str) -> None:
+def take_outputs(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Puts the outputs of a notebook that was run into one of the same code.
+
+    Raises:
+        ValueError: if a cell of code differs.
+    """
+    run = nbformat.read(path, as_version=4)
+    pairs = [
+        [cell for cell in cells if cell.cell_type == "code"]
+        for cells in (notebook.cells, run.cells)
+    ]
+    for cell, done in zip(*pairs, strict=True):
+        if cell.source != done.source:
+            raise ValueError(f"This code has not been run:\n{cell.source}")
+        cell.outputs, cell.execution_count = done.outputs, done.execution_count
+
+
+def build(name: str, text_only: bool = False) -> None:
     """Makes one notebook."""
     notebook = read_script(SCRIPTS / f"{name}.py")
-    with tempfile.TemporaryDirectory() as folder:
-        backend = os.environ.get("KERAS_BACKEND", "jax")
-        execute(notebook, Path(folder), backend)
+    if text_only:
+        take_outputs(notebook, EXAMPLES / f"{name}.ipynb")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            backend = os.environ.get("KERAS_BACKEND", "jax")
+            execute(notebook, Path(folder), backend)
     for note in tidy(notebook):
         print(note, file=sys.stderr)
     put_cover_first(notebook)
@@ -133,8 +161,9 @@ def build(name: str) -> None:
 def main() -> None:
     """Makes the notebooks named on the command line, or all."""
     names = sorted(path.stem for path in SCRIPTS.glob("*.py"))
-    for name in sys.argv[1:] or names:
-        build(name)
+    asked = [name for name in sys.argv[1:] if name != "--text"]
+    for name in asked or names:
+        build(name, text_only="--text" in sys.argv)
 
 
 if __name__ == "__main__":

@@ -72,8 +72,8 @@ install("keras-hub>=0.32")
 
 # %% tags=["parameters"]
 PRESET = None  # On Kaggle: "deberta_v3_base_en" or "bert_base_en".
-SAMPLES = 320
-TEST_SAMPLES = 400
+SAMPLES = 240
+TEST_SAMPLES = 300
 SEQUENCE_LENGTH = 24
 BATCH_SIZE = 16
 EPOCHS = 2
@@ -375,13 +375,13 @@ plt.show()
 STRENGTHS = np.linspace(-0.5, 1.5, 9)
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 losses = {}
-x_some = {key: rows[:200] for key, rows in x_test.items()}
+x_some = {key: rows[:100] for key, rows in x_test.items()}
 for method, model in models.items():
     losses[method] = []
     for strength in STRENGTHS:
         keras_ether.strength(model, float(strength))
         logits = model.predict(x_some, batch_size=50, verbose=0)
-        losses[method].append(float(loss(test_labels[:200], logits)))
+        losses[method].append(float(loss(test_labels[:100], logits)))
     keras_ether.strength(model, 1.0)
 
 figure, axes = plt.subplots(figsize=(7.5, 3), layout="constrained")
