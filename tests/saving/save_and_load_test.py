@@ -18,6 +18,7 @@ from tests import kinds as kinds_of_layers
 from tests import models
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:These layers stay trainable"),
     pytest.mark.filterwarnings("ignore:.*is frozen now"),
     pytest.mark.filterwarnings("ignore:.*learning rate of 5e-05"),
     pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`"),
