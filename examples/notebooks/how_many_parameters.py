@@ -72,8 +72,8 @@ install("keras-hub>=0.32")
 
 # %% tags=["parameters"]
 PRESET = None  # On Kaggle: "deberta_v3_base_en" or "bert_base_en".
-SAMPLES = 480
-TEST_SAMPLES = 500
+SAMPLES = 320
+TEST_SAMPLES = 400
 SEQUENCE_LENGTH = 24
 BATCH_SIZE = 16
 EPOCHS = 2
@@ -87,7 +87,7 @@ RATES = {
     "LoRA r=8": 1e-3,
     "full": 1e-4,
 }
-SWEEP = {"default": [1e-4, 1e-2], "LoRA r=8": [1e-4, 1e-2]}
+SWEEP = {"default": [1e-2], "LoRA r=8": [1e-2]}
 
 # %%
 import keras
@@ -329,7 +329,7 @@ plt.show()
 # ## How much does the learning rate matter?
 #
 # A block of ETHER+ can't go far from the identity, whatever the rate; LoRA's
-# update can. One seed at the outer rates, the means from above between.
+# update can. One seed at ten times Adam's default rate; at 1e-3, the means.
 
 # %%
 swept = [runs]
@@ -353,7 +353,7 @@ for method in SWEEP:
         color=COLORS[method],
         label=method,
     )
-ticks = sorted({*SWEEP["default"], RATES["default"]})
+ticks = sorted({*SWEEP.get("default", []), RATES["default"]})
 axes.set_xscale("log")
 axes.minorticks_off()
 axes.set_xticks(ticks, [f"{rate:g}" for rate in ticks])

@@ -355,8 +355,8 @@ def _warn_of_frozen_head(plan: Plan) -> None:
     if hasattr(model, "backbone") or hasattr(model, "default_lora_layer_names"):
         return
     # A table of embeddings that is tied makes logits of what it reads.
-    last = internals.last_operations(model)
-    if any(isinstance(y, keras.layers.ReversibleEmbedding) for y in last):
+    ends = internals.last_operations(model)
+    if any(isinstance(y, keras.layers.ReversibleEmbedding) for y in ends):
         return
     linear = [
         (path, layer)
@@ -390,5 +390,5 @@ def _warn_of_integer_head(plan: Plan) -> None:
             f"integers, which can't train: {targets_lib.shorten(fixed)}. "
             "Quantize the model without its head, for example by "
             "`model.backbone.quantize(...)`.",
-            stacklevel=3,
+            stacklevel=4,
         )

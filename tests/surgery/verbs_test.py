@@ -694,8 +694,9 @@ def test_an_adapted_layer_can_not_be_kept_trainable():
 
 def test_a_head_of_integers_is_said_not_to_train():
     task = classifier_of_integers(filters=None)
-    with pytest.warns(UserWarning, match="can't train: 'logits'"):
+    with pytest.warns(UserWarning, match="can't train: 'logits'") as found:
         keras_ether.apply(task, seed=0)
+    assert [w.filename for w in found] == [__file__]
     task = classifier_of_integers(filters="query|value")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
