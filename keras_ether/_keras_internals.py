@@ -8,7 +8,9 @@ import contextlib
 import gc
 import io
 from collections.abc import Iterable
+from itertools import chain
 from itertools import compress
+from itertools import repeat
 from typing import Any
 
 import keras
@@ -28,6 +30,11 @@ def children(layer: Layer) -> list[Layer]:
 def held_variables(layer: Layer) -> list[Variable]:
     """The variables that are attributes of `layer`, whoever made them."""
     return layer._trainable_variables + layer._non_trainable_variables
+
+
+def variables_that_may_train(layer: Layer) -> list[Variable]:
+    """The variables of `layer` that train as soon as it is trainable."""
+    return layer._trainable_variables
 
 
 def share_registered_names(known: type, other: type) -> None:
@@ -181,12 +188,10 @@ def layers_around(layers: Iterable[Layer]) -> list[Layer]:
         new = set(todo.pop().__subclasses__()) - kinds
         kinds |= new
         todo += new
-    objects = gc.get_objects()
     holders: dict[int, list[Layer]] = {}
-    for owner in compress(objects, map(kinds.__contains__, map(type, objects))):
+    for owner in _objects_of(kinds):
         for child in vars(owner).get("_layers", ()):
             holders.setdefault(id(child), []).append(owner)
-    del objects
     known = {id(layer) for layer in layers}
     found: list[Layer] = []
     ids = list(known)
@@ -197,6 +202,19 @@ def layers_around(layers: Iterable[Layer]) -> list[Layer]:
                 ids.append(id(owner))
                 found.append(owner)
     return found
+
+
+def _objects_of(kinds: set[type]) -> list:
+    """All objects in memory whose class is one of these.
+
+    In one call of C, in which no other thread runs. A tuple that another thread
+    makes item by item can't grow while a list of all objects refers to it: that
+    thread would get a `SystemError`.
+    """
+    # The list of all objects, which no name here holds, comes twice.
+    lists = chain.from_iterable(map(repeat, map(gc.get_objects, (None,)), (2,)))
+    chosen = map(map, repeat(kinds.__contains__), map(map, repeat(type), lists))
+    return list(chain.from_iterable(map(compress, lists, chosen)))
 
 
 def to_archive(layer: Layer) -> bytes:

@@ -204,3 +204,27 @@ def load(seconds, rng):
             thread.join()
     assert len(answers) >= 16
     assert not wrong
+
+
+def test_other_threads_can_make_tuples_while_a_model_changes():
+    """The search for models around a layer sees the objects of all threads."""
+    model, raised, done = models.mlp(), [], threading.Event()
+    # As many objects as a larger process has.
+    others = [[] for _ in range(300_000)]
+
+    def make_tuples():
+        while not done.is_set():
+            try:
+                tuple(i for i in range(3000))
+            except SystemError as error:
+                raised.append(error)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(make_tuples)
+        try:
+            for _ in range(5):
+                keras_ether.apply(model, trainable=["head"])
+                keras_ether.remove(model)
+        finally:
+            done.set()
+    assert others and not raised

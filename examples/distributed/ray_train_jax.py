@@ -104,7 +104,9 @@ def train(config):
         connect(config["address"])
     rank, workers = jax.process_index(), jax.process_count()
     if workers > 1:
-        keras.distribution.set_distribution(keras.distribution.DataParallel())
+        # Each worker is given its part below.
+        parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
+        keras.distribution.set_distribution(parallel)
     # The seed gives every worker the same vectors.
     model = make_model()
     keras_ether.apply(model, trainable=["head"], seed=0)

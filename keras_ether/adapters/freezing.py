@@ -1,7 +1,7 @@
 """Layers that are frozen, or kept trainable, while a model is adapted.
 
-A frozen layer's configuration, and so a file of its model, has the flag from
-before.
+The configuration of a layer that was frozen or thawed, and so a file of its
+model, has the flag from before.
 """
 
 import functools
@@ -63,23 +63,24 @@ def freeze(
         layer,
         FROZEN,
         owner,
-        lambda: _freezing(layer, frozen, trainable),
+        lambda: _setting(layer, trainable, frozen, False),
         (layer.trainable, {id(v): v.trainable for v in variables}),
     )
     if layer.trainable != trainable:
         made.set(layer, internals.TRAINABLE, trainable)
 
 
-def _freezing(
-    layer: Layer, frozen: list[Variable], trainable: bool
+def _setting(
+    layer: Layer, trainable: bool, variables: list[Variable], flag: bool
 ) -> Iterator[changes.Change]:
+    """Sets the flag of a layer, and that of some of its variables."""
     before = layer.trainable
     yield changes.Attribute(layer, internals.TRAINABLE, trainable)
     yield changes.Method(
         layer, "get_config", functools.partial(_config_from_before, before)
     )
-    for variable in frozen:
-        yield changes.Flag(variable, False)
+    for variable in variables:
+        yield changes.Flag(variable, flag)
 
 
 def _config_from_before(
@@ -141,7 +142,7 @@ def keep(
     owner: changes.Owner,
     start: tuple[np.ndarray, ...] | None = None,
 ) -> None:
-    """Keeps a layer trainable, even if an earlier call has frozen it.
+    """Keeps a layer trainable, even if it, or all of its model, was frozen.
 
     A layer that trains in full is no part of an adapter, so removing the
     adapters would leave it with what it has learned. A copy of its weights is
@@ -157,7 +158,16 @@ def keep(
     made.release(layer, FROZEN)
     if start is None and not is_kept(layer):
         start = _values_of(layer)
-    made.hold(layer, KEPT, owner, lambda: (), start)
+    made.hold(layer, KEPT, owner, lambda: _thawing(layer), start)
+
+
+def _thawing(layer: Layer) -> Iterable[changes.Change]:
+    if layer.trainable:
+        # Variables that were frozen one by one stay frozen.
+        return ()
+    may_train = {id(v) for v in internals.variables_that_may_train(layer)}
+    thawed = [v for v in own_variables(layer) if id(v) in may_train]
+    return _setting(layer, True, thawed, True)
 
 
 def is_kept(layer: Layer) -> bool:

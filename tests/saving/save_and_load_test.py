@@ -52,7 +52,7 @@ def adapted(name="mlp", **kwargs):
 
 def snapshot(model):
     state = []
-    for layer in LayerTree(model).everything:
+    for layer in LayerTree(model).all_layers:
         state.append((type(layer), layer.trainable, dict(vars(layer)).keys()))
         state += [(v.path, v.trainable) for v in layer.variables]
     return state, models.values(model.variables)

@@ -82,7 +82,7 @@ def fingerprint(model):
     """Everything that a verb could have changed."""
     optimizer = getattr(model, "optimizer", None)
     inner = getattr(optimizer, "inner_optimizer", None)
-    owners = LayerTree(model).everything
+    owners = LayerTree(model).all_layers
     owners += [o for o in (optimizer, inner) if o is not None]
     variables = list(model.variables)
     if optimizer is not None:

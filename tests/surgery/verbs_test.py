@@ -310,6 +310,34 @@ def test_frozen_before_apply_is_frozen_after_remove():
     assert len(task.trainable_variables) == 2
 
 
+@pytest.mark.parametrize("how", ["apply", "load_adapter", "copy"])
+def test_head_of_a_frozen_model_trains_until_remove(how, tmp_path):
+    """What `trainable` or a file names trains, whatever it did before."""
+    model = models.mlp()
+    model.trainable = False
+    keras_ether.apply(model, trainable=["head"], method="ether")
+    if how == "load_adapter":
+        keras_ether.save_adapter(model, tmp_path / "m.safetensors")
+        keras_ether.remove(model)
+        keras_ether.load_adapter(model, tmp_path / "m.safetensors")
+    elif how == "copy":
+        model = keras_ether.copy(model)
+    assert all(v.trainable for v in model.get_layer("head").weights)
+    assert len(model.trainable_variables) == 2 + 2
+    assert not model.get_layer("head").get_config().get("trainable")
+    keras_ether.remove(model)
+    assert not model.get_layer("head").trainable
+    assert not model.trainable_variables
+
+
+def test_variable_of_a_head_that_was_frozen_alone_stays_frozen():
+    model = models.mlp()
+    model.get_layer("head").bias.trainable = False
+    keras_ether.apply(model, trainable=["head"], method="ether")
+    assert not model.get_layer("head").bias.trainable
+    assert model.get_layer("head").kernel.trainable
+
+
 def test_seed_fixes_the_start():
     starts = []
     for seed in (1, 1, 2):
