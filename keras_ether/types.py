@@ -8,7 +8,7 @@ from typing import TypeAlias
 import keras
 
 # The base class of layer mixins, which use a layer's attributes on `self`. With
-# `KERAS_NNX_ENABLED` an object can't become one of a class that has other bases.
+# `KERAS_NNX_ENABLED` no object becomes one of a class that has other bases.
 LayerMixin: TypeAlias = keras.layers.Layer
 Layer: TypeAlias = keras.layers.Layer
 Model: TypeAlias = keras.Model
