@@ -2,18 +2,14 @@
 
 from collections.abc import Callable
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 from typing import Any
 from typing import TypeAlias
 
 import keras
 
-# The base class of layer mixins, which use a layer's attributes on `self`.
-if TYPE_CHECKING:
-    LayerMixin: TypeAlias = keras.layers.Layer
-else:
-    LayerMixin = object
-
+# The base class of layer mixins, which use a layer's attributes on `self`. With
+# `KERAS_NNX_ENABLED` no object becomes one of a class that has other bases.
+LayerMixin: TypeAlias = keras.layers.Layer
 Layer: TypeAlias = keras.layers.Layer
 Model: TypeAlias = keras.Model
 Optimizer: TypeAlias = keras.optimizers.Optimizer

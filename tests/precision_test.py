@@ -113,6 +113,24 @@ def test_loss_scaling_of_a_compiled_model_starts_anew(policy, rng):
 @pytest.mark.skipif(
     keras.backend.backend() == "jax", reason="JAX has no float64 unless told"
 )
+@pytest.mark.filterwarnings("ignore:.*is frozen now")
+def test_kernel_of_float64_is_not_rounded_to_float32(tmp_path):
+    """An adapter at its start changes no bit of the kernel."""
+    model = keras.Sequential(
+        [keras.Input((8,)), keras.layers.Dense(8, dtype="float64")]
+    )
+    before = model.get_weights()
+    keras_ether.apply(model, method="ether+", rank_blocks=2)
+    keras_ether.save_adapter(model, tmp_path / "m.safetensors")
+    keras_ether.merge(model)
+    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+    keras_ether.blend(model, {tmp_path / "m.safetensors": 0.5})
+    np.testing.assert_array_equal(model.get_weights()[0], before[0])
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() == "jax", reason="JAX has no float64 unless told"
+)
 @pytest.mark.parametrize("method", [*METHODS, "oft"])
 def test_float64(method, rng):
     model = models.bert_backbone(dtype="float64")

@@ -19,6 +19,7 @@ from keras_ether.adapters.quantized_kernel import quantizing_error
 from keras_ether.adapters.reduction import Reduced
 from keras_ether.ops import placement
 from keras_ether.ops import reflections
+from keras_ether.ops.backend import at_least_float32
 from keras_ether.ops.backend import precise_products
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.conv_view import ConvView
@@ -218,7 +219,7 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
     def fold(self, kernel: Tensor, call: Call | None = None) -> Tensor:
         """`H W G` as it acts in a call, in the dtype of the kernel.
 
-        Computed in float32.
+        Computed in float32, or in float64 if that is the kernel's.
 
         Args:
             kernel: Tensor of the kernel's shape.
@@ -245,7 +246,7 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
         inverse: bool = False,
     ) -> Tensor:
         dtype = kernel.dtype
-        kernel = ops.cast(kernel, "float32")
+        kernel = at_least_float32(kernel)
         # `multiply` acts on rows: it gives W G, and H W as (Wᵀ Hᵀ)ᵀ. The
         # inverse of an orthogonal H or G is its transpose.
         for side, map_axis, transposed in (

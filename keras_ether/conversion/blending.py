@@ -12,6 +12,7 @@ from keras_ether.adapters import changes
 from keras_ether.adapters import kinds
 from keras_ether.adapters import quantized_kernel
 from keras_ether.ops import values
+from keras_ether.ops.backend import at_least_float32
 from keras_ether.ops.backend import without_gradients
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_file
@@ -124,7 +125,7 @@ def _fill(
 
 def _kernel_sum(kernel: Tensor, terms: list) -> Tensor:
     with without_gradients():
-        base = ops.cast(ops.convert_to_tensor(kernel), "float32")
+        base = at_least_float32(ops.convert_to_tensor(kernel))
         total = base
         for weight, adapter in terms:
             if weight:
@@ -142,8 +143,8 @@ def _weight_sum(variable: Variable, terms: list) -> np.ndarray:
                 "can't be blended."
             )
         return terms[0][1]
-    total = base = value.astype("float32")
+    total = base = value.astype(np.result_type(value.dtype, "float32"))
     for weight, other in terms:
         if weight:
-            total = total + weight * (other.astype("float32") - base)
+            total = total + weight * (other.astype(base.dtype) - base)
     return total.astype(value.dtype)

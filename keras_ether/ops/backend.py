@@ -208,6 +208,11 @@ def float32(x: Tensor) -> Tensor:
     return ops.cast(x, "float32")
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is where it is float64."""
+    return x if dtype_name(x) == "float64" else ops.cast(x, "float32")
+
+
 def in_this_form(x: Tensor) -> Tensor:
     """`x`, which with its gradient is computed in the form that it has.
 

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -157,3 +161,35 @@ def test_trains_on_inputs_of_unknown_width(method, rng):
     model.fit(x, x, verbose=0)
     for value, variable in zip(before, model.trainable_weights, strict=True):
         assert np.abs(value - models.values([variable])[0]).max() > 0
+
+
+MODULES_OF_FLAX = """
+import keras, keras_ether, numpy as np
+dense = keras.layers.Dense
+model = keras.Sequential([keras.Input((8,)), dense(8), dense(2, name="head")])
+x, y = np.ones((4, 8), "float32"), np.ones((4, 2), "float32")
+keras_ether.apply(model, trainable=["head"])
+model.compile(keras.optimizers.Adam(0.01), "mse")
+kernel = np.array(model.layers[0].base_kernel)
+losses = model.fit(x, y, epochs=4, verbose=0).history["loss"]
+assert losses[-1] < losses[0]
+np.testing.assert_array_equal(model.layers[0].base_kernel, kernel)
+tuned = model.predict(x, verbose=0)
+keras_ether.merge(model)
+assert type(model.layers[0]) is dense
+np.testing.assert_allclose(model.predict(x, verbose=0), tuned, atol=1e-5)
+"""
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="Flax's modules are JAX's"
+)
+def test_layers_that_are_modules_of_flax():
+    pytest.importorskip("flax")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MODULES_OF_FLAX],
+        env=os.environ | {"KERAS_NNX_ENABLED": "true"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
