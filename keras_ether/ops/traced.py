@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -76,6 +77,21 @@ def no_gradient() -> contextlib.AbstractContextManager:
     if BACKEND == "torch":
         return torch.no_grad()
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def same_draws() -> Iterator[None]:
+    """A context in which PyTorch draws the same each time, and then as before.
+
+    Elsewhere all that is drawn depends on variables.
+    """
+    if BACKEND != "torch":
+        yield
+        return
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(gpus):
+        torch.manual_seed(0)
+        yield
 
 
 def same_leading_axis(x: Tensor, size: Any) -> Tensor:
