@@ -27,6 +27,7 @@ from keras_ether.bank.names import INPUTS
 from keras_ether.bank.rows import Rows
 from keras_ether.bank.stacks import fill
 from keras_ether.bank.structure import Structure
+from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.traced import concrete
 from keras_ether.ops.traced import is_traced
 from keras_ether.ops.traced import same_leading_axis
@@ -221,8 +222,8 @@ class BankModel(Loops, NamedWeights, keras.Model):
 
         Args:
             inputs: What a user passes to the model.
-            certify: Whether inputs of a new kind have a trial now. Defaults to
-                `True`.
+            certify: Whether inputs of a new kind may have a trial now.
+                Defaults to `True`.
             trains: Whether adapters are to train on them. Defaults to `False`.
 
         Raises:
@@ -241,11 +242,20 @@ class BankModel(Loops, NamedWeights, keras.Model):
                     "`adapter_id` must have one id for each example. "
                     f"Received: {len(found)} ids for {size} examples"
                 )
-        for training in (False, True)[: (1 + trains) * certify]:
-            if len(found) and self.certificates.is_new(x, call_kind(training)):
-                with self.access.shared():
-                    self.settle()
-                    self.certificates.certify_call(x, training)
+        for training in (False, True)[: 1 + trains]:
+            kind = call_kind(training)
+            if not len(found) or not self.certificates.is_new(x, kind):
+                continue
+            if certify:
+                self.settle()
+                self.certificates.certify_call(x, training)
+            elif BACKEND == "jax":
+                # A loop has the weights, and there will be no other look.
+                raise ValueError(
+                    "Inputs of a new kind, such as of another length, came "
+                    "from another thread in the middle of a loop, where no "
+                    "trial can run. Call the bank's model on some first."
+                )
         return {**inputs, ADAPTER_ID: found}
 
     # Rows.
