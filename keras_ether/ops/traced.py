@@ -94,6 +94,16 @@ def same_draws() -> Iterator[None]:
         yield
 
 
+def after(values: list[Tensor]) -> contextlib.AbstractContextManager:
+    """A context whose operations a graph of TensorFlow runs after `values`.
+
+    It runs two reads of variables in any order.
+    """
+    if BACKEND == "tensorflow":
+        return tf.control_dependencies(values)
+    return contextlib.nullcontext()
+
+
 def same_leading_axis(x: Tensor, size: Any) -> Tensor:
     """`x`, asserted to have this leading axis where the graph runs.
 
