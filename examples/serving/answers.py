@@ -96,7 +96,7 @@ class Answers:
         self.folder = pathlib.Path(folder).resolve()
         self.bank = keras_ether.AdapterBank(model, capacity)
         self.counts = collections.Counter(hits=0, loads=0, evictions=0)
-        # Of the files that are in the bank: their time and size.
+        # Of the files that are in the bank: their times and size.
         self._stamps = {}
         self._lock = threading.Lock()
         powers = [2**i for i in range(batch.bit_length())]
@@ -168,7 +168,8 @@ class Answers:
                 self.bank.remove(name)
             self.check(name)
             raise UnknownAdapterError([])
-        stamp = stat.st_mtime_ns, stat.st_size
+        # A copy may keep the time of another file, but not when it came.
+        stamp = stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size
         if there and self._stamps.get(name) == stamp:
             self.counts["hits"] += 1
             return

@@ -18,6 +18,7 @@ from keras_ether.bank.access import Access
 from keras_ether.bank.alterations import Alterations
 from keras_ether.bank.certificates import Certificates
 from keras_ether.bank.certificates import base_inputs
+from keras_ether.bank.certificates import call_kind
 from keras_ether.bank.examples import BankExamples
 from keras_ether.bank.loops import Loops
 from keras_ether.bank.named_weights import NamedWeights
@@ -26,9 +27,11 @@ from keras_ether.bank.names import INPUTS
 from keras_ether.bank.rows import Rows
 from keras_ether.bank.stacks import fill
 from keras_ether.bank.structure import Structure
+from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.traced import concrete
 from keras_ether.ops.traced import is_traced
 from keras_ether.ops.traced import same_leading_axis
+from keras_ether.ops.values import to_numpy
 from keras_ether.types import Model
 from keras_ether.types import Shape
 from keras_ether.types import Tensor
@@ -49,13 +52,19 @@ class BankModel(Loops, NamedWeights, keras.Model):
     def __init__(
         self, base: Model, structure: Structure, rows: int, certifies: bool
     ) -> None:
+        struct = base_inputs(base)
+        if isinstance(struct, dict) and ADAPTER_ID in struct:
+            raise ValueError(
+                f"Model '{base.name}' has an input '{ADAPTER_ID}' of its own, "
+                "and a bank takes its ids by that name."
+            )
         super().__init__(name=f"{base.name}_bank", dtype=base.dtype_policy)
         self.base = base
         stacks = structure.stacks(rows)
         self.stacks = list(stacks.values())
         table = Rows(rows)
-        mark = np.random.default_rng().integers(2**31, dtype="int32")
-        # The id of each row, and a number of this bank's own.
+        mark = np.random.default_rng().integers(2**30, dtype="int32")
+        # The id of each row, and a number of these adapters' own.
         self.current = self.add_weight(
             name="ids",
             shape=(rows + 1,),
@@ -82,6 +91,8 @@ class BankModel(Loops, NamedWeights, keras.Model):
             _is_open=True,
             certificates=Certificates(base, structure, certifies),
             _names_read=None,
+            _is_loading=False,
+            _values_left=[],
         )
         alterations = Alterations(
             [layer for layer, _ in self._heads],
@@ -121,6 +132,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
         ids, inputs = self.split(inputs)
         step = steps.current() if training else None
         if training and step is None:
+            internals.give_back(self._values_left)
             raise ValueError(
                 "The model of an `AdapterBank` trains by its own `fit` or "
                 "`train_on_batch` alone: they let each adapter train as if "
@@ -179,6 +191,15 @@ class BankModel(Loops, NamedWeights, keras.Model):
         """Raises a `ValueError` if the bank is closed, or its base changed."""
         if not self._is_open:
             raise ValueError("This `AdapterBank` is closed. Make a new one.")
+        with self.access.shared():
+            held = [] if is_traced() else internals.values_held([self.current])
+            for _, ids in held:
+                if not np.array_equal(to_numpy(ids), self.marked_ids()):
+                    raise ValueError(
+                        "Weights of other adapters were loaded into the "
+                        "`AdapterBank`, past its names. `load_weights` of its "
+                        "model brings names with the weights."
+                    )
         for layer, adapter in self._adapters:
             if getattr(layer, "ether", None) is not adapter:
                 raise ValueError(
@@ -194,13 +215,16 @@ class BankModel(Loops, NamedWeights, keras.Model):
                     "`AdapterBank` was made. Make a new bank."
                 )
 
-    def checked(self, inputs: Any, certify: bool = True) -> Any:
+    def checked(
+        self, inputs: Any, certify: bool = True, trains: bool = False
+    ) -> Any:
         """Inputs whose ids are int32, where their values are known.
 
         Args:
             inputs: What a user passes to the model.
-            certify: Whether inputs of a new kind have a trial now. Defaults to
-                `True`.
+            certify: Whether inputs of a new kind may have a trial now.
+                Defaults to `True`.
+            trains: Whether adapters are to train on them. Defaults to `False`.
 
         Raises:
             ValueError: if an id is none of an adapter in the bank, if there is
@@ -218,10 +242,20 @@ class BankModel(Loops, NamedWeights, keras.Model):
                     "`adapter_id` must have one id for each example. "
                     f"Received: {len(found)} ids for {size} examples"
                 )
-        if certify and len(found) and self.certificates.is_new(x):
-            with self.access.shared():
+        for training in (False, True)[: 1 + trains]:
+            kind = call_kind(training)
+            if not len(found) or not self.certificates.is_new(x, kind):
+                continue
+            if certify:
                 self.settle()
-                self.certificates.certify(x)
+                self.certificates.certify_call(x, training)
+            elif BACKEND == "jax":
+                # A loop has the weights, and there will be no other look.
+                raise ValueError(
+                    "Inputs of a new kind, such as of another length, came "
+                    "from another thread in the middle of a loop, where no "
+                    "trial can run. Call the bank's model on some first."
+                )
         return {**inputs, ADAPTER_ID: found}
 
     # Rows.
@@ -254,7 +288,13 @@ class BankModel(Loops, NamedWeights, keras.Model):
 
     def publish_ids(self) -> None:
         """Lets compiled code know which ids there are."""
-        self.current.assign(np.append(self.table.ids, self._mark))
+        self.__dict__["_mark"] += np.int32(1)
+        self.current.assign(self.marked_ids())
+        self.remember()
+
+    def marked_ids(self) -> np.ndarray:
+        """What `current` holds, if the values are those of the bank's names."""
+        return np.append(self.table.ids, self._mark)
 
     def write(self, row: int, values: dict[str, Any]) -> None:
         """Sets the values of a row."""

@@ -16,7 +16,7 @@ from keras_ether.bank.structure import Structure
 from keras_ether.ops.traced import forget_recorded
 from keras_ether.types import Model
 
-CALL = "call"
+CALL, TRAINING = "call", "training"
 
 
 class Certificates:
@@ -60,7 +60,7 @@ class Certificates:
                 "`trial` must be arrays of one example or more, in the form in "
                 f"which the model takes them. Received: trial={batch!r}"
             )
-        self.certify(batch)
+        self.certify_call(batch)
 
     def is_new(self, inputs: Any, kind: str = CALL) -> bool:
         """Whether inputs of this kind have had no trial yet."""
@@ -68,19 +68,31 @@ class Certificates:
         known = signature is None or (kind, signature) in self._asked
         return self.runs_trials and not known
 
+    def certify_call(self, inputs: Any, training: bool = False) -> None:
+        """Runs a trial of calls, see `certify`."""
+        self.certify(
+            inputs,
+            lambda x: self.base(x, training=training),
+            call_kind(training),
+            draws=training,
+        )
+
     def certify(
         self,
         inputs: Any,
-        answer: Callable[[Any], Any] | None = None,
-        kind: str = CALL,
+        answer: Callable[[Any], Any],
+        kind: str,
+        draws: bool = True,
+        repeated: bool = False,
     ) -> None:
         """Runs a trial.
 
         Args:
             inputs: Inputs of the base, with values.
-            answer: Function from inputs to outputs, or `None` for a call.
-                Defaults to `None`.
-            kind: String, what else `answer` depends on. Defaults to `CALL`.
+            answer: Function from inputs to outputs, by way of the base.
+            kind: String, what else `answer` depends on.
+            draws: See `Trial`. Defaults to `True`.
+            repeated: The same. Defaults to `False`.
 
         Raises:
             ValueError: if the trial fails.
@@ -89,8 +101,9 @@ class Certificates:
         run = trial.Trial(
             self.base,
             self.structure,
-            answer or (lambda x: self.base(x, training=False)),
-            repeated=answer is not None,
+            answer,
+            draws,
+            repeated,
         ).run
         try:
             self._asked[kind, _signature(inputs)] = run(first)
@@ -130,6 +143,11 @@ class Certificates:
         missing = trial.expected(self.structure) - set(asked)
         if missing:
             raise _asking_error(min(missing), asked, "each has to")
+
+
+def call_kind(training: bool) -> str:
+    """The `kind` of calls, see `Certificates.certify`."""
+    return TRAINING if training else CALL
 
 
 def base_inputs(base: Model) -> Any:

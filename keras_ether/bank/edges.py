@@ -14,6 +14,7 @@ import keras
 import numpy as np
 
 from keras_ether.bank.access import Access
+from keras_ether.ops.backend import BACKEND
 
 # Function from a batch to the same, with ids that were checked.
 Check = Callable[[Any], Any]
@@ -40,7 +41,7 @@ class Watch:
         """Data of the same kind, which is checked when it is read.
 
         The first batch may have a trial here. Others have one where they are
-        read by the thread that computes.
+        read by the thread that computes; on TensorFlow in any.
         """
         if x is None or isinstance(x, dict):
             # All batches at once.
@@ -68,7 +69,10 @@ class Watch:
         return x
 
     def _later(self, batch: Any) -> Any:
-        return self._batch(batch, self._access.is_mine)
+        # PyTorch's calls look again. A trial takes no lock: the loop may have
+        # it, and wait for this batch.
+        may_try = self._access.is_mine or BACKEND == "tensorflow"
+        return self._batch(batch, may_try)
 
     def _inputs(self, x: Any, may_try: bool) -> Any:
         try:

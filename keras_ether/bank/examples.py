@@ -17,6 +17,7 @@ from keras_ether.bank.stacks import Stack
 from keras_ether.bank.stacks import factors_of
 from keras_ether.ops.each_example import take_rows
 from keras_ether.ops.each_example import where_each
+from keras_ether.ops.traced import after
 from keras_ether.ops.traced import same_leading_axis
 from keras_ether.types import Factors
 from keras_ether.types import Layer
@@ -174,7 +175,8 @@ class BankExamples:
         The ids of rows are read here, after all values: an id that ended in
         between is invalid.
         """
-        valid = self.are_valid(current)
+        with after(tree.flatten(outputs)):
+            valid = self.are_valid(current)
 
         def mark(y: Tensor) -> Tensor:
             each = ops.reshape(valid, (-1,) + (1,) * (len(y.shape) - 1))

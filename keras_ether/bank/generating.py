@@ -112,6 +112,7 @@ def _generating_class(task_class: Any) -> type:
                             x, *args, **(kwargs | {"stop_token_ids": None})
                         ),
                         kind,
+                        repeated=True,
                     )
                 return function({**inputs, ADAPTER_ID: ids}, *args, **kwargs)
 

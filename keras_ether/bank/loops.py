@@ -1,6 +1,7 @@
 """Training, prediction and evaluation of a bank's model by Keras's loops."""
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ class Loops(keras.Model):
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         given = _FIT.bind(self, *args, **kwargs)
         self._check_trains(given.arguments.get("callbacks"))
-        with self._edge() as watch, self._loop():
+        with self._edge(True) as watch, self._loop():
             self._build_optimizer()
             for name in ("x", "validation_data"):
                 if name not in given.arguments:
@@ -104,7 +105,7 @@ class Loops(keras.Model):
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         self._check_trains(None)
-        with self._edge() as watch, self._loop(self.access.alone):
+        with self._edge(True) as watch, self._loop(self.access.alone):
             self._build_optimizer()
             return super().train_on_batch(watch.of(x), *args, **kwargs)
 
@@ -187,6 +188,17 @@ class Loops(keras.Model):
                 self.settle()
                 internals.give_back(before)
                 raise
+            finally:
+                self.remember()
+
+    def remember(self) -> None:
+        """Keeps the values, which a loop of a model around this one takes.
+
+        If it fails, JAX has nothing else that would give them back.
+        """
+        if BACKEND == "jax":
+            held = internals.values_held(self.variables)
+            self.__dict__["_values_left"] = held
 
     def settle(self) -> None:
         """Gives variables the values back that a loop of JAX has, if any."""
@@ -194,8 +206,9 @@ class Loops(keras.Model):
             self.jax_state_sync()
 
     @contextlib.contextmanager
-    def _edge(self) -> Iterator[Watch]:
-        watch = Watch(self.checked, self.access)
+    def _edge(self, trains: bool = False) -> Iterator[Watch]:
+        check = functools.partial(self.checked, trains=trains)
+        watch = Watch(check, self.access)
         try:
             yield watch
         except Exception as error:

@@ -6,6 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_ether.bank.rows import NO_ID
 from keras_ether.ops.backend import snapshot
 
 
@@ -17,18 +18,30 @@ class NamedWeights(keras.Model):
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        names = {
-            name: (self.table.row(name), self.table.covered[name])
+        text = json.dumps(self._named()).encode()
+        store["names"] = np.frombuffer(text or b" ", "uint8")
+
+    def _named(self) -> dict[str, list]:
+        """By name the row, and the paths of the layers that it covers."""
+        return {
+            name: [self.table.row(name), list(self.table.covered[name])]
             for name in self.table.names
         }
-        text = json.dumps(names).encode()
-        store["names"] = np.frombuffer(text or b" ", "uint8")
 
     def load_own_variables(self, store: Any) -> None:
         # Not the ids: those of before have to end.
+        names = None
         if "names" in store.keys():  # noqa: SIM118, it is no dictionary
-            text = bytes(np.asarray(store["names"], "uint8"))
-            self.__dict__["_names_read"] = json.loads(text)
+            names = json.loads(bytes(np.asarray(store["names"], "uint8")))
+        self.__dict__["_names_read"] = names
+        if not self._is_loading and names != self._named():
+            # Of a model around this one. Keras goes on to load the values.
+            self.current.assign(np.full(self.current.shape, NO_ID))
+            raise ValueError(
+                "The file has other adapters than the bank has now, or in "
+                "other rows. `load_weights` of the bank's own model brings "
+                "names with the weights."
+            )
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         """See `keras.Model.load_weights`: the names come with the weights.
@@ -37,7 +50,7 @@ class NamedWeights(keras.Model):
         """
         with self.access.alone():
             before = [(v, snapshot(v)) for v in self.variables]
-            self.__dict__["_names_read"] = None
+            self.__dict__.update(_names_read=None, _is_loading=True)
             try:
                 super().load_weights(*args, **kwargs)
                 if self._names_read is None:
@@ -49,6 +62,8 @@ class NamedWeights(keras.Model):
                 for variable, value in before:
                     variable.assign(value)
                 raise
+            finally:
+                self.__dict__["_is_loading"] = False
             self.table.start_again(self._names_read)
             self.publish_ids()
 
@@ -56,7 +71,7 @@ class NamedWeights(keras.Model):
         places = [id(v) for v in self.weights]
         ids = weights[places.index(id(self.current))]
         with self.access.alone():
-            if not np.array_equal(ids, np.append(self.table.ids, self._mark)):
+            if not np.array_equal(ids, self.marked_ids()):
                 raise ValueError(
                     "These weights are not of the adapters that the bank has "
                     "now. `load_weights` brings names with the weights."

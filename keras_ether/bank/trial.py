@@ -27,6 +27,7 @@ from keras_ether.bank.structure import Structure
 from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.traced import compiled
 from keras_ether.ops.traced import no_gradient
+from keras_ether.ops.traced import same_draws
 from keras_ether.ops.values import to_numpy
 from keras_ether.types import Model
 from keras_ether.types import Tensor
@@ -52,6 +53,8 @@ class Trial:
         base: The adapted model.
         structure: The bank's `Structure`.
         answer: Function from inputs to outputs, by way of the model.
+        draws: Whether an answer may depend on an example's place, as what a
+            sampler or dropout draws does. Defaults to `False`.
         repeated: See `BankExamples`. Defaults to `False`.
     """
 
@@ -60,11 +63,13 @@ class Trial:
         base: Model,
         structure: Structure,
         answer: Callable[[Any], Any],
+        draws: bool = False,
         repeated: bool = False,
     ) -> None:
         self.base = base
         self.structure = structure
         self.answer = answer
+        self.draws = draws
         self.repeated = repeated
         stacks = structure.stacks(ROWS)
         self.stack_of = {id(owner): stack for owner, stack in stacks.items()}
@@ -130,8 +135,7 @@ class Trial:
                 "within the model keeps what it was traced with.)"
             )
         fits = self._are_apart(mixed, alone, batch, rows, self.table)
-        if fits and not self.repeated:
-            # (What a sampler draws for an example depends on its place.)
+        if fits and not self.draws:
             order = np.roll(np.arange(len(rows))[::-1], 2)
             turned = self._mixed(
                 _rows_of(batch, order), rows[order], self.table
@@ -146,8 +150,7 @@ class Trial:
         It would go on to answer by the adapters of the trial.
         """
         if BACKEND == "tensorflow":
-            with keras.StatelessScope():
-                self.answer(batch)
+            self._answer([], batch)
 
     def _are_apart(
         self,
@@ -183,10 +186,8 @@ class Trial:
     ) -> Any:
         examples = BankExamples(self.stack_of, row, ROWS, self.repeated)
         mapping = list(zip(self.held, values, strict=True))
-        # In the scope, seeds and statistics stay as they are.
-        scope = per_example.computing_for(examples)
-        with keras.StatelessScope(mapping), no_gradient(), scope:
-            outputs = self.answer(batch)
+        with per_example.computing_for(examples):
+            outputs = self._answer(mapping, batch)
         examples.check_outputs(outputs)
         if not self.repeated:
             # The ids of what is generated are the bank's own.
@@ -212,7 +213,11 @@ class Trial:
             *((v, own[n]) for n, v in self.structure.variables.items()),
             *((layer.ether.strength, strength) for layer in adapted),
         ]
-        with keras.StatelessScope(mapping), no_gradient():
+        return self._answer(mapping, batch)
+
+    def _answer(self, mapping: list, batch: Any) -> Any:
+        # In the scope, seeds and statistics stay as they are.
+        with keras.StatelessScope(mapping), no_gradient(), same_draws():
             return self.answer(batch)
 
     def _check_asked(self, asked: Counter[Asked]) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -75,6 +76,31 @@ def no_gradient() -> contextlib.AbstractContextManager:
     """A context without gradients, as that of `predict` on PyTorch."""
     if BACKEND == "torch":
         return torch.no_grad()
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def same_draws() -> Iterator[None]:
+    """A context in which PyTorch draws the same each time, and then as before.
+
+    Elsewhere all that is drawn depends on variables.
+    """
+    if BACKEND != "torch":
+        yield
+        return
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(gpus):
+        torch.manual_seed(0)
+        yield
+
+
+def after(values: list[Tensor]) -> contextlib.AbstractContextManager:
+    """A context whose operations a graph of TensorFlow runs after `values`.
+
+    It runs two reads of variables in any order.
+    """
+    if BACKEND == "tensorflow":
+        return tf.control_dependencies(values)
     return contextlib.nullcontext()
 
 

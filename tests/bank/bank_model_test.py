@@ -495,6 +495,74 @@ def test_weights_without_names_are_refused(rng, tmp_path):
         bank.model.set_weights(weights)
 
 
+def outer(bank):
+    """A model of a user's around the bank's."""
+    inputs = {
+        "inputs": keras.Input((16,), name="inputs"),
+        "adapter_id": keras.Input((), dtype="int32", name="adapter_id"),
+    }
+    return keras.Model(inputs, bank.model(inputs))
+
+
+@pytest.mark.filterwarnings("ignore:Skipping nested container")
+@pytest.mark.parametrize("how", ["a file", "lists"])
+def test_weights_that_come_past_the_names_answer_nobody(how, rng, tmp_path):
+    """By a model around the bank's, which knows no names."""
+    bank, alone = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    expected = banks.call(bank, x, NAMES)
+    outer(bank).save_weights(tmp_path / "outer.weights.h5")
+    # The same adapters in the same rows.
+    outer(bank).load_weights(tmp_path / "outer.weights.h5")
+    np.testing.assert_array_equal(banks.call(bank, x, NAMES), expected)
+    other, _ = banks.bank_of(adapters=0)
+    for i in (1, 0):
+        other.add(f"a{i}", alone[i])
+    bank.model.save_weights(tmp_path / "bank.weights.h5")
+    if how == "lists":
+        outer(other).set_weights(outer(bank).get_weights())
+    else:
+        with pytest.raises(ValueError, match="other adapters"):
+            outer(other).load_weights(tmp_path / "outer.weights.h5")
+    ids = other.ids(NAMES)
+    for use in (
+        lambda: other.predict(x, NAMES),
+        lambda: models.call(other.model, banks.with_ids(x, ids)),
+        lambda: other.model.predict_on_batch(banks.with_ids(x, ids)),
+        lambda: other.add("b"),
+    ):
+        with pytest.raises(ValueError, match="past its names"):
+            use()
+    other.model.load_weights(tmp_path / "bank.weights.h5")
+    np.testing.assert_allclose(banks.call(other, x, NAMES), expected, atol=1e-5)
+
+
+def test_weights_of_before_a_replacement_do_not_come_back(rng):
+    """As `EarlyStopping(restore_best_weights=True)` would bring them."""
+    bank, alone = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    weights = bank.model.get_weights()
+    bank.add("a0", alone[1])
+    with pytest.raises(ValueError, match="not of the adapters"):
+        bank.model.set_weights(weights)
+    np.testing.assert_allclose(
+        banks.call(bank, x, ["a0"] * 8), models.call(alone[1], x), atol=1e-5
+    )
+
+
+@pytest.mark.once
+def test_an_input_of_the_name_of_the_ids_is_refused():
+    inputs = {n: keras.Input((8,), name=n) for n in ("inputs", "adapter_id")}
+    x = keras.layers.Dense(8, name="body")(inputs["inputs"])
+    x = keras.layers.Dense(8, name="head")(x + inputs["adapter_id"])
+    model = keras.Model(inputs, x)
+    keras_ether.apply(
+        model, rank_blocks=1, targets=["body"], trainable=["head"]
+    )
+    with pytest.raises(ValueError, match="'adapter_id' of its own"):
+        keras_ether.AdapterBank(model, 2)
+
+
 def test_what_the_model_acts_by_does_not_reach_in(rng):
     bank, _ = banks.bank_of()
     x = models.inputs_of("mlp", rng)

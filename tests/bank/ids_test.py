@@ -111,6 +111,23 @@ def test_an_id_that_ended_names_nobody_else(x):
 
 
 @pytest.mark.once
+def test_names_of_the_caller_may_change_while_in_use(x):
+    bank, _ = banks.bank_of(capacity=2)
+    names = ["a0"]
+    with bank.using(["a1"]):
+        with bank.using(names):
+            names[0] = "a1"
+        with pytest.raises(ValueError, match="in use"):
+            bank.remove("a1")
+    with bank.using(name for name in ("a0", "a1")) as ids:
+        assert len(ids) == 2
+    bank.add("b", evict=True)
+    for wrong in (b"a0a0", "a0", [["a1"]] * 4, [1] * 4):
+        with pytest.raises(ValueError, match="must be a list of names"):
+            bank.predict(x, wrong)
+
+
+@pytest.mark.once
 def test_ids_that_are_used_up(monkeypatch):
     bank, alone = banks.bank_of(capacity=2)
     monkeypatch.setattr(keras_ether.bank.rows, "LARGEST", 7)

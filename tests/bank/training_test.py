@@ -477,7 +477,10 @@ def test_training_from_outside_is_refused():
     before = row(bank, "task0")
     with pytest.raises(ValueError, match=r"`fit` or .*train_on_batch"):
         outer.train_on_batch(batch, np.ones((2, 4), "float32"))
+    with pytest.raises(ValueError, match=r"`fit` or .*train_on_batch"):
+        outer.fit(batch, np.ones((2, 4), "float32"), verbose=0)
     assert_still(bank, "task0", before)
+    bank.predict(batch["inputs"], ["task0", None])
 
 
 @pytest.mark.parametrize(

@@ -256,6 +256,57 @@ def test_other_lengths_have_a_trial_of_their_own(rng):
             use(batch(9))
 
 
+class OnlyInTraining(Made):
+    def call(self, x, training=None):
+        return self.function(x, self.inner) if training else self.inner(x)
+
+
+@pytest.mark.parametrize("function", [turned, averaged_behind])
+def test_models_that_mix_examples_while_they_train(function, rng):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((FIVE, 8))
+    x = OnlyInTraining(function, name="made")(inputs)
+    model = keras.Model(inputs, L.Dense(3, name="head")(L.Dropout(0.5)(x)))
+    keras_ether.apply(
+        model, rank_blocks=2, targets=["inner"], trainable=["head"], seed=0
+    )
+    bank = keras_ether.AdapterBank(model, 2)
+    for name in "ab":
+        bank.add(name)
+    bank.model.compile("sgd", "mse", jit_compile="auto")
+    x = rng.standard_normal((4, FIVE, 8)).astype("float32")
+    y = np.zeros((4, FIVE, 3), "float32")
+    batch = banks.with_ids(x, bank.ids([*"abba"]))
+    bank.model.evaluate(batch, y, verbose=0)
+    before = models.values(bank.model.trainable_variables)
+    for use in (bank.model.train_on_batch, bank.model.fit):
+        with pytest.raises(ValueError, match="'made/inner' gave other"):
+            use(batch, y)
+    for a, b in zip(
+        before, models.values(bank.model.trainable_variables), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_dropout_of_the_base_trains(rng):
+    """It draws the same for adapters mixed and alone."""
+    inputs = keras.Input((FIVE, 8))
+    x = L.Dropout(0.5)(L.Dense(8, name="body")(inputs))
+    x = L.GaussianNoise(0.5)(x)
+    model = keras.Model(inputs, L.Dense(3, name="head")(x))
+    keras_ether.apply(
+        model, rank_blocks=2, targets=["body"], trainable=["head"], seed=0
+    )
+    bank = keras_ether.AdapterBank(model, 2)
+    bank.add("a")
+    bank.model.compile("sgd", "mse", jit_compile="auto")
+    x = rng.standard_normal((4, FIVE, 8)).astype("float32")
+    loss = bank.model.train_on_batch(
+        banks.with_ids(x, bank.ids(["a"] * 4)), np.zeros((4, FIVE, 3))
+    )
+    assert np.isfinite(loss)
+
+
 def subclassed(mixes):
     class Model(keras.Model):
         def __init__(self):
