@@ -211,10 +211,16 @@ def _objects_of(kinds: set[type]) -> list:
     makes item by item can't grow while a list of all objects refers to it: that
     thread would get a `SystemError`.
     """
+    if frozen := gc.get_freeze_count():
+        # The collector lists no objects that a server has frozen.
+        gc.unfreeze()
     # The list of all objects, which no name here holds, comes twice.
     lists = chain.from_iterable(map(repeat, map(gc.get_objects, (None,)), (2,)))
     chosen = map(map, repeat(kinds.__contains__), map(map, repeat(type), lists))
-    return list(chain.from_iterable(map(compress, lists, chosen)))
+    found = list(chain.from_iterable(map(compress, lists, chosen)))
+    if frozen:
+        gc.freeze()
+    return found
 
 
 def to_archive(layer: Layer) -> bytes:

@@ -90,6 +90,20 @@ def test_models_around_and_beside_use_the_layers_as_they_are(around, end):
             break
 
 
+def test_models_around_are_found_among_frozen_objects():
+    """As servers freeze them, for the garbage collector to leave them out."""
+    inner = body()
+    outer = Holder(inner)
+    check_answers(outer)
+    gc.freeze()
+    try:
+        apply(inner)
+        assert gc.get_freeze_count()
+        check_answers(outer)
+    finally:
+        gc.unfreeze()
+
+
 @pytest.mark.parametrize("first", ["before", "after"])
 def test_a_model_around_trains_what_trains(first):
     inner = body()
