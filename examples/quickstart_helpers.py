@@ -50,6 +50,12 @@ def without_startup_notes() -> Iterator[None]:
 
 # Later notes of the same kind do heed this setting.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+if os.environ.get("KERAS_BACKEND") == "torch":
+    # PyTorch's threads wait for each other at every operation: one too many,
+    # beside other programs, makes a step several times slower.
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    free = max(1, (os.cpu_count() or 1) - round(busy))
+    os.environ.setdefault("OMP_NUM_THREADS", str(free))
 with without_startup_notes():
     import keras
     import keras_hub  # noqa: F401  (`convert` loads a model of it)

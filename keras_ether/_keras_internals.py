@@ -347,6 +347,15 @@ def inputs_struct(model: Model) -> Any:
     return model._inputs_struct
 
 
+def last_operations(model: Model) -> list:
+    """The layers and operations whose outputs are those of a functional model.
+
+    None of another model.
+    """
+    outputs = getattr(model, "outputs", None) or []
+    return [tensor._keras_history.operation for tensor in outputs]
+
+
 # The method in which an optimizer clips the gradients of one update.
 CLIP_GRADIENTS = "_clip_gradients"
 

@@ -270,7 +270,7 @@ def test_bad_argument(arguments, message):
 
 def snapshot(model):
     state = [model.optimizer.get_config(), len(model.optimizer.variables)]
-    for layer in LayerTree(model).everything:
+    for layer in LayerTree(model).all_layers:
         state.append((type(layer), layer.trainable))
         state += [(v.path, v.trainable) for v in layer.variables]
     return state, models.values([*model.variables, *model.optimizer.variables])

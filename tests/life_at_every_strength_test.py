@@ -150,6 +150,7 @@ def test_updates_of_low_rank(name):
     assert a.shape[1] == ranks.get(name, 2)
 
 
+@pytest.mark.filterwarnings("ignore:These layers stay trainable")
 @pytest.mark.parametrize("name", ["learned ether+", "half"])
 def test_quantized_bases(name, rng):
     x = models.inputs_of("mlp", rng)

@@ -74,6 +74,7 @@ def test_every_kind_answers_right(kind, method, rng):
 
 @pytest.mark.by_turns
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")
+@pytest.mark.filterwarnings("ignore:These layers stay trainable")
 @pytest.mark.parametrize("method", ["ether", "ether+"])
 @pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
 def test_quantized_layers_answer_right(mode, method, rng):

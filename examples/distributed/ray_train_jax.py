@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import sys
 import tempfile
 
@@ -42,7 +43,7 @@ def main():
         trainer = JaxTrainer(
             train,
             # On TPUs also `use_tpu=True`, `topology` and `accelerator_type`.
-            train_loop_config={"folder": folder},
+            train_loop_config={"folder": folder, "address": address()},
             scaling_config=ScalingConfig(num_workers=WORKERS),
             run_config=RunConfig(
                 storage_path=folder,
@@ -63,6 +64,24 @@ def main():
     report(one, several, f"{WORKERS} workers")
 
 
+def address():
+    """A free port of this machine, where the workers meet."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def connect(address):
+    """Connects the workers' JAX. Ray does so itself on TPUs and GPUs alone."""
+    import jax
+    from ray.train import get_context
+
+    context = get_context()
+    jax.distributed.initialize(
+        address, context.get_world_size(), context.get_world_rank()
+    )
+
+
 def losses_in(folder):
     """Losses by epoch; of one that ran twice, the later."""
     lines = (pathlib.Path(folder) / LOSSES).read_text(encoding="utf-8")
@@ -81,9 +100,13 @@ def train(config):
     from keras_ether.callbacks import AdapterCheckpoint
     from keras_ether.callbacks import resume
 
+    if "address" in config:
+        connect(config["address"])
     rank, workers = jax.process_index(), jax.process_count()
     if workers > 1:
-        keras.distribution.set_distribution(keras.distribution.DataParallel())
+        # Each worker is given its part below.
+        parallel = keras.distribution.DataParallel(auto_shard_dataset=False)
+        keras.distribution.set_distribution(parallel)
     # The seed gives every worker the same vectors.
     model = make_model()
     keras_ether.apply(model, trainable=["head"], seed=0)

@@ -181,7 +181,7 @@ print(f"{model.count_params():,} parameters")
 inputs, targets, weights = model.preprocessor(
     {key: value[:1] for key, value in arrays(train).items()}
 )
-learned = [t for t, w in zip(targets[0], weights[0], strict=True) if w]
+learned = np.array(targets[0])[np.array(weights[0], dtype=bool)].tolist()
 print("Learned:", repr(model.preprocessor.tokenizer.detokenize(learned)))
 
 # %% [markdown]

@@ -171,7 +171,7 @@ class AdaptedCall(LayerMixin):
         )
         if after is None:
             return self._plain_call(inputs, call, activation=call.activation)
-        # The output side stands before the bias and the activation, and a
+        # The output side comes before the bias and the activation, and a
         # quantized call fuses both into the product.
         outputs = self._plain_call(inputs, call, **self.linear)
         outputs = adapter.transform_outputs(outputs, after, call.gradient)

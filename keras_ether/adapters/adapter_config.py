@@ -28,7 +28,7 @@ class AdapterConfig:
             `I + s (block − I)`, see `keras_ether.apply`. Defaults to `None`.
         rate_multiplier: Positive float, the `κ` of a learned strength
             `s = tanh(κ t)`: Adam's rate acts on the blocks as `κ` times itself.
-            `None` stands for the number that fits how many kernels are adapted,
+            `None` takes the number for the count of adapted kernels,
             see `for_network`. Defaults to 1.
 
     Raises:

@@ -253,7 +253,7 @@ class Owner:
     Attributes:
         adapted: The layers that have its adapters. It has let go of all else
             once there is none.
-        layers: The layers of which it holds changes.
+        layers: The layers whose changes it holds.
     """
 
     def __init__(self) -> None:

@@ -162,7 +162,7 @@ def _name(layer: Layer) -> str:
 
 
 def _plain_layer(layer: Layer) -> Layer:
-    """A float layer of the Keras class behind `layer`, of the same kernel."""
+    """A float layer of the plain Keras class, with the same kernel."""
     # An explicit name: an automatic one would shift the user's names.
     arguments = {"dtype": layer.variable_dtype, "name": "requantized"}
     if isinstance(layer, keras.layers.Embedding):

@@ -41,8 +41,8 @@ from keras_ether.ops import memory
 from keras_ether.ops.backend import without_gradients
 from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.fingerprint import sampled_fingerprint
+from keras_ether.ops.values import as_array
 from keras_ether.ops.values import copy_of
-from keras_ether.ops.values import settled
 from keras_ether.ops.values import to_numpy
 from keras_ether.types import Layer
 from keras_ether.types import LayerMixin
@@ -113,7 +113,7 @@ class AdaptedFile(LayerMixin):
             of_file = self.entries_of_file()
             for key in list(entries):
                 # Freed before the next one is made.
-                store[key] = settled(of_file(entries.pop(key)))
+                store[key] = as_array(of_file(entries.pop(key)))
         self.ether.base_fingerprint = _digest_of(self.kernel_variables())
         memory.return_freed()
 

@@ -104,16 +104,16 @@ class Loops(keras.Model):
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         self._check_trains(None)
-        with self._edge() as watch, self._loop():
+        with self._edge() as watch, self._loop(self.access.alone):
             self._build_optimizer()
             return super().train_on_batch(watch.of(x), *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._edge() as watch, self._loop():
+        with self._edge() as watch, self._loop(self.access.shared):
             return super().test_on_batch(watch.of(x), *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
-        with self._edge() as watch, self._loop():
+        with self._edge() as watch, self._loop(self.access.shared):
             return super().predict_on_batch(watch.of(x))
 
     def _build_optimizer(self) -> None:
@@ -160,10 +160,19 @@ class Loops(keras.Model):
         return self.access.shared()
 
     @contextlib.contextmanager
-    def _loop(self) -> Iterator[None]:
-        """Around a loop of Keras's."""
+    def _loop(
+        self,
+        access: Callable[
+            [], contextlib.AbstractContextManager
+        ] = contextlib.nullcontext,
+    ) -> Iterator[None]:
+        """Around a loop of Keras's, or one step, with `access` all the time.
+
+        No id that was checked ends before a step has answered by it.
+        """
         if BACKEND != "jax":
-            yield
+            with access():
+                yield
             return
         # On JAX it takes the variables' values away, and writes them back.
         with self.access.alone():

@@ -118,6 +118,7 @@ class Trial:
         )
 
     def _run_size(self, batch: Any, rows: np.ndarray) -> None:
+        self._record(batch)
         mixed = self._mixed(batch, rows, self.table)
         self._check_asked(self.examples.asked)
         alone = [self._alone(batch, row, self.table) for row in range(ROWS)]
@@ -128,7 +129,7 @@ class Trial:
                 "out. Pass a batch of your own as `trial`. (A `tf.function` "
                 "within the model keeps what it was traced with.)"
             )
-        fits = _equal(mixed, _picked(alone, rows), self._tolerance)
+        fits = self._are_apart(mixed, alone, batch, rows, self.table)
         if fits and not self.repeated:
             # (What a sampler draws for an example depends on its place.)
             order = np.roll(np.arange(len(rows))[::-1], 2)
@@ -136,14 +137,36 @@ class Trial:
                 _rows_of(batch, order), rows[order], self.table
             )
             fits = _equal(turned, [y[order] for y in mixed], self._tolerance)
-        if fits and self._tolerance == COARSE:
-            each = [
-                self._mixed(batch, np.full_like(rows, row), self.table)
-                for row in range(ROWS)
-            ]
-            fits = _equal(mixed, _picked(each, rows), NEIGHBOURS)
         if not fits:
             raise per_example.NoExamplesError(self._problem(batch, rows))
+
+    def _record(self, batch: Any) -> None:
+        """Lets a `tf.function` within the model record the model as it is.
+
+        It would go on to answer by the adapters of the trial.
+        """
+        if BACKEND == "tensorflow":
+            with keras.StatelessScope():
+                self.answer(batch)
+
+    def _are_apart(
+        self,
+        mixed: list[np.ndarray],
+        alone: list[list[np.ndarray]],
+        batch: Any,
+        rows: np.ndarray,
+        table: dict[str, np.ndarray],
+    ) -> bool:
+        """Whether mixed answers are those of each row alone."""
+        if not _equal(mixed, _picked(alone, rows), self._tolerance):
+            return False
+        if self._tolerance != COARSE:
+            return True
+        each = [
+            self._mixed(batch, np.full_like(rows, row), table)
+            for row in range(ROWS)
+        ]
+        return _equal(mixed, _picked(each, rows), NEIGHBOURS)
 
     def _mixed(
         self, batch: Any, rows: np.ndarray, table: dict[str, np.ndarray]
@@ -245,7 +268,7 @@ class Trial:
         rows = np.where(rows == BASE, 1, rows)
         alone = [self._alone(batch, max(row, 1), table) for row in range(ROWS)]
         mixed = self._mixed(batch, rows, table)
-        return _equal(mixed, _picked(alone, rows), self._tolerance)
+        return self._are_apart(mixed, alone, batch, rows, table)
 
 
 def _random_rows(

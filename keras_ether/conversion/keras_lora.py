@@ -79,7 +79,7 @@ def to_lora(model: Layer) -> Layer:
     backbone = _backbone_around(model, layers)
     with changes.all_or_none() as made:
         insertion.take_out(made, tree)
-        for part in tree.everything:
+        for part in tree.all_layers:
             made.make(containers.Contents(part))
         for variable in model.variables:
             made.make(changes.Flag(variable, variable.trainable))
@@ -117,7 +117,7 @@ def _backbone_around(model: Layer, layers: dict[str, Layer]) -> Model | None:
         if hasattr(owner, "enable_lora") and hasattr(
             owner, "save_lora_weights"
         ):
-            inside = {id(layer) for layer in LayerTree(owner).everything}
+            inside = {id(layer) for layer in LayerTree(owner).all_layers}
             if all(id(layer) in inside for layer in layers.values()):
                 return owner
     return None

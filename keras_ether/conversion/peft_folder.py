@@ -146,8 +146,8 @@ def _exportable(task: Model, skip: list[str] | None) -> dict:
         )
     tree = verbs.adapted_tree(task)
     adapted = tree.adapted
-    everything = tree.by_path
-    trained = {p: everything[p] for p in contents.trained_beside(everything)}
+    by_path = tree.by_path
+    trained = {p: by_path[p] for p in contents.trained_beside(by_path)}
     layers = low_rank_update.without({**adapted, **trained}, skip)
     beside = [path for path in layers if path in trained]
     if beside:

@@ -213,7 +213,7 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if dtype_name(x) == "float64" else ops.cast(x, "float32")
 
 
-def as_it_is(x: Tensor) -> Tensor:
+def in_this_form(x: Tensor) -> Tensor:
     """`x`, which with its gradient is computed in the form that it has.
 
     XLA would move the reshaping of a few rows in front of the product that

@@ -20,8 +20,8 @@ from keras_ether.ops.backend import transpose
 from keras_ether.ops.backend import transposed_product
 from keras_ether.types import Tensor
 
-# With more rows than this, products with a block-diagonal matrix, most of which
-# is zero, take longer than those with parts of it.
+# A block-diagonal matrix is mostly zero. With more rows than this, products
+# with the whole of it take longer than those with its blocks.
 MAX_ROWS = 16
 
 

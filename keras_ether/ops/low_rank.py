@@ -23,9 +23,9 @@ from keras import ops
 
 from keras_ether.ops import reflections
 from keras_ether.ops.backend import BACKEND
-from keras_ether.ops.backend import as_it_is
 from keras_ether.ops.backend import concatenate
 from keras_ether.ops.backend import dtype_name
+from keras_ether.ops.backend import in_this_form
 from keras_ether.ops.backend import is_float32
 from keras_ether.ops.backend import is_for_gpu
 from keras_ether.ops.backend import transpose
@@ -166,7 +166,7 @@ def wide_side_beside(
         term = low_rank_term(matrix, None, factors)
     else:
         term = low_rank_term(matrix, factors, None)
-    term = tuple(place(as_it_is(rows)) for rows in term)
+    term = tuple(place(in_this_form(rows)) for rows in term)
     narrow = outputs if wide == 0 else None
     behind = () if narrow is None else biases
     biases = biases if narrow is None else ()

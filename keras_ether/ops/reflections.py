@@ -15,7 +15,7 @@ of the activations, products in the dtype of the activations.
 
 from keras import ops
 
-from keras_ether.ops.backend import as_it_is
+from keras_ether.ops.backend import in_this_form
 from keras_ether.ops.backend import is_float32
 from keras_ether.ops.block_diagonal import add_spread
 from keras_ether.ops.block_diagonal import arrange
@@ -102,7 +102,7 @@ def multiply(
     left, right = arrange(left), arrange(ops.cast(right, x.dtype))
     if not is_float32(x) and left.shape[0] > 1:
         # (A product with one row is no product to XLA, but a sum.)
-        left, right = as_it_is(left), as_it_is(right)
+        left, right = in_this_form(left), in_this_form(right)
     if training:
         return _update(x, left, right)
     return _update_forward(x, left, right)[0]

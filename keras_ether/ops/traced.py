@@ -58,6 +58,19 @@ def compiled(function: Callable, by_jax: bool = True) -> Callable:
     return jax.jit(function) if BACKEND == "jax" and by_jax else function
 
 
+def forget_recorded(error: Exception) -> None:
+    """Lets functions within models be recorded again, where JAX has to.
+
+    A `jax.jit` that was recorded within another keeps values of that one, and
+    can't run any more.
+
+    Args:
+        error: What its next run raised.
+    """
+    if BACKEND == "jax" and isinstance(error, jax.errors.UnexpectedTracerError):
+        jax.clear_caches()
+
+
 def no_gradient() -> contextlib.AbstractContextManager:
     """A context without gradients, as that of `predict` on PyTorch."""
     if BACKEND == "torch":

@@ -67,7 +67,7 @@ def copy_of(variable: Variable) -> Tensor:
     return ops.stop_gradient(snapshot(variable))
 
 
-def settled(value: Any) -> Any:
+def as_array(value: Any) -> Any:
     """A value for a file: variables and tensors become NumPy arrays."""
     is_tensor = isinstance(value, keras.Variable) or ops.is_tensor(value)
     return to_numpy(value) if is_tensor else value

@@ -2,7 +2,7 @@
 
 Three kinds of variables, each named by its layer's structural path: the
 adapters' vectors; the weights that train beside them, mainly the head's; and
-the rest, the base, of which a file holds fingerprints only.
+the base, whose fingerprints alone are stored.
 """
 
 import re

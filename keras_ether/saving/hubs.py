@@ -14,8 +14,8 @@ CARD = "README.md"
 HUGGING_FACE = "hf://"
 KAGGLE = "kaggle://"
 FORMS = (
-    "'hf://user/repository' or 'kaggle://user/model/framework/variation', and "
-    f"behind it '/NAME.safetensors' if the file is not '{FILE}'"
+    "'hf://user/repository' or 'kaggle://user/model/framework/variation', "
+    f"followed by '/NAME.safetensors' unless the file is '{FILE}'"
 )
 
 

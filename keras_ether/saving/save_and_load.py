@@ -42,8 +42,8 @@ def save_adapter(
         model: A Keras model or layer, adapted itself or in some of its parts.
         filepath: String or `PathLike`, ending in `".safetensors"`; or a place
             on a hub, `"hf://user/repository"` or
-            `"kaggle://user/model/framework/variation"`, with a file's name
-            behind it if it is not to be `"adapter.ether.safetensors"`.
+            `"kaggle://user/model/framework/variation"`, followed by
+            a file's name unless it is `"adapter.ether.safetensors"`.
         metadata: Dictionary of anything that JSON can hold, or `None`.
             `keras_ether.read_adapter_header` returns it.
 

@@ -27,7 +27,7 @@ def reset(made: changes.Transaction, tree: LayerTree) -> None:
         made: The transaction that has changed layers of the model.
         tree: The layers of the model.
     """
-    layers = tree.everything + internals.layers_around(made.layers)
+    layers = tree.all_layers + internals.layers_around(made.layers)
     layers = list({id(layer): layer for layer in layers}.values())
     models = [layer for layer in layers if isinstance(layer, keras.Model)]
     for model in models:

@@ -63,7 +63,7 @@ def put_in(
     _freeze_all_but(made, plan, owner)
     for target in plan.targets:
         adapt(made, target.layer, adapters[target.path], owner)
-    for layer in plan.tree.everything:
+    for layer in plan.tree.all_layers:
         guard(made, layer, plan.tree.model, owner)
         reduction.meet(layer)
     for variable in plan.trained:
@@ -120,7 +120,7 @@ def take_out(made: changes.Transaction, tree: LayerTree) -> None:
         for owner in owners:
             made.make(changes.Inverse(changes.Member(owner.adapted, layer)))
         leaving |= owners
-    layers = list(tree.everything)
+    layers = list(tree.all_layers)
     for owner in leaving:
         if not owner.adapted:
             layers += owner.layers
@@ -160,7 +160,7 @@ def _freeze_all_but(
             )
         return holds[id(layer)]
 
-    for layer in plan.tree.everything:
+    for layer in plan.tree.all_layers:
         if id(layer) in plan.kept:
             freezing.keep(made, layer, owner)
         elif not freezing.is_kept(layer) and not kinds.is_adapter(layer):

@@ -58,7 +58,7 @@ class LayerTree:
                 self._visit(layer, f"{prefix}{segment}/")
 
     @property
-    def everything(self) -> list[Layer]:
+    def all_layers(self) -> list[Layer]:
         """The model and every layer in it, each once."""
         below = self.layers.values()
         return [self.model, *(y for y in below if y is not self.model)]
@@ -73,7 +73,7 @@ class LayerTree:
     @property
     def models(self) -> list[keras.Model]:
         """The models among the layers."""
-        return [y for y in self.everything if isinstance(y, keras.Model)]
+        return [y for y in self.all_layers if isinstance(y, keras.Model)]
 
     @property
     def adapted(self) -> dict[str, Layer]:

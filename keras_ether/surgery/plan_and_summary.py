@@ -9,6 +9,7 @@ from keras_ether.adapters import kinds
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.adapters.arguments import check_function
+from keras_ether.surgery import peft_names
 from keras_ether.surgery import planning
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.surgery.layer_tree import tree_of
@@ -20,6 +21,7 @@ from keras_ether.surgery.targets import Targets
 from keras_ether.types import Layer
 
 
+@peft_names.explained
 def plan(
     model: Layer,
     rank_blocks: int = 4,

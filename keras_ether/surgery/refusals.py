@@ -8,7 +8,7 @@ layers that have sub-layers and quantize the others.
 included. On a layer which `apply` has frozen, it adds weights that do not
 train.
 
-Some exporters behind KerasHub's `export_to_transformers` read a layer's first
+Some of KerasHub's exporters for `export_to_transformers` read a layer's first
 variable. In an adapted layer that is the base kernel, so the folder would hold
 the base model without a warning.
 """

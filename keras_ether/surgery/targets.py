@@ -169,7 +169,7 @@ def match_kept(tree: LayerTree, trainable: Selection) -> set[str]:
 
 
 def _of_kind(candidates: dict[str, Layer], entry: str) -> set[str]:
-    """The candidates of which `"all"` and `"all-linear"` speak."""
+    """The candidates that `"all"` and `"all-linear"` mean."""
     if entry == ALL:
         return set(candidates)
     if entry == ALL_LINEAR:

@@ -6,9 +6,11 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import keras
 import numpy as np
 from keras import ops
 
+from keras_ether import _keras_internals as internals
 from keras_ether.adapters import arguments
 from keras_ether.adapters import changes
 from keras_ether.adapters import freezing
@@ -18,7 +20,9 @@ from keras_ether.adapters.adapter import Adapter
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.surgery import insertion
+from keras_ether.surgery import peft_names
 from keras_ether.surgery import planning
+from keras_ether.surgery import targets as targets_lib
 from keras_ether.surgery.insertion import build_adapters
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.surgery.layer_tree import tree_of
@@ -28,6 +32,7 @@ from keras_ether.types import Layer
 from keras_ether.types import Variable
 
 
+@peft_names.explained
 def apply(
     model: Layer,
     rank_blocks: int = 4,
@@ -143,6 +148,7 @@ def apply(
     )
     # Warnings may be errors: they come before any change.
     _warn_of_frozen_head(plan)
+    _warn_of_integer_head(plan)
     with changes.all_or_none() as made:
         insertion.put_in(made, plan, adapters)
     return model
@@ -348,6 +354,10 @@ def _warn_of_frozen_head(plan: Plan) -> None:
     model = plan.tree.model
     if hasattr(model, "backbone") or hasattr(model, "default_lora_layer_names"):
         return
+    # A table of embeddings that is tied makes logits of what it reads.
+    ends = internals.last_operations(model)
+    if any(isinstance(y, keras.layers.ReversibleEmbedding) for y in ends):
+        return
     linear = [
         (path, layer)
         for path, layer in plan.tree.layers.items()
@@ -362,5 +372,23 @@ def _warn_of_frozen_head(plan: Plan) -> None:
         f"The kernel of '{path}', the last linear layer of model "
         f"'{model.name}', is frozen now. If it is a new head that has yet to "
         f"be trained, pass `trainable=[{last.name!r}]`.",
-        stacklevel=3,
+        stacklevel=4,
     )
+
+
+def _warn_of_integer_head(plan: Plan) -> None:
+    """Warns if layers that are to train have kernels of integers."""
+    fixed = [
+        path
+        for path, layer in plan.tree.layers.items()
+        if id(layer) in plan.kept
+        and getattr(layer, "quantization_mode", None) in quantized_kernel.CODES
+    ]
+    if fixed:
+        warnings.warn(
+            "These layers stay trainable, but their kernels are quantized to "
+            f"integers, which can't train: {targets_lib.shorten(fixed)}. "
+            "Quantize the model without its head, for example by "
+            "`model.backbone.quantize(...)`.",
+            stacklevel=4,
+        )

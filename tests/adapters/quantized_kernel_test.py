@@ -13,6 +13,7 @@ from tests import models
 from tests import quantized_models as qm
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:These layers stay trainable"),
     pytest.mark.filterwarnings("ignore:.*is frozen now"),
     pytest.mark.filterwarnings("ignore:.*passed to the model"),
 ]

@@ -11,6 +11,7 @@ from tests import models
 from tests import quantized_models as qm
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:These layers stay trainable"),
     pytest.mark.filterwarnings("ignore:.*is frozen now"),
     pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`"),
     pytest.mark.filterwarnings("ignore:Skipping variable loading for optim"),

@@ -181,6 +181,27 @@ def test_a_function_recorded_by_the_trial(rng):
             banks.call(bank, x, names)
 
 
+@pytest.mark.skipif(BACKEND == "torch", reason="it runs models as they are")
+def test_a_trial_leaves_nothing_in_a_recorded_function(rng):
+    """The model still answers by its own vectors, in batches of all sizes."""
+    recorded = {}
+
+    def run(x, inner):
+        if not recorded:
+            recorded[0] = as_users_record(lambda x: inner(x))
+        return recorded[0](x)
+
+    model = around(run)
+    same = around(lambda x, inner: inner(x))
+    with pytest.raises(ValueError, match=r"inner|keeps what it"):
+        keras_ether.AdapterBank(model, 2)
+    for size in (2, *trial.SIZES[:3]):
+        x = rng.standard_normal((size, FIVE, 8)).astype("float32")
+        np.testing.assert_allclose(
+            models.call(model, x), models.call(same, x), atol=1e-5
+        )
+
+
 def as_users_record(function):
     if BACKEND == "jax":
         import jax

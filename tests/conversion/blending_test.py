@@ -115,7 +115,8 @@ def test_models_that_can_not_be_blended_into(tmp_path):
     quantized = quantized_models.quantize(
         tuned.base("mlp"), keras.quantizers.Int8QuantizationConfig()
     )
-    keras_ether.apply(quantized, rank_blocks=2, trainable=["head"])
+    with pytest.warns(UserWarning, match="quantized to integers.*'head'"):
+        keras_ether.apply(quantized, rank_blocks=2, trainable=["head"])
     keras_ether.save_adapter(quantized, path)
     keras_ether.remove(quantized)
     with pytest.raises(ValueError, match=r"'first' is quantized to int8"):

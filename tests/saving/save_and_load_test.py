@@ -18,6 +18,7 @@ from tests import kinds as kinds_of_layers
 from tests import models
 
 pytestmark = [
+    pytest.mark.filterwarnings("ignore:These layers stay trainable"),
     pytest.mark.filterwarnings("ignore:.*is frozen now"),
     pytest.mark.filterwarnings("ignore:.*learning rate of 5e-05"),
     pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`"),
@@ -51,7 +52,7 @@ def adapted(name="mlp", **kwargs):
 
 def snapshot(model):
     state = []
-    for layer in LayerTree(model).everything:
+    for layer in LayerTree(model).all_layers:
         state.append((type(layer), layer.trainable, dict(vars(layer)).keys()))
         state += [(v.path, v.trainable) for v in layer.variables]
     return state, models.values(model.variables)

@@ -8,6 +8,7 @@ from keras import ops
 
 import keras_ether
 from keras_ether.adapters import kinds
+from keras_ether.surgery import targets
 from keras_ether.surgery.layer_tree import LayerTree
 from tests import models
 
@@ -574,3 +575,18 @@ def test_a_single_layer_is_a_model_too():
     assert kinds.is_adapted(layer)
     keras_ether.remove(layer)
     assert type(layer) is keras.layers.Dense
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, ""), (2, "'0', '1'"), (3, "'0', '1', '2'")],
+)
+def test_lists_in_messages_are_whole(count, text):
+    assert targets.shorten(map(str, range(count)), most=3) == text
+
+
+@pytest.mark.once
+def test_long_lists_in_messages_say_how_many_more():
+    found = targets.shorten(map(str, range(10)), most=3)
+    assert found == "'0', '1', '2', and 7 more"

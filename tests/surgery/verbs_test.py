@@ -718,3 +718,37 @@ def test_an_adapted_layer_can_not_be_kept_trainable():
             model, targets=["second"], trainable=["first"], rank_blocks=2
         )
     assert not kinds.is_adapted(model.get_layer("second"))
+
+
+def test_a_head_of_integers_is_said_not_to_train():
+    task = classifier_of_integers(filters=None)
+    with pytest.warns(UserWarning, match="can't train: 'logits'") as found:
+        keras_ether.apply(task, seed=0)
+    assert [w.filename for w in found] == [__file__]
+    task = classifier_of_integers(filters="query|value")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        keras_ether.apply(task, seed=0)
+
+
+def classifier_of_integers(filters):
+    task = models.bert()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        task.quantize("int8", filters=filters)
+    return task
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_tied_table_is_the_head_of_what_it_reads(tied):
+    ids = keras.Input((4,), dtype="int32")
+    table = keras.layers.ReversibleEmbedding(10, 8, name="table")
+    hidden = keras.layers.Dense(8, name="last")(table(ids))
+    outputs = table(hidden, reverse=True) if tied else hidden
+    model = keras.Model(ids, outputs)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        keras_ether.apply(model, rank_blocks=2)
+    said = [str(warning.message) for warning in found]
+    assert any("'last', the last linear" in text for text in said) == (not tied)

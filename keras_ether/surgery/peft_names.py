@@ -1,0 +1,57 @@
+"""The names that users of LoRA and PEFT would pass to `apply`."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
+from typing import TypeVar
+
+BLOCKS = (
+    "`rank_blocks`, the number of diagonal blocks; it is not a rank, and more "
+    "blocks don't train more parameters"
+)
+SCALE = (
+    'no argument: an update has no scale to tune. `strength="learned"`, the '
+    "default's, trains how far each block acts"
+)
+NAMES = {
+    "r": BLOCKS,
+    "rank": BLOCKS,
+    "lora_rank": BLOCKS,
+    "alpha": SCALE,
+    "lora_alpha": SCALE,
+    "target_modules": "`targets`",
+    "exclude_modules": "`exclude`",
+    "modules_to_save": "`trainable`",
+    "lora_dropout": "`dropout`",
+}
+PAGE = "examples/FROM_PEFT.md"
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def explained(
+    function: Callable[Parameters, Result],
+) -> Callable[Parameters, Result]:
+    """Answers an argument that PEFT has by the name that it has here.
+
+    Args:
+        function: A function of this package with the arguments of `apply`.
+
+    Returns:
+        The function. It raises a `TypeError` that names the argument, as Python
+        does for any argument that it does not have.
+    """
+
+    @functools.wraps(function)
+    def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        for name in kwargs:
+            if name in NAMES:
+                raise TypeError(
+                    f"`{function.__name__}` has no argument '{name}'. "
+                    f"Received: {name}={kwargs[name]!r}. Use {NAMES[name]}. "
+                    f"See {PAGE}."
+                )
+        return function(*args, **kwargs)
+
+    return checked
