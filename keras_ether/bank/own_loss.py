@@ -10,15 +10,20 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 from keras import tree
 
 from keras_ether import _keras_internals as internals
 from keras_ether.bank import step as steps
 from keras_ether.bank.step import Step
+from keras_ether.ops import traced
+from keras_ether.ops.values import to_numpy
 from keras_ether.types import Tensor
 
 MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
+# Examples that a loss is tried on where the size of a batch is not known.
+EXAMPLES = 5
 
 
 def own_losses(loss: Any) -> Any:
@@ -55,6 +60,7 @@ class OwnLoss(keras.losses.Loss):
             )
         super().__init__(name=loss.name, reduction=loss.reduction)
         self.loss = loss
+        self._tried: set[tuple] = set()
 
     @property
     def dtype(self) -> str:
@@ -80,6 +86,7 @@ class OwnLoss(keras.losses.Loss):
                 "that each adapter has its own. Received: values of shape "
                 f"{tuple(values.shape)}"
             )
+        self._try(y_true, y_pred)
         masks.append(internals.mask_of(values))
         return _reduced(
             convert(values),
@@ -88,6 +95,44 @@ class OwnLoss(keras.losses.Loss):
             self.reduction,
             step,
         )
+
+    def _try(self, y_true: Any, y_pred: Any) -> None:
+        """Raises a `ValueError` if an example changes another one's value."""
+        shapes = [
+            tuple(size or EXAMPLES for size in x.shape)
+            for x in tree.flatten((y_true, y_pred))
+        ]
+        if tuple(shapes) in self._tried:
+            return
+        rng = np.random.default_rng(0)
+
+        def draw(examples: int, shape: tuple) -> np.ndarray:
+            return rng.uniform(0.1, 0.9, (examples, *shape[1:]))
+
+        many = max(shapes[-1][0], EXAMPLES)
+        rest = [draw(many - 1, shape) for shape in shapes]
+
+        def of_others() -> np.ndarray:
+            """The values of all examples but the first, which is drawn."""
+            arrays = [
+                ops.convert_to_tensor(
+                    np.concatenate([draw(1, shape), part]), dtype=self.dtype
+                )
+                for shape, part in zip(shapes, rest, strict=True)
+            ]
+            given = tree.pack_sequence_as((y_true, y_pred), arrays)
+            return to_numpy(self.call(*given))[1:]
+
+        with traced.at_once(), traced.no_gradient():
+            one, other = of_others(), of_others()
+        if not np.allclose(one, other, atol=1e-6, equal_nan=True):
+            raise ValueError(
+                f"Loss '{self.name}' compares or mixes the examples of a "
+                "batch, so adapters of a bank can't each train by their own. "
+                "Pass a loss in which each example's value depends on that "
+                "example alone."
+            )
+        self._tried.add(tuple(shapes))
 
 
 def _reduced(

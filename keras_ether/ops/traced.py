@@ -59,6 +59,15 @@ def compiled(function: Callable, by_jax: bool = True) -> Callable:
     return jax.jit(function) if BACKEND == "jax" and by_jax else function
 
 
+def at_once() -> contextlib.AbstractContextManager:
+    """A context that runs operations on arrays although others are recorded."""
+    if BACKEND == "jax":
+        return jax.ensure_compile_time_eval()
+    if BACKEND == "tensorflow":
+        return tf.init_scope()
+    return contextlib.nullcontext()
+
+
 def forget_recorded(error: Exception) -> None:
     """Lets functions within models be recorded again, where JAX has to.
 

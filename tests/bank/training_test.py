@@ -380,6 +380,21 @@ class Scalar(keras.losses.Loss):
         return ops.mean(ops.square(y_true - y_pred))
 
 
+class OfColumns(keras.losses.Loss):
+    """As many values as outputs: here as many as there are examples."""
+
+    def call(self, y_true, y_pred):
+        return ops.mean(ops.square(y_true - y_pred), axis=0)
+
+
+class Contrast(keras.losses.Loss):
+    """Each example against the mean of all."""
+
+    def call(self, y_true, y_pred):
+        middle = ops.mean(y_pred, axis=0, keepdims=True)
+        return ops.mean(ops.square(y_pred - middle), axis=-1)
+
+
 class OwnReduction(keras.losses.Loss):
     def __call__(self, y_true, y_pred, sample_weight=None):
         return ops.mean(ops.square(y_true - y_pred))
@@ -435,6 +450,20 @@ def test_what_ties_adapters_to_one_another_is_refused(
     with pytest.raises(ValueError, match=message):
         bank.model.compile(optimizer, loss)
         bank.model.fit(batch, np.ones((2, 4), "float32"), verbose=0)
+    assert_still(bank, "task0", before)
+
+
+@pytest.mark.parametrize("loss", [OfColumns(), Contrast()])
+def test_losses_that_mix_examples_are_refused(loss):
+    bank, _ = bank_of()
+    batch = {
+        "inputs": np.ones((4, 16), "float32"),
+        "adapter_id": bank.ids(["task0", None, "task0", None]),
+    }
+    before = row(bank, "task0")
+    bank.model.compile("sgd", loss)
+    with pytest.raises(ValueError, match="mixes the examples"):
+        bank.model.fit(batch, np.ones((4, 4), "float32"), verbose=0)
     assert_still(bank, "task0", before)
 
 
