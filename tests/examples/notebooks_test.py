@@ -78,7 +78,8 @@ def test_structure(name):
 
     code = cells_with(notebook, "code")
     setup = "".join(code[0]["source"])
-    assert 'install("keras_ether", KERAS_ETHER)' in setup
+    assert '"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": KERAS_ETHER' in setup
+    assert "*([] if WHEELS else [KERAS_ETHER])" in setup
     assert 'os.environ.setdefault("KERAS_BACKEND", "jax")' in setup
     assert "import keras\n" not in setup
     for requirement in ("keras>=3.15", "keras-hub>=0.32"):
