@@ -79,8 +79,9 @@ SIZE = 70  # Five patches of 14 pixels a side; 224 on a GPU.
 SAMPLES = 200
 TEST_SAMPLES = 300
 BATCH_SIZE = 20
-EPOCHS = 3
+EPOCHS = 6
 SEEDS = 2
+HEAD_RATE = 1e-2
 
 # %%
 import keras
@@ -199,9 +200,16 @@ print(f"Logistic regression on frozen features: {baseline:.1%} right")
 #
 # Query and value projections are adapted, which is where KerasHub's LoRA goes.
 # (Without `targets`, `apply` takes all linear layers of a model that is no task
-# or backbone of KerasHub.) Both have Adam's default rate, 1e-3.
+# or backbone of KerasHub.) Both have Adam's default rate, 1e-3. The new head
+# starts from nothing and has ten times that rate, by an optimizer of its own.
+# Beside them: the head alone.
 
 # %%
+
+
+def frozen(backbone, model, seed):
+    """The head alone."""
+    backbone.trainable = False
 
 
 def ether(backbone, model, seed):
@@ -216,13 +224,22 @@ def lora(backbone, model, seed):
     backbone.enable_lora(rank=8)
 
 
-WAYS = {"ETHER+": ether, "LoRA r=8": lora}
+WAYS = {"new head": frozen, "ETHER+": ether, "LoRA r=8": lora}
 
 
-def train_model(model, x, y, seed):
-    """Trains with Adam's default rate; returns what it cost."""
+def optimizer(head="head", rate=1e-3):
+    """Adam, with a rate of its own for the head."""
+    adam = keras.optimizers.Adam
+    of_head = {f".*{head}.*": adam(HEAD_RATE)}
+    return keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(adam(rate), of_head)
+    )
+
+
+def train_model(model, x, y, seed, **rates):
+    """Trains, and returns what it cost."""
     model.compile(
-        keras.optimizers.Adam(1e-3),
+        optimizer(**rates),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -321,11 +338,10 @@ axes.spines[["top", "right"]].set_visible(False)
 plt.show()
 
 # %% [markdown]
-# With so few pictures and three epochs at Adam's default rate, neither way
-# comes near a logistic regression on the frozen features. The new head, at that
-# rate, has probably not learned enough: give it a rate of its own, as
-# `classify_text.ipynb` does, and more epochs. ETHER+ and LoRA can't be told
-# apart.
+# With 200 pictures of 70 by 70 pixels nothing here gains much over a logistic
+# regression on the frozen features. LoRA is 2.5 points above it, ETHER+, with a
+# 25th of LoRA's parameters, 3 points below: one standard error of 300 test
+# pictures each. Larger pictures and more of them are to be tried.
 #
 # ## Who is whose neighbour
 #
@@ -451,7 +467,9 @@ for seed in range(SEEDS):
             network.backbone.trainable = False
         else:
             keras_ether.apply(network, rank_blocks=1, seed=seed)
-        train_model(network, small_train, y_train, seed)
+        train_model(
+            network, small_train, y_train, seed, head="predictions", rate=1e-4
+        )
         answers = network.predict(small_test, batch_size=50, verbose=0)
         accuracies.append(float((answers.argmax(-1) == y_test).mean()))
 for way, accuracies in found.items():
@@ -460,8 +478,9 @@ adapted = len(keras_ether.summary(network, print_fn=str).rows)
 print(f"{adapted} convolutions adapted")
 
 # %% [markdown]
-# Here a new head alone is far ahead. All 33 convolutions were adapted at once
-# for 30 steps; fewer layers, a lower rate and more pictures are to be tried.
+# All 33 convolutions were adapted at once, at a tenth of Adam's default rate:
+# level with a new head alone. (At the default rate and 30 steps the network fell
+# to 16 %, so with as few pictures lower rates are to be tried for convolutions.)
 #
 # ## All of it, to copy
 
@@ -469,8 +488,7 @@ print(f"{adapted} convolutions adapted")
 backbone, model = load_model(seed=0)
 keras_ether.apply(model, targets=["query", "value"], trainable=["head"])
 model.compile(
-    keras.optimizers.Adam(1e-3),
-    keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    optimizer(), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 )
 model.fit(x_train, y_train, batch_size=BATCH_SIZE, verbose=0)
 keras_ether.save_adapter(model, "pictures.ether.safetensors")
