@@ -479,8 +479,8 @@ print(f"{adapted} convolutions adapted")
 
 # %% [markdown]
 # All 33 convolutions were adapted at once, at a tenth of Adam's default rate:
-# level with a new head alone. (At the default rate and 30 steps the network fell
-# to 16 %, so with as few pictures lower rates are to be tried for convolutions.)
+# level with a new head alone. (At the default rate and 30 steps it fell to
+# 16 %. With so few pictures, try lower rates for convolutions.)
 #
 # ## All of it, to copy
 
