@@ -22,8 +22,8 @@ from keras_ether.ops.values import to_numpy
 from keras_ether.types import Tensor
 
 MEANS = ("sum_over_batch_size", "mean", "mean_with_sample_weight")
-# Examples that a loss is tried on where the size of a batch is not known.
-EXAMPLES = 5
+# Of an axis whose size is not known, where a loss is tried.
+SIZE = 5
 
 
 def own_losses(loss: Any) -> Any:
@@ -98,33 +98,35 @@ class OwnLoss(keras.losses.Loss):
 
     def _try(self, y_true: Any, y_pred: Any) -> None:
         """Raises a `ValueError` if an example changes another one's value."""
-        shapes = [
-            tuple(size or EXAMPLES for size in x.shape)
+        shapes = tuple(
+            tuple(size or SIZE for size in x.shape[1:])
             for x in tree.flatten((y_true, y_pred))
-        ]
-        if tuple(shapes) in self._tried:
+        )
+        if shapes in self._tried:
             return
         rng = np.random.default_rng(0)
 
-        def draw(examples: int, shape: tuple) -> np.ndarray:
-            return rng.uniform(0.1, 0.9, (examples, *shape[1:]))
+        def draw(shape: tuple) -> np.ndarray:
+            return rng.uniform(0.1, 0.9, shape).astype("float32")
 
-        many = max(shapes[-1][0], EXAMPLES)
-        rest = [draw(many - 1, shape) for shape in shapes]
+        seconds = [draw(shape) for shape in shapes]
 
-        def of_others() -> np.ndarray:
-            """The values of all examples but the first, which is drawn."""
+        def of_second() -> np.ndarray:
+            """The value of the second of two examples; the first is drawn."""
             arrays = [
                 ops.convert_to_tensor(
-                    np.concatenate([draw(1, shape), part]), dtype=self.dtype
+                    np.stack([draw(shape), second]), dtype=self.dtype
                 )
-                for shape, part in zip(shapes, rest, strict=True)
+                for shape, second in zip(shapes, seconds, strict=True)
             ]
             given = tree.pack_sequence_as((y_true, y_pred), arrays)
             return to_numpy(self.call(*given))[1:]
 
         with traced.at_once(), traced.no_gradient():
-            one, other = of_others(), of_others()
+            with traced.same_draws():
+                one = of_second()
+            with traced.same_draws():
+                other = of_second()
         if not np.allclose(one, other, atol=1e-6, equal_nan=True):
             raise ValueError(
                 f"Loss '{self.name}' compares or mixes the examples of a "
@@ -132,7 +134,7 @@ class OwnLoss(keras.losses.Loss):
                 "Pass a loss in which each example's value depends on that "
                 "example alone."
             )
-        self._tried.add(tuple(shapes))
+        self._tried.add(shapes)
 
 
 def _reduced(

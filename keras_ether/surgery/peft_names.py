@@ -6,12 +6,12 @@ from typing import ParamSpec
 from typing import TypeVar
 
 BLOCKS = (
-    "`rank_blocks`, the number of diagonal blocks; it is not a rank, and more "
-    "blocks don't train more parameters"
+    "Use `rank_blocks`, the number of diagonal blocks: it is not a rank, and "
+    "more blocks don't train more parameters"
 )
 SCALE = (
-    'no argument: an update has no scale to tune. `strength="learned"`, the '
-    "default's, trains how far each block acts"
+    "None is needed, since an update has no scale to tune: "
+    '`strength="learned"`, as by default, trains how far each block acts'
 )
 NAMES = {
     "r": BLOCKS,
@@ -19,10 +19,10 @@ NAMES = {
     "lora_rank": BLOCKS,
     "alpha": SCALE,
     "lora_alpha": SCALE,
-    "target_modules": "`targets`",
-    "exclude_modules": "`exclude`",
-    "modules_to_save": "`trainable`",
-    "lora_dropout": "`dropout`",
+    "target_modules": "Use `targets`",
+    "exclude_modules": "Use `exclude`",
+    "modules_to_save": "Use `trainable`",
+    "lora_dropout": "Use `dropout`",
 }
 PAGE = "examples/FROM_PEFT.md"
 
@@ -49,7 +49,7 @@ def explained(
             if name in NAMES:
                 raise TypeError(
                     f"`{function.__name__}` has no argument '{name}'. "
-                    f"Received: {name}={kwargs[name]!r}. Use {NAMES[name]}. "
+                    f"Received: {name}={kwargs[name]!r}. {NAMES[name]}. "
                     f"See {PAGE}."
                 )
         return function(*args, **kwargs)

@@ -467,6 +467,33 @@ def test_losses_that_mix_examples_are_refused(loss):
     assert_still(bank, "task0", before)
 
 
+class Recorder(keras.losses.Loss):
+    """A mean square that records the shapes of predictions."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def call(self, y_true, y_pred):
+        self.shapes.append(tuple(y_pred.shape))
+        return ops.mean(ops.square(y_true - y_pred), axis=-1)
+
+
+def test_a_loss_is_tried_once_on_two_examples():
+    """However many a batch has: its logits may fill the memory."""
+    bank, _ = bank_of()
+    loss = Recorder()
+    bank.model.compile("sgd", loss, run_eagerly=True, jit_compile=False)
+    for size in (6, 6, 7):
+        batch = {
+            "inputs": np.ones((size, 16), "float32"),
+            "adapter_id": bank.ids(["task0"] * size),
+        }
+        bank.model.train_on_batch(batch, np.ones((size, 4), "float32"))
+    assert loss.shapes.count((2, 4)) == 2
+    assert {shape for shape, *_ in loss.shapes} == {2, 6, 7}
+
+
 @pytest.mark.once
 def test_swapped_averages_are_refused():
     bank, _ = bank_of()

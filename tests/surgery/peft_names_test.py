@@ -28,7 +28,7 @@ def test_an_argument_of_peft_is_answered_by_the_name_here(verb, name):
 def test_what_is_named_instead_are_arguments():
     known = inspect.signature(keras_ether.apply).parameters
     for text in peft_names.NAMES.values():
-        named = text.removeprefix("no argument").split("`")[1].split("=")[0]
+        named = text.split("`")[1].split("=")[0]
         assert named in known
 
 
