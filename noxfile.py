@@ -86,8 +86,11 @@ def wheel(session: nox.Session) -> None:
     It holds the wheels of this package and of those that may be too old or
     missing there, and the modules that the notebooks share.
     """
-    folder = pathlib.Path(*session.posargs or ["dist/keras-ether"])
-    shutil.rmtree(folder, ignore_errors=True)
+    made = pathlib.Path("dist/keras-ether")
+    shutil.rmtree(made, ignore_errors=True)
+    folder = pathlib.Path(*session.posargs) if session.posargs else made
+    if folder.exists():
+        session.error(f"{folder} exists. Pass the path of a new folder.")
     pip = ("python", "-m", "pip")
     session.run(*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), ".")
     session.run(
