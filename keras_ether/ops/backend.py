@@ -223,12 +223,17 @@ def in_this_form(x: Tensor) -> Tensor:
 
 
 def replace_row(
-    arrays: Sequence[Tensor], row: int, values: Sequence[Tensor]
+    arrays: Sequence[Tensor], row: int, values: Sequence[Any]
 ) -> list[Tensor]:
     """Copies of arrays of JAX in which one row is another, by one program.
 
-    Row by row it is a program for each array, which takes most of the time.
+    Row by row it is a program for each array, which takes most of the time, as
+    it would to make a tensor of each value.
     """
+    values = [
+        np.asarray(value).astype(array.dtype)
+        for array, value in zip(arrays, values, strict=True)
+    ]
     return _replace_row(arrays, row, values)
 
 
