@@ -1,35 +1,43 @@
-"""Marked kernels, which show where an exporter puts them.
+"""Where KerasHub's exporter puts each kernel, found by a small model.
 
-Only KerasHub's `export_to_transformers` knows the names of another library, and
-the layout of each kernel there: transposed, beside others in one tensor. It
-replaces a table: it runs with a marked kernel in the place of each adapted one,
-and the marks are searched in its output. The model's variables are not touched.
+Only `export_to_transformers` knows the names of another library, and the layout
+of each kernel there: transposed, beside others in one tensor. It replaces a
+table: it exports a twin of the backbone, which has the same layers with narrow
+kernels. Each of these is a mark, and is searched for in the file.
 """
 
-import contextlib
-import contextvars
+import concurrent.futures
 import functools
+import math
 import os
+import random
+from collections.abc import Callable
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from keras import ops
 
+from keras_ether.adapters import kinds
+from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Layer
 from keras_ether.types import Model
-from keras_ether.types import Tensor
 
 EXPORT = "export_to_transformers"
 WEIGHTS = "model.safetensors"
+# Entries of a backbone's config that are widths, and those that are not.
+WIDTHS = ("_dim", "hidden_size", "intermediate_size")
+NO_WIDTHS = ("kernel_dim",)
+HEADS = "_heads"
+VOCABULARY = "vocabulary_size"
+SMALL_VOCABULARY = 64
 # Integers below are exact in float32.
 BITS = 24
-
-# The marks of one export by layer id; other threads see the kernels.
-_marks: contextvars.ContextVar[dict | None] = contextvars.ContextVar(
-    "marks", default=None
-)
+# The rows and columns of a kernel.
+Matrix = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ def places_of(task: Model, layers: dict, folder: str) -> dict[str, Place]:
     Args:
         task: A KerasHub task that can be exported.
         layers: Dictionary from path to adapted layer.
-        folder: An empty folder, which the exporter writes the model to.
+        folder: An empty folder, which the exporter writes a small model to.
 
     Returns:
         Dictionary from path to `Place`, in the order of `layers`.
@@ -64,26 +72,28 @@ def places_of(task: Model, layers: dict, folder: str) -> dict[str, Place]:
         ValueError: if the exporter does not know the architecture, or does not
             write a kernel once and as a whole.
     """
-    with _marked(layers) as marks:
-        try:
-            # Bypasses the refusal of an adapted model.
-            getattr(type(task), EXPORT)(_without_preprocessor(task), folder)
-        except ValueError as error:
-            raise ValueError(
-                f"KerasHub can't export '{type(task).__name__}': {error}"
-            ) from error
-    by_path = {path: marks[id(layer)] for path, layer in layers.items()}
-    found: dict[str, list[Place]] = {path: [] for path in layers}
-    for path, place in _found(os.path.join(folder, WEIGHTS), by_path):
-        found[path].append(place)
-    for path, places in found.items():
+    paths = {id(y): p for p, y in LayerTree(task.backbone).layers.items()}
+    wide = _matrices(task.backbone)
+    # The names that Keras counts up, and the devices of a distribution, are a
+    # thread's own.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        marks = pool.submit(_export, task, folder).result()
+    narrow = {path: (mark.d, mark.f) for path, mark in marks.items()}
+    found: dict[str, list[Place]] = {}
+    for tensor in _found(os.path.join(folder, WEIGHTS), marks):
+        for path, place in tensor.places(narrow, wide):
+            found.setdefault(path, []).append(place)
+    result = {}
+    for path, layer in layers.items():
+        places = found.get(paths.get(id(layer), ""), [])
         if len(places) != 1:
             raise ValueError(
                 f"KerasHub's exporter writes the kernel of layer '{path}' "
                 f"{len(places)} times as a whole, and not once. Pass its name "
                 "as `skip` to leave its adapter out."
             )
-    return {path: places[0] for path, places in found.items()}
+        result[path] = places[0]
+    return result
 
 
 @dataclass(frozen=True)
@@ -111,99 +121,167 @@ class Mark:
         ]
 
 
-@contextlib.contextmanager
-def _marked(layers: dict) -> Iterator[dict]:
-    """Makes adapted layers return marks as their kernels.
+def narrower(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a backbone with all widths divided by one number.
 
-    Yields:
-        Dictionary from layer id to `Mark`.
+    The widths keep their proportions, on which an exporter may rely. There are
+    as many heads, each at least two wide.
     """
-    marks, classes = {}, []
-    for number, layer in enumerate(layers.values()):
-        adapter = layer.ether
-        _, d, f = adapter.view.sizes(adapter.kernel_shape)
-        marks[id(layer)] = Mark(number, d, f)
-    token = _marks.set(marks)
+    divisor = functools.reduce(math.gcd, _divisible(config), 0) or 1
+    small = _divided(config, divisor)
+    vocabulary = config.get(VOCABULARY, SMALL_VOCABULARY)
+    small[VOCABULARY] = min(vocabulary, SMALL_VOCABULARY)
+    return {**small, "dtype": "float32"}
+
+
+def _is_width(name: Any, value: Any) -> bool:
+    return (
+        isinstance(value, int)
+        and str(name).endswith(WIDTHS)
+        and not str(name).endswith(NO_WIDTHS)
+    )
+
+
+def _divisible(config: Any) -> Iterator[int]:
+    """Numbers that the divisor of all widths has to divide."""
+    if not isinstance(config, dict):
+        return
+    heads = [v for k, v in config.items() if str(k).endswith(HEADS) and v]
+    for name, value in config.items():
+        if _is_width(name, value):
+            # What is left is even, also for each of the heads.
+            parts = 2 * math.lcm(*heads) if "hidden" in name else 2
+            yield value // parts if value % parts == 0 else 1
+        else:
+            yield from _divisible(value)
+
+
+def _divided(config: Any, divisor: int) -> Any:
+    if not isinstance(config, dict):
+        return config
+    return {
+        name: value // divisor
+        if _is_width(name, value)
+        else _divided(value, divisor)
+        for name, value in config.items()
+    }
+
+
+def _export(task: Model, folder: str) -> dict[str, Mark]:
+    """Exports a twin of the task's backbone, and returns its kernels' marks."""
+    backbone = task.backbone
+    state = random.getstate()
     try:
-        for layer in layers.values():
-            layer_class: Any = type(layer)
-            classes.append((layer, layer_class))
-            layer.__class__ = _marked_class(layer_class)
-        yield marks
+        twin = type(backbone).from_config(narrower(backbone.get_config()))
     finally:
-        for layer, layer_class in classes:
-            layer.__class__ = layer_class
-        _marks.reset(token)
+        # Keras's initializers draw their seeds from it.
+        random.setstate(state)
+    layers = LayerTree(twin).layers
+    marks = {
+        path: Mark(number, *sizes)
+        for number, (path, sizes) in enumerate(_matrices(twin).items())
+    }
+    for path, mark in marks.items():
+        layer = layers[path]
+        view: Any = kinds.view_of(layer)
+        shape = kinds.kernel_shape(layer)
+        kernel = view.from_kernel_matrix(
+            ops.convert_to_tensor(mark.matrix()), shape
+        )
+        layer.kernel.assign(kernel)
+    try:
+        export: Callable = getattr(type(task), EXPORT)
+        # All that it reads of a task. There is no tokenizer to write.
+        export(SimpleNamespace(backbone=twin, preprocessor=None), folder)
+    except ValueError as error:
+        raise ValueError(
+            f"KerasHub can't export '{type(task).__name__}': {error}"
+        ) from error
+    return marks
 
 
-@functools.cache
-def _marked_class(layer_class: Any) -> type:
-    """The class of an adapted layer that returns its mark as its kernel."""
-
-    def kernel(layer: Layer) -> Tensor:
-        marks = _marks.get()
-        if marks is None or id(layer) not in marks:
-            return layer_class.kernel.fget(layer)
-        adapter = layer.ether
-        matrix = ops.convert_to_tensor(marks[id(layer)].matrix())
-        return adapter.view.from_kernel_matrix(matrix, adapter.kernel_shape)
-
-    def weights(layer: Layer) -> list:
-        # Some exporters read a layer's first weight.
-        plain = layer_class.weights.fget(layer)
-        base = layer.base_kernel
-        return [layer.kernel if w is base else w for w in plain]
-
-    members = {"kernel": property(kernel), "weights": property(weights)}
-    return type(layer_class.__name__, (layer_class,), members)
+def _matrices(model: Layer) -> dict[str, Matrix]:
+    """The `(d, f)` of every kernel that is one matrix, by path of its layer."""
+    found = {}
+    for path, layer in LayerTree(model).layers.items():
+        kind = kinds.kind_of(layer)
+        if kind is not None and kind.linear:
+            # Reading an adapted kernel would compute it.
+            is_adapted = kinds.is_adapted(layer)
+            of = layer.ether.kernel_shape if is_adapted else None
+            shape = of or kinds.kernel_shape(layer)
+            experts, d, f = kinds.view_of(layer).sizes(shape)
+            if experts == 1:
+                found[path] = d, f
+    return found
 
 
-def _without_preprocessor(task: Model) -> Model:
-    """A copy of the task for its exporter, without a tokenizer to write."""
-    other = object.__new__(type(task))
-    other.__dict__.update(task.__dict__)
-    other.__dict__["preprocessor"] = None
-    return other
-
-
-def _found(filepath: str, marks: dict) -> Iterator[tuple[str, Place]]:
-    """Looks for marks in the tensors of a file, one tensor at a time."""
-    from safetensors import safe_open
+def _found(filepath: str, marks: dict[str, Mark]) -> Iterator["Tensor"]:
+    """Looks for marks in the tensors of a file."""
+    from safetensors.numpy import load_file
 
     corners: dict[float, list[str]] = {}
     for path, mark in marks.items():
         corners.setdefault(mark.corner(), []).append(path)
-    with safe_open(filepath, framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118 - not a dictionary
-            part = file.get_slice(name)
-            shape = tuple(part.get_shape())
-            if len(shape) != 2 or part.get_dtype() != "F32":
-                continue
-            starts = _starts(part, list(corners))
-            if not starts:
-                continue
-            tensor = file.get_tensor(name)
-            for start in starts:
-                for path in corners[float(tensor[start])]:
+    for name, values in load_file(filepath).items():
+        parts = []
+        if values.ndim == 2:
+            for row, column in np.argwhere(np.isin(values, list(corners))):
+                inside = values[row:, column:]
+                for path in corners.get(float(inside[0, 0]), []):
                     matrix = marks[path].matrix()
-                    if _is_at(tensor, start, matrix):
-                        yield path, Place(name, shape, False, start)
-                    elif _is_at(tensor, start, matrix.T):
-                        yield path, Place(name, shape, True, start)
+                    for is_transposed in (False, True):
+                        expected = matrix.T if is_transposed else matrix
+                        height, width = expected.shape
+                        if np.array_equal(inside[:height, :width], expected):
+                            start = int(row), int(column)
+                            parts.append((path, is_transposed, start))
+        if parts:
+            yield Tensor(name, values.shape, sorted(parts, key=itemgetter(2)))
 
 
-def _starts(part: Any, corners: list[float]) -> list[tuple[int, int]]:
-    """Possible starts of kernels, which lie below or beside each other."""
-    row, column = part[0:1, :][0], part[:, 0:1][:, 0]
-    starts = [(0, int(i)) for i in np.flatnonzero(np.isin(row, corners))]
-    below = np.flatnonzero(np.isin(column, corners))
-    return starts + [(int(i), 0) for i in below if i]
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the twin's file.
 
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        parts: The kernels in it, in order: path, whether it is transposed, and
+            where it starts.
+    """
 
-def _is_at(
-    tensor: np.ndarray, start: tuple[int, int], expected: np.ndarray
-) -> bool:
-    top, left = start
-    height, width = expected.shape
-    part = tensor[top : top + height, left : left + width]
-    return np.array_equal(part, expected)
+    name: str
+    shape: tuple[int, int]
+    parts: list[tuple[str, bool, tuple[int, int]]]
+
+    def places(
+        self, narrow: dict[str, Matrix], wide: dict[str, Matrix]
+    ) -> Iterator[tuple[str, Place]]:
+        """The places in the tensor that the model itself has there.
+
+        There are none unless kernels fill the tensor, one after the other.
+
+        Args:
+            narrow: Dictionary from path to the `(d, f)` of the twin's kernel.
+            wide: Dictionary from path to the `(d, f)` of the model's.
+        """
+        axis = int(any(start[1] for _, _, start in self.parts))
+        at, starts, across = 0, [0], set()
+        for path, is_transposed, start in self.parts:
+            turn = -1 if is_transposed else 1
+            small, large = narrow[path][::turn], wide[path][::turn]
+            if start[axis] != at or small[1 - axis] != self.shape[1 - axis]:
+                return
+            at += small[axis]
+            starts.append(starts[-1] + large[axis])
+            across.add(large[1 - axis])
+        if at != self.shape[axis] or len(across) > 1:
+            return
+        other = across.pop()
+        shape = (other, starts[-1]) if axis else (starts[-1], other)
+        for (path, is_transposed, _), first in zip(
+            self.parts, starts, strict=False
+        ):
+            corner = (0, first) if axis else (first, 0)
+            yield path, Place(self.name, shape, is_transposed, corner)

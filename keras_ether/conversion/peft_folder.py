@@ -12,7 +12,6 @@ from keras_ether.adapters import kinds
 from keras_ether.conversion import low_rank_update
 from keras_ether.conversion import marks
 from keras_ether.conversion import model_card
-from keras_ether.ops import memory
 from keras_ether.saving import atomic_write
 from keras_ether.saving import contents
 from keras_ether.saving.adapter_file import path_of
@@ -45,10 +44,8 @@ def export_to_peft(
     320 and 512; smaller ones are padded with zeros.
 
     KerasHub's own `export_to_transformers` gives the names and layouts of the
-    kernels in `transformers`. It runs once, into a temporary folder beside
-    `folder` that takes as much space as the model. Meanwhile it keeps the
-    exported model in host memory too, twice on JAX and TensorFlow. The base
-    itself can be exported by
+    kernels in `transformers`. It exports a small model of the same layers into
+    a temporary folder beside `folder`. The base itself can be exported by
     `keras_ether.remove(task).export_to_transformers(...)`.
 
     Args:
@@ -92,7 +89,6 @@ def export_to_peft(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as passing:
         places = marks.places_of(task, layers, passing)
         loader = model_card.loader_of(passing)
-    memory.return_freed()
     loose = [p for p, place in places.items() if not _is_module(place.tensor)]
     if loose:
         raise ValueError(
