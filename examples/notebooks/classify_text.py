@@ -323,7 +323,7 @@ for way, height in zip(WAYS, range(1, 4), strict=True):
         points, [height] * len(points), "o", color="white", mec="#333333", ms=4
     )
 axes.axvline(100 * chance, color="#333333", linestyle=":", linewidth=1)
-axes.annotate("chance", (100 * chance, -0.72), fontsize=9, ha="center")
+axes.annotate("chance", (100 * chance + 0.4, -0.35), fontsize=9)
 names = [
     f"{way}\n{summary.loc[way, 'parameters']:,.0f} parameters"
     if way in summary.index

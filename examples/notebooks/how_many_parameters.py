@@ -296,7 +296,8 @@ def draw_chance(axes):
 sampling = np.sqrt(summary["accuracy"].mean() / 4 / len(test_labels))
 figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
 draw_chance(axes)
-for method, row in summary.iterrows():
+by_size = summary.sort_values("parameters")
+for number, (method, row) in enumerate(by_size.iterrows()):
     # The head alone is drawn where one parameter would be.
     place = max(row["parameters"], 2_000)
     error = np.hypot(row["deviation"], sampling)
@@ -309,12 +310,15 @@ for method, row in summary.iterrows():
         capsize=4,
         color=COLORS[method],
     )
+    # Above and below in turn, for neighbours are near each other.
+    side = -1 if number % 2 else 1
     axes.annotate(
         f"{method}\n{row['parameters']:,.0f}",
-        (place, 100 * (row["accuracy"] + error)),
-        xytext=(0, 4),
+        (place, 100 * (row["accuracy"] + side * error)),
+        xytext=(0, 4 * side),
         textcoords="offset points",
         ha="center",
+        va="top" if number % 2 else "bottom",
         fontsize=9,
         color=COLORS[method],
         weight="bold" if method == "default" else "normal",
