@@ -95,7 +95,7 @@ def test_weights_files(name, rng, tmp_path):
     np.testing.assert_allclose(models.call(plain, x), active, atol=1e-5)
     ether = keras_ether.apply(tuned.base("mlp"), method="ether", **COMMON)
     if name != "narrow":
-        with pytest.raises(ValueError, match="are not those of this model"):
+        with pytest.raises(ValueError, match="don't fit this model"):
             ether.load_weights(path)
 
 

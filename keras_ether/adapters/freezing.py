@@ -1,7 +1,7 @@
 """Layers that are frozen, or kept trainable, while a model is adapted.
 
-The configuration of a layer that was frozen or thawed, and so a file of its
-model, has the flag from before.
+The configuration of such a layer, and so a file of its model, has the flag from
+before the change.
 """
 
 import functools
@@ -50,10 +50,9 @@ def freeze(
         made: The transaction that it is part of.
         layer: A Keras layer.
         owner: The owner that holds it frozen.
-        trainable: The new value of the layer's own flag: true if one of its
-            sub-layers trains. A layer whose flag is false also computes as in
-            inference, which keeps batch normalization's moving statistics
-            unchanged.
+        trainable: The new value of the layer's own flag: true if a sub-layer
+            trains. A layer whose flag is false also computes as in inference,
+            so batch normalization's moving statistics don't change.
     """
     variables = own_variables(layer)
     # Float8 scales are overwritten with their gradients, and must be.
@@ -142,11 +141,11 @@ def keep(
     owner: changes.Owner,
     start: tuple[np.ndarray, ...] | None = None,
 ) -> None:
-    """Keeps a layer trainable, even if it, or all of its model, was frozen.
+    """Keeps a layer trainable, even if the layer or its model was frozen.
 
-    A layer that trains in full is no part of an adapter, so removing the
-    adapters would leave it with what it has learned. A copy of its weights is
-    kept in host memory.
+    Such a layer trains in full and has no adapter, so removing the adapters
+    does not reset it. For a reset, a copy of its weights is kept in host
+    memory.
 
     Args:
         made: The transaction that it is part of.
@@ -186,7 +185,7 @@ def let_go(
 def start_assignments(
     path: str, layer: Layer
 ) -> list[tuple[Variable, np.ndarray]]:
-    """Pairs of variable and value that put a kept layer back to its start.
+    """Pairs of variable and value that reset a trainable layer.
 
     Args:
         path: The layer's path, for the message.
@@ -205,8 +204,8 @@ def start_assignments(
             else f"its weights have other shapes now, {shapes}"
         )
         raise ValueError(
-            f"Layer '{path}' can't be put back to its start: {why}. Pass "
-            "`reset_head=False`, and set its weights yourself."
+            f"The weights of layer '{path}' can't be reset: {why}. Pass "
+            "`reset_head=False`, and set the weights yourself."
         )
     return list(zip(own, start, strict=True))
 

@@ -130,16 +130,16 @@ def check_mergeable(layers: dict, requantize: bool) -> None:
         if mode in CALIBRATED:
             raise ValueError(
                 f"Layer '{path}' can't be merged: its kernel is quantized "
-                f"('{mode}') by calibration data, which are not here to fit "
-                "the product's codes to. Keep the adapter active, or call "
-                "`keras_ether.remove`; or merge before quantizing."
+                f"('{mode}') with calibration data, and quantizing the merged "
+                "kernel would need these data. Keep the adapter active, call "
+                "`keras_ether.remove`, or merge before quantizing."
             )
         if mode in INTEGERS and not requantize:
             raise ValueError(
                 f"Layer '{path}' can't be merged without rounding: its kernel "
                 f"is quantized ('{mode}'). `keras_ether.merge(model, "
-                "requantize=True)` rounds the merged kernels to it and says "
-                "what that changes; or keep the adapter active, or call "
+                "requantize=True)` rounds the merged kernel and warns of the "
+                "rounding error. Or keep the adapter active, or call "
                 "`keras_ether.remove`."
             )
 

@@ -65,10 +65,10 @@ class CalibratedFile(LayerMixin):
         if not (self.ether.is_switched_off or weights_file.is_of_base()):
             raise ValueError(
                 f"Layer '{self.path}' has an ETHER adapter over a kernel that "
-                f"is quantized by '{self.quantization_mode}'. Weights files "
-                "hold fine-tuned kernels, and its codes can't be fitted again "
-                "without the calibration data. Save the adapter by "
-                "`keras_ether.save_adapter`, or while training by "
+                f"is quantized by '{self.quantization_mode}'. A weights file "
+                "holds the fine-tuned kernel, and quantizing it again would "
+                "need the calibration data. Save the adapter with "
+                "`keras_ether.save_adapter`, or in training with "
                 "`keras_ether.callbacks.AdapterCheckpoint`."
             )
         super().save_own_variables(store)

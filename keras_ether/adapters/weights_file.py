@@ -1,10 +1,9 @@
 """Weights files that a plain model reads and an adapted model resumes from.
 
 A layer that `keras_ether.apply` adapted writes its *effective* kernel in its
-class's own format, so a model that knows nothing of this package gets the
-fine-tuned predictions. Beside it, under a path that a plain model never reads,
-the adapter writes the vectors, the state of its dropout and a fingerprint of
-the base kernel.
+class's own format, so a plain model gets the fine-tuned predictions. Under a
+path that a plain model never reads, the adapter writes the vectors, the state
+of its dropout and a fingerprint of the base kernel.
 
 Read into an adapted layer, such a file
 
@@ -15,13 +14,13 @@ Read into an adapted layer, such a file
   vectors to the identity, with a warning.
 
 A file without vectors is a base checkpoint, and loads as one. Keras reads a
-layer right before its sub-layers, so the layer hands what it has read to its
-adapter, which sets everything once it has read the vectors too. Whatever fails
-or interrupts the reading, the layer and its adapter are then as they were.
+layer right before its sub-layers, so the layer passes the values that it has
+read to its adapter. The adapter sets all values after it has read the vectors.
+If reading fails or is interrupted, the layer and its adapter are unchanged.
 
-Layers over integer kernels are the subject of `quantized_weights_file` beside
-this module. The layers of `keras_ether.layers` differ: they write their base
-kernel and their vectors, which only the same class reads.
+Module `quantized_weights_file` handles layers with integer kernels. The layers
+of `keras_ether.layers` differ: they write their base kernel and their vectors,
+which only the same class reads.
 """
 
 import contextlib
@@ -54,11 +53,11 @@ if TYPE_CHECKING:
 
 
 FINGERPRINT = "base_digest"
-# In files of before, by `sampled_fingerprint`.
+# In older files, by `sampled_fingerprint`.
 SAMPLED = "base_fingerprint"
 METHOD = "method"
 DROPOUT = "dropout_state"
-# The adapter's strength in the kernel beside it, where that is not 1.
+# The strength at which the file's kernel was folded, if it is not 1.
 STRENGTH = "strength"
 # The rate multiplier that a learned strength has, where that is not 1.
 MULTIPLIER = "rate_multiplier"
@@ -144,7 +143,7 @@ class PlainFile(AdaptedFile):
 
 
 class Loading:
-    """What an adapted layer has read, until its adapter has read the vectors.
+    """The values that a layer has read, until its adapter has read its own.
 
     Args:
         layer: The layer, with its values from before.
@@ -188,15 +187,15 @@ class Loading:
         adapter.restart()
         warnings.warn(
             f"The file's weights for '{self.layer.path}' were saved over "
-            f"another base kernel. '{adapter.config.method}' cannot be taken "
-            "out of a kernel, so the fine-tuned kernel becomes the base and "
-            "its adapter starts at the identity again. The predictions are "
-            "the fine-tuned ones.",
+            f"another base kernel. '{adapter.config.method}' can't be "
+            "inverted, so the fine-tuned kernel becomes the base and its "
+            "adapter is reset to the identity. The predictions are those of "
+            "the fine-tuned model.",
             stacklevel=2,
         )
 
 
-# In place of a `Loading`, where reading the layer has failed.
+# Replaces a `Loading` if reading the layer has failed.
 NOT_READ: Any = object()
 
 
@@ -233,8 +232,8 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
     if loading is NOT_READ:
         # Keras goes on with the other layers, and reports all errors.
         raise ValueError(
-            f"Adapter '{adapter.path}' is left as it was, because the weights "
-            "of its layer can't be read."
+            f"Adapter '{adapter.path}' is not loaded, because the weights of "
+            "its layer can't be read."
         )
     pairs: list[tuple[Variable, Any]] = []
     same = None
@@ -294,15 +293,16 @@ def _check_method(adapter: "Adapter", store: Any) -> None:
         raise ValueError(
             f"The file's weights for adapter '{adapter.path}' were saved over "
             "another base, at strength "
-            f"{float(np.asarray(store[STRENGTH])):g}, which can't be taken out "
-            "of a kernel. Save it at `keras_ether.strength(model, 1.0)`."
+            f"{float(np.asarray(store[STRENGTH])):g}, at which the "
+            "transformation can't be inverted. Save the model at "
+            "`keras_ether.strength(model, 1.0)`."
         )
     if not method.orthogonal and not method.starts_at_identity:
         raise ValueError(
             f"The file's weights for adapter '{adapter.path}' were saved over "
-            f"another base. '{method.name}' can't be taken out of a kernel, "
-            "and does not start at the identity. Load the file over its own "
-            "base, or use `keras_ether.save_adapter`."
+            f"another base. '{method.name}' can't be inverted, and does not "
+            "start at the identity. Load the file over its own base, or use "
+            "`keras_ether.save_adapter`."
         )
 
 
@@ -322,9 +322,9 @@ def _read(adapter: "Adapter", store: Any) -> list[tuple[Variable, np.ndarray]]:
     }
     if method != adapter.method.name or received != expected:
         raise ValueError(
-            f"The file's vectors for adapter '{adapter.path}' are not those of "
-            f"this model. Expected: method='{adapter.method.name}', "
-            f"{expected}. Received: method='{method}', {received}."
+            f"The file's vectors for adapter '{adapter.path}' don't fit this "
+            f"model. Expected: method='{adapter.method.name}', {expected}. "
+            f"Received: method='{method}', {received}."
         )
     multiplier = np.asarray(store[MULTIPLIER]) if MULTIPLIER in store else 1.0
     own = adapter.config.rate_multiplier or 1.0

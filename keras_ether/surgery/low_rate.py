@@ -79,9 +79,8 @@ def _warn(model: Model) -> None:
         return
     warnings.warn(
         f"Model '{model.name}' trains with a learning rate of {rate:.2g}, "
-        f"which is low for '{name}': its vectors would hardly move. Around "
-        f"{first:.2g} is a good first try with Adam: "
-        "pass it to `model.compile`.",
+        f"which is low for '{name}': its vectors would hardly move. With "
+        f"Adam, start at about {first:.2g}: pass it to `model.compile`.",
         stacklevel=_level_of_user(),
     )
 

@@ -48,10 +48,10 @@ def plan(
         side: Side that is transformed.
         trainable: Layers that stay trainable, with all layers inside them.
         dropout: Probability that a block is the identity in training.
-        seed: Seed of the start.
-        strength: How far each block acts.
-        print_fn: Function that takes the table, a string, as wide as the
-            terminal at most. Defaults to `print`.
+        seed: Seed of the initial vectors.
+        strength: `None`, `"learned"` or a number, the strength of each block.
+        print_fn: Function that takes the table, a string no wider than the
+            terminal. Defaults to `print`.
 
     Returns:
         A `keras_ether.surgery.report.Report`: layers matched, layers skipped
@@ -108,14 +108,14 @@ def summary(
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
-        print_fn: Function that takes the table, a string, as wide as the
-            terminal at most. Defaults to `print`.
+        print_fn: Function that takes the table, a string no wider than the
+            terminal. Defaults to `print`.
 
     Returns:
-        A `keras_ether.surgery.report.Report`: the adapted layers with the shape
-        of their kernels, method, blocks and parameters; layers without an
-        adapter; and the totals `trainable` (the adapters), `head` (all other
-        trained parameters), `frozen` and `percentage`.
+        A `keras_ether.surgery.report.Report`. It lists the adapted layers with
+        the shape of their kernels, method, blocks and parameters, and the
+        layers without an adapter. Its totals are `trainable` (the adapters),
+        `head` (all other trainable parameters), `frozen` and `percentage`.
 
     Raises:
         ValueError: if the model is not built.

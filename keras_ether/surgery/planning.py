@@ -1,4 +1,5 @@
-"""The plan of a change: which layers get which adapter, and what trains."""
+"""The plan of a change: the adapter of each layer, and the weights that
+train."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -247,6 +248,6 @@ def _check_unshared(tree: LayerTree, chosen: dict[str, Layer]) -> None:
         if len(paths) > 1 and not chosen.keys().isdisjoint(paths):
             raise ValueError(
                 f"These layers share one kernel: {targets_lib.shorten(paths)}. "
-                "An adapter of one would change the other when it is merged: "
-                "leave them out with `exclude`."
+                "Merging an adapter of one layer would change the others. "
+                "Leave these layers out with `exclude`."
             )

@@ -105,7 +105,7 @@ def _export(model: Layer, export: Callable, *args: Any, **kwargs: Any) -> Any:
     for path in _adapted_in(model):
         raise ValueError(
             f"Model '{model.name}' can't be exported to Transformers: its "
-            f"layer '{path}' has an adapter, which is not part of that format. "
+            f"layer '{path}' has an adapter, which that format can't hold. "
             "Call `keras_ether.merge(model)` first."
         )
     return export(*args, **kwargs)
