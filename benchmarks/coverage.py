@@ -22,7 +22,8 @@ from tests.hub.entry import build
 METHODS = ("ether", "ether+")
 HEAD = """# Coverage
 
-`python -m benchmarks.coverage --output benchmarks/COVERAGE.md` writes this page.
+`python -m benchmarks.coverage --output benchmarks/COVERAGE.md` writes this
+page.
 
 ## Every backbone of KerasHub
 
@@ -44,9 +45,9 @@ LIVES = """
 
 `tests/real_models_test.py` ran these models on two cores, with weights from
 Python packages (`examples/real_models`). "Life cycle" tests the exact start, a
-falling loss, `disabled`, an adapter file, resuming, merging and `remove`. It also
-tests a `.keras` file or preset, where Keras can load that of the plain model. These
-tests ran no other backbone with real weights.
+falling loss, `disabled`, an adapter file, resuming, merging and `remove`. It
+also tests a `.keras` file or preset, where Keras can load that of the plain
+model. These tests ran no other backbone with real weights.
 
 | Backbone | Model | Backend | Passed |
 | --- | --- | --- | --- |
@@ -54,7 +55,8 @@ tests ran no other backbone with real weights.
 | DINOV2Backbone | DINOv2 ViT-S/14 | PyTorch | {most} |
 | EfficientNetBackbone | EfficientNet-Lite0 | PyTorch | {most} |
 """.format(
-    most="life cycle; exports (ONNX, PyTorch); int8 and int4 bases; a bank of three"
+    most="life cycle; exports (ONNX, PyTorch); int8 and int4 bases; "
+    "a bank of three"
 )
 
 

@@ -34,15 +34,15 @@ TOLERANCE = 1e-12
 def to_lora(model: Layer) -> Layer:
     """Turns a model's adapters into enabled LoRA of Keras, in place.
 
-    The predictions stay the same. The model then supports all that Keras's LoRA
-    supports: `backbone.save_lora_weights` of KerasHub, further training of
+    The predictions stay the same. The model then supports everything that
+    Keras's LoRA supports: KerasHub's `backbone.save_lora_weights`, training
     `lora_kernel_a` and `lora_kernel_b`, and merging by `quantize` or `save`.
 
-    A KerasHub backbone's own `enable_lora` enables LoRA in it: all else in the
-    backbone is frozen, all layers have one rank, the largest that one needs,
-    with zeros in the others, and layers with the same names as adapted ones
-    have LoRA too, which adds nothing. In other models each layer has the rank
-    it needs, and the `trainable` flags become those from before `apply`, except
+    In a KerasHub backbone, its own `enable_lora` enables LoRA and freezes all
+    other weights. All layers then have one rank, the largest that a layer
+    needs, padded with zeros. Layers with the same names as adapted layers have
+    LoRA too, with zero updates. In other models each layer has the rank that it
+    needs. The `trainable` flags there become those from before `apply`, except
     for the kernels with LoRA.
 
     The rank of a `Dense` kernel is the one of `keras_ether.lora_factors`. Keras
@@ -57,10 +57,9 @@ def to_lora(model: Layer) -> Layer:
         The model passed.
 
     Raises:
-        ValueError: if there is no adapter, or if one can't be LoRA: an adapter
-            that `keras_ether.lora_factors` refuses, or a kernel that is
-            quantized, constrained or an embedding's. The model is then as it
-            was.
+        ValueError: if there is no adapter, or if an adapter can't be LoRA:
+            `keras_ether.lora_factors` refuses it, or its kernel is quantized,
+            constrained or an embedding. An error leaves the model unchanged.
 
     Example:
 

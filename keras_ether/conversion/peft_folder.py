@@ -37,18 +37,17 @@ def export_to_peft(
 ) -> None:
     """Writes a task's adapters as a LoRA folder for PEFT and vLLM.
 
-    The updates of ETHER and ETHER+ are of low rank (see
-    `keras_ether.lora_factors`), so the folder holds the adapters exactly, for
-    use over the same base model in `transformers`. It holds
+    The updates of ETHER and ETHER+ have low rank (see
+    `keras_ether.lora_factors`), so the folder represents the adapters exactly,
+    for the same base model in `transformers`. The folder holds
     `adapter_config.json`, `adapter_model.safetensors` and a model card,
-    `README.md`. All kernels have one rank, the next of 8, 16, 32, 64, 128, 256,
-    320 and 512; smaller ones are padded with zeros.
+    `README.md`. All kernels have one rank: 8, 16, 32, 64, 128, 256, 320 or 512.
+    Smaller ranks are padded with zeros.
 
     KerasHub's own `export_to_transformers` gives the names and layouts of the
-    kernels in `transformers`. It runs once, into a temporary folder beside
-    `folder` that takes as much space as the model. Meanwhile it keeps the
-    exported model in host memory too, twice on JAX and TensorFlow. The base
-    itself can be exported by
+    kernels in `transformers`. It runs once and writes the whole model to a
+    temporary folder next to `folder`. It also needs host memory for the
+    exported model, twice on JAX and TensorFlow. To export the base itself, use
     `keras_ether.remove(task).export_to_transformers(...)`.
 
     Args:
@@ -58,18 +57,18 @@ def export_to_peft(
         folder: String or `PathLike`. A missing folder is created; in an
             existing one only the three files above are replaced.
         base_model_name_or_path: String, the name of the base on Hugging Face's
-            hub, or a folder with it, to be noted in the folder. If the folder
-            exists, the names of the kernels are looked up in it. Defaults to
-            `None`.
+            hub, or a folder with the base. It is written to
+            `adapter_config.json`. If it is an existing folder, the names of the
+            kernels are checked against it. Defaults to `None`.
         skip: List of names or paths of layers whose adapters, or trained
             weights, are left out, or `None`. Defaults to `None`.
 
     Raises:
         ValueError: if there is no adapter, if KerasHub has no exporter for the
-            task, if an adapter has no such form (embeddings, convolutions, the
-            methods `"oft"` and `"naive"`), if weights train beside the
-            adapters, if a rank is above 512, or if a kernel is not in the
-            base's folder. Nothing is written then.
+            task, if an adapter has no low-rank form (embeddings, convolutions,
+            the methods `"oft"` and `"naive"`), if other weights train too, if a
+            rank is above 512, or if a kernel is not in the base's folder.
+            Nothing is written then.
 
     Example:
 
@@ -152,9 +151,9 @@ def _exportable(task: Model, skip: list[str] | None) -> dict:
     beside = [path for path in layers if path in trained]
     if beside:
         raise ValueError(
-            f"The weights of {targets_lib.shorten(beside)} train beside the "
-            "adapters, and a LoRA folder has no place for them. Pass these "
-            "names as `skip` to leave them out."
+            f"The weights of {targets_lib.shorten(beside)} train too, but a "
+            "LoRA folder can't hold them. Pass these names as `skip` to leave "
+            "them out."
         )
     low_rank_update.check(layers, _refusal)
     if not layers:
@@ -212,9 +211,9 @@ def _rank(modules: dict[str, tuple[np.ndarray, np.ndarray]]) -> int:
             return rank
     name = next(m for m, (a, _) in modules.items() if len(a) == largest)
     raise ValueError(
-        f"The update of '{name}' has rank {largest}, and the largest rank of a "
-        f"LoRA folder that vLLM takes is {RANKS[-1]}. Its rank grows with "
-        "`rank_blocks`: merge the model and export it whole instead."
+        f"The update of '{name}' has rank {largest}, but vLLM takes LoRA of "
+        f"rank {RANKS[-1]} at most. The rank grows with `rank_blocks`. Merge "
+        "the model and export it instead."
     )
 
 
@@ -241,7 +240,7 @@ def _check_base(folder: str, tensors: dict) -> None:
             raise ValueError(
                 f"The base in '{folder}' has no tensor '{name}' of shape "
                 f"{own[0][0].shape}. Received: {found.get(name)}. The adapter "
-                "would not act there."
+                "would have no effect on this base."
             )
 
 

@@ -39,7 +39,7 @@ def of_adapter_file(content: AdapterFile, place: str) -> str:
 
     Args:
         content: An `AdapterFile`.
-        place: String, what `keras_ether.load_adapter` takes.
+        place: String, the address that `keras_ether.load_adapter` takes.
     """
     header = content.header
     rows = [

@@ -1,8 +1,8 @@
 """The variables of a model that an adapter file stores, and its base.
 
-Three kinds of variables, each named by its layer's structural path: the
-adapters' vectors; the weights that train beside them, mainly the head's; and
-the base, whose fingerprints alone are stored.
+There are three kinds of variables, each named by its layer's structural path:
+the adapters' vectors; the other trained weights, mainly the head's; and the
+base. The file stores only fingerprints of the base.
 """
 
 import re

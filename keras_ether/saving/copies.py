@@ -2,11 +2,12 @@
 
 Keras copies a layer by its `.keras` format, in which an adapted model is the
 plain model with the fine-tuned kernels. A copy in memory is the adapted model
-itself: it is made from that format, gets its adapters again, and then the value
+itself: it is made from that format, then gets its adapters, and then the value
 and flag of every variable.
 
-The values are stored beside those of the format, which Keras's own layers may
-round or merge with LoRA's, so a pickle is about twice as large as the model.
+The values are stored in addition to those of the format, which Keras's own
+layers may round or merge with LoRA. So a pickle is about twice as large as the
+model.
 
 As with any Keras layer, `copy.copy` is as deep as `copy.deepcopy`.
 """
@@ -47,11 +48,11 @@ EXPECTED = (
 def copy(model: Layer) -> Layer:
     """A copy of a model with its adapters, head, flags and optimizer.
 
-    Python's `copy.deepcopy` and `pickle` give the same for a model that
-    `keras_ether.apply` or `keras_ether.load_adapter` has met, and for models
-    around it. Of a class that was first used around adapters afterwards they
-    know nothing, and copy it as Keras does: its copy is the plain model with
-    the fine-tuned kernels. This function needs to have met nothing.
+    Python's `copy.deepcopy` and `pickle` give the same copy for a model that
+    was passed to `keras_ether.apply` or `keras_ether.load_adapter`, and for
+    models that contained it then. A model of another class that contains
+    adapted layers is copied as by Keras: its copy is the plain model with the
+    fine-tuned kernels. This function copies all of them with their adapters.
 
     Args:
         model: A Keras model or layer.
@@ -235,8 +236,8 @@ def _from_archive(state: State) -> Layer:
         return internals.from_archive(state.archive)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"'{state.name}' can't be copied: Keras does not make it from its "
-            f"own configuration. {error}"
+            f"'{state.name}' can't be copied: Keras can't make it from its own "
+            f"configuration. {error}"
         ) from error
 
 
@@ -324,8 +325,8 @@ class _Compiled:
         if None in (self.optimized or ()):
             raise ValueError(
                 f"Model '{model.name}' can't be copied: its optimizer was "
-                "made for variables that the model has no more. Call "
-                "`compile(...)` on it again first."
+                "built for variables that the model no longer has. Call "
+                "`compile(...)` again first."
             )
 
     def compile(self, model: Layer, variables: list[Variable]) -> None:
@@ -382,10 +383,11 @@ def _check_active(layers: dict[str, Layer]) -> None:
     for path, layer in layers.items():
         if _is_adapted(layer) and layer.ether.is_held_at_zero:
             raise ValueError(
-                f"A model can't be copied within `keras_ether.disabled`: the "
+                "A model can't be copied within `keras_ether.disabled`: the "
                 f"adapter of layer '{path}' would stay disabled. Copy the "
-                "model before; `keras_ether.remove(keras_ether.copy(model))` "
-                "is its base model."
+                "model before that block. "
+                "`keras_ether.remove(keras_ether.copy(model))` is its base "
+                "model."
             )
 
 
