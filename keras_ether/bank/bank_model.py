@@ -38,7 +38,7 @@ from keras_ether.types import Tensor
 
 
 class BankModel(Loops, NamedWeights, keras.Model):
-    """Computes each example with the adapter that its `adapter_id` names.
+    """Computes each example with the adapter of its `adapter_id`.
 
     `keras_ether.AdapterBank` makes it, as its attribute `model`.
 
@@ -55,8 +55,8 @@ class BankModel(Loops, NamedWeights, keras.Model):
         struct = base_inputs(base)
         if isinstance(struct, dict) and ADAPTER_ID in struct:
             raise ValueError(
-                f"Model '{base.name}' has an input '{ADAPTER_ID}' of its own, "
-                "and a bank takes its ids by that name."
+                f"Model '{base.name}' has an input '{ADAPTER_ID}', but a bank "
+                "uses this name for its ids."
             )
         super().__init__(name=f"{base.name}_bank", dtype=base.dtype_policy)
         self.base = base
@@ -134,10 +134,10 @@ class BankModel(Loops, NamedWeights, keras.Model):
         if training and step is None:
             internals.give_back(self._values_left)
             raise ValueError(
-                "The model of an `AdapterBank` trains by its own `fit` or "
-                "`train_on_batch` alone: they let each adapter train as if "
-                "alone. Within another model, or in a loop of yours, call it "
-                "with `training=False`."
+                "The model of an `AdapterBank` trains only in its own `fit` or "
+                "`train_on_batch`, where each adapter trains as if alone. "
+                "Within another model, or in your own loop, call it with "
+                "`training=False`."
             )
         ids = ops.convert_to_tensor(ids)
         values = concrete(ids)
@@ -170,7 +170,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
         if not isinstance(inputs, dict) or ADAPTER_ID not in inputs:
             shown = sorted(inputs) if isinstance(inputs, dict) else type(inputs)
             raise ValueError(
-                f"The model of an `AdapterBank` takes a dictionary with "
+                "The model of an `AdapterBank` takes a dictionary with "
                 f"'{ADAPTER_ID}', one integer per example, and the inputs of "
                 f"'{self.base.name}', under the key '{INPUTS}' if they are not "
                 f"a dictionary. Received: {shown}"
@@ -197,15 +197,15 @@ class BankModel(Loops, NamedWeights, keras.Model):
                 if not np.array_equal(to_numpy(ids), self.marked_ids()):
                     raise ValueError(
                         "Weights of other adapters were loaded into the "
-                        "`AdapterBank`, past its names. `load_weights` of its "
-                        "model brings names with the weights."
+                        "`AdapterBank` without their names. `load_weights` of "
+                        "its model loads names and weights."
                     )
         for layer, adapter in self._adapters:
             if getattr(layer, "ether", None) is not adapter:
                 raise ValueError(
-                    f"Layer '{layer.path}' of model '{self.base.name}' no "
-                    "longer has the adapter that it had when the `AdapterBank` "
-                    "was made: it was merged or removed since. Make a new bank."
+                    f"The adapter of layer '{layer.path}' of model "
+                    f"'{self.base.name}' was merged or removed since the "
+                    "`AdapterBank` was made. Make a new bank."
                 )
         for layer, variables in self._heads:
             if not heads.is_as_it_was(layer, variables):
@@ -250,11 +250,11 @@ class BankModel(Loops, NamedWeights, keras.Model):
                 self.settle()
                 self.certificates.certify_call(x, training)
             elif BACKEND == "jax":
-                # A loop has the weights, and there will be no other look.
+                # A loop holds the weights, and no later check will run.
                 raise ValueError(
-                    "Inputs of a new kind, such as of another length, came "
-                    "from another thread in the middle of a loop, where no "
-                    "trial can run. Call the bank's model on some first."
+                    "Another thread passed inputs of a new kind, such as of "
+                    "another length, during a loop, where no trial can run. "
+                    "Call the bank's model on such inputs first."
                 )
         return {**inputs, ADAPTER_ID: found}
 
@@ -267,18 +267,20 @@ class BankModel(Loops, NamedWeights, keras.Model):
         covered: Iterable[str],
         evict: bool,
     ) -> int:
-        """Puts an adapter in a row, in the place of another if need be.
+        """Puts an adapter in a row, and replaces or evicts another if
+        necessary.
 
         Returns:
             Its id.
         """
         row = self.table.make_room(name, evict)
         try:
-            # A graph may run without the bank's lock: who went has no id.
+            # A graph may run without the bank's lock: a removed adapter has no
+            # id.
             self.publish_ids()
             self.write(row, values)
         except BaseException:
-            # What is left in the row is nobody's.
+            # The row now belongs to no adapter.
             self.table.release(name, is_lost=True)
             self.publish_ids()
             raise
@@ -287,13 +289,14 @@ class BankModel(Loops, NamedWeights, keras.Model):
         return int(self.table.ids[row])
 
     def publish_ids(self) -> None:
-        """Lets compiled code know which ids there are."""
+        """Sets the variable from which compiled code reads the valid ids."""
         self.__dict__["_mark"] += np.int32(1)
         self.current.assign(self.marked_ids())
         self.remember()
 
     def marked_ids(self) -> np.ndarray:
-        """What `current` holds, if the values are those of the bank's names."""
+        """The expected value of `current`, if the values belong to the bank's
+        names."""
         return np.append(self.table.ids, self._mark)
 
     def write(self, row: int, values: dict[str, Any]) -> None:
@@ -350,9 +353,9 @@ class BankModel(Loops, NamedWeights, keras.Model):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
-            "The model of an `AdapterBank` can't be saved as a whole: "
-            "`bank.save(name, file)` saves an adapter, `bank.model.export` "
-            "makes a SavedModel of all."
+            "The model of an `AdapterBank` can't be saved as a whole. "
+            "`bank.save(name, file)` saves one adapter, and "
+            "`bank.model.export` writes a SavedModel with all adapters."
         )
 
     def get_config(self) -> None:

@@ -1,4 +1,5 @@
-"""What the trials of a bank have certified, and by which calls are checked."""
+"""The kinds of inputs that have passed a trial, against which calls are
+checked."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -50,15 +51,15 @@ class Certificates:
                 batch = trial.inputs_for(self.base, symbols)
         if batch is None:
             raise ValueError(
-                f"No inputs of model '{self.base.name}' can be made up for a "
-                "trial of whether its adapters can be mixed in a batch. Pass "
-                "some as `trial`: `AdapterBank(model, capacity, trial=x)`, in "
-                "the form in which the model takes them."
+                f"No inputs of model '{self.base.name}' can be generated to "
+                "test whether its adapters can be mixed in a batch. Pass "
+                "inputs in the form that the model takes: `AdapterBank(model, "
+                "capacity, trial=x)`."
             )
         if not all(getattr(x, "shape", ()) for x in tree.flatten(batch)):
             raise ValueError(
-                "`trial` must be arrays of one example or more, in the form in "
-                f"which the model takes them. Received: trial={batch!r}"
+                "`trial` must be arrays of one example or more, in the form "
+                f"that the model takes. Received: trial={batch!r}"
             )
         self.certify_call(batch)
 
@@ -113,10 +114,10 @@ class Certificates:
             forget_recorded(error)
             reason = str(error).strip().partition("\n")[0]
             raise per_example.NoExamplesError(
-                f"The trial of model '{self.base.name}', of whether its "
-                "adapters can be mixed in a batch, failed by a "
+                f"The trial of model '{self.base.name}', which tests whether "
+                "its adapters can be mixed in a batch, failed with a "
                 f"{type(error).__name__}: {reason} (A `jax.jit` within the "
-                "model keeps what it recorded before.)"
+                "model still runs the code that it traced before.)"
             ) from error
 
     def check(self, asked: Counter[Asked], inputs: Any) -> None:

@@ -1,7 +1,7 @@
-"""Checks of the data that a user hands to a bank's model, batch by batch.
+"""Checks of the data that a user passes to a bank's model, batch by batch.
 
-In a graph an id can only be marked. So whatever is passed to `fit`, `predict`
-and the like is looked at before, where its values are known.
+In a graph no error can be raised for an id. So the data passed to `fit`,
+`predict` and `evaluate` are checked before, where their values are known.
 """
 
 import copy
@@ -23,8 +23,8 @@ Check = Callable[[Any], Any]
 class Watch:
     """Checks data, and keeps the first error of a check.
 
-    A pipeline of TensorFlow's or a thread that reads data would make another
-    error of it.
+    A TensorFlow pipeline, or a thread that reads data, would turn it into
+    another error.
 
     Args:
         check: Function from a batch's inputs, and from whether a trial may run

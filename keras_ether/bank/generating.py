@@ -45,8 +45,8 @@ class Generator:
         missing = [n for n in NEEDED if not callable(getattr(task, n, None))]
         if missing:
             raise ValueError(
-                f"Model '{task.name}' can't generate: it has no {missing}. A "
-                "causal or sequence-to-sequence task of KerasHub can."
+                f"Model '{task.name}' can't generate: it has no {missing}. Use "
+                "a causal or sequence-to-sequence task of KerasHub."
             )
         self.model = model
         self.task = task

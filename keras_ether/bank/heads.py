@@ -1,8 +1,8 @@
 """Layers of a head, with separate weights for each example of a bank's call.
 
-For each class that can be one, the product with a weight for each example is
-written here. Such a layer keeps its class. While a bank is open, its `call`
-first asks whether the examples of the current call have their own weights, and
+This module has the product with a weight for each example, for each class that
+a head may have. The layers keep their classes. While a bank is open, a layer's
+`call` uses the examples' own weights if the current call has them, and
 otherwise computes as before.
 """
 
@@ -42,7 +42,7 @@ def _einsum(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
     if example in kernel or outputs[0] != example:
         raise per_example.NoExamplesError(
             f"In equation '{layer.equation}' of layer '{layer.path}' the batch "
-            "is not the first axis, and each example has a head of its own."
+            "is not the first axis, which each example's own head needs."
         )
     batch = ops.shape(own["kernel"])[0]
     y = ops.einsum(
@@ -110,12 +110,13 @@ def check(path: str, layer: Layer, variables: dict[str, Variable]) -> None:
         raise ValueError(
             f"Adapters can't each have their own weights {sorted(variables)} "
             f"of layer '{path}': {reason}. Set its `trainable` to False, or "
-            "merge each adapter into a model of its own."
+            "merge each adapter into a separate model."
         )
 
 
 def is_as_it_was(layer: Layer, variables: list[Variable]) -> bool:
-    """Whether a layer that `check` has passed still computes with these."""
+    """Whether a layer that passed `check` still computes with these
+    variables."""
     return (
         type(layer) in PRODUCTS
         and layer.quantization_mode is None

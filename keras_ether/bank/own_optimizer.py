@@ -1,9 +1,9 @@
-"""An optimizer that trains each row of a bank as another would train it alone.
+"""An optimizer that trains each row of a bank as if it were alone.
 
-The other one is built for the values of a single adapter. All that it keeps
-(moments, averages, its count of steps) has a row for each adapter here. In a
-step, the adapters of the batch are put through it one by one, by Keras's own
-code. Nothing else changes.
+It wraps the user's optimizer, which is built for a single adapter. All state of
+that optimizer (moments, averages, its step count) has a row for each adapter
+here. In a step, the inner optimizer updates the adapters of the batch one by
+one, with Keras's own code. Nothing else changes.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ REFUSED = (
     keras.optimizers.LossScaleOptimizer,
     keras.optimizers.MultiOptimizer,
 )
-# No value that a moment would start at.
+# A value that no moment starts at.
 START = 0.7
 
 
 class OwnOptimizer(keras.optimizers.Optimizer):
-    """Puts each adapter of a batch through an optimizer for one.
+    """Updates each adapter of a batch with an optimizer for a single adapter.
 
     Args:
         alone: A Keras optimizer.
@@ -51,16 +51,15 @@ class OwnOptimizer(keras.optimizers.Optimizer):
     def __init__(self, alone: Optimizer, rows: int, access: Access) -> None:
         if isinstance(alone, REFUSED):
             raise ValueError(
-                f"{type(alone).__name__} can't train adapters of a bank each "
-                "as alone: it ties them to one another. Pass the optimizer "
-                "within it (under `mixed_float16`, with `auto_scale_loss="
-                "False` and a `loss_scale_factor` of its own). Received: "
-                f"optimizer={alone!r}"
+                f"{type(alone).__name__} can't train adapters of a bank, "
+                "because it couples them. Pass its inner optimizer (under "
+                "`mixed_float16`, with `auto_scale_loss=False` and a "
+                f"`loss_scale_factor`). Received: optimizer={alone!r}"
             )
         super().__init__(learning_rate=0.0, name=alone.name)
         self.rows = rows
-        # Hidden from the tracker: what the other one keeps changes within a
-        # step, and is not this one's state.
+        # Hidden from the tracker: the inner optimizer's state changes within a
+        # step, and is not the state of this one.
         self.__dict__.update(alone=alone, access=access)
         if isinstance(internals.rate_set(alone), keras.Variable):
             # One rate for all, which compiled code is to read.
@@ -85,8 +84,8 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         start = [to_numpy(v) for v in kept]
         if any(np.allclose(value, START) for value in start):
             raise ValueError(
-                f"{type(self.alone).__name__} can't train adapters of a bank: "
-                "what it keeps starts at the values that it trains."
+                f"{type(self.alone).__name__} can't train adapters of a bank, "
+                "because its state starts at the values of the weights."
             )
         states = [
             self.add_variable(
@@ -123,7 +122,7 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         return self.alone.get_config()
 
     def restart_row(self, row: int) -> None:
-        """Forgets what was kept of the adapter in a row."""
+        """Resets the state of the adapter in a row."""
         if self.built:
             set_row(
                 [*self.states, self.trained],
@@ -144,9 +143,8 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         step = steps.current()
         if step is None:
             raise ValueError(
-                "The optimizer of a bank's model must know whose examples a "
-                "gradient is of: train by `fit` or `train_on_batch` of "
-                "`bank.model`."
+                "The optimizer of a bank's model needs the adapter of each "
+                "example. Train with `fit` or `train_on_batch` of `bank.model`."
             )
         if not self.built:
             self.build(list(trainable_variables or ()))
@@ -270,7 +268,7 @@ class OwnOptimizer(keras.optimizers.Optimizer):
             write_row(stack, row, tensor(one))
 
     def finalize_variable_values(self, var_list: list[Variable]) -> None:
-        """Puts averages in the place of values, where they are kept.
+        """Replaces values by their averages, if the optimizer has averages.
 
         Only in rows that trained since `begin`.
         """

@@ -12,7 +12,7 @@ from keras_ether.types import Tensor
 
 @dataclass(frozen=True)
 class Step:
-    """Who trains in a step.
+    """The examples that train in a step.
 
     Attributes:
         row: Int32 tensor of shape `(batch,)`, the row of each example; the

@@ -76,7 +76,7 @@ class Structure:
 
 
 def structure_of(model: Model) -> Structure:
-    """Reads a model, which stays as it is.
+    """Reads the structure of a model.
 
     Raises:
         ValueError: if there is no adapter, or a layer that can't compute each
@@ -89,7 +89,7 @@ def structure_of(model: Model) -> Structure:
         if reason:
             raise ValueError(
                 f"Layer '{path}' can't have an adapter for each example: "
-                f"{reason}. Leave it out, by `exclude` of `keras_ether.apply`."
+                f"{reason}. Leave it out with `exclude` of `keras_ether.apply`."
             )
     layers = tree.by_path
     weights = contents.trained_beside(layers)

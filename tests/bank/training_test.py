@@ -429,7 +429,7 @@ def with_layer(**kwargs):
             "mse",
             "ScheduleFreeAdamW.* starts at the values",
         ),
-        (None, "sgd", Scalar(), "one value for each example"),
+        (None, "sgd", Scalar(), "one value per example"),
         (None, "sgd", OwnReduction(), "'own_reduction"),
         (None, "sgd", keras.losses.MeanSquaredError(None), "reduction=None"),
         (with_layer(kernel_regularizer="l2"), "sgd", "mse", "a regularizer"),

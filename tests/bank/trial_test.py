@@ -173,7 +173,9 @@ def test_a_function_recorded_by_the_trial(rng):
             recorded[0] = as_users_record(lambda x: inner(x))
         return recorded[0](x)
 
-    with pytest.raises(ValueError, match=r"inner|does not keep|keeps what it"):
+    with pytest.raises(
+        ValueError, match=r"inner|does not compute each|traced before"
+    ):
         bank = keras_ether.AdapterBank(around(run), 2)
         bank.add("a")
         x = rng.standard_normal((4, FIVE, 8)).astype("float32")
@@ -193,7 +195,7 @@ def test_a_trial_leaves_nothing_in_a_recorded_function(rng):
 
     model = around(run)
     same = around(lambda x, inner: inner(x))
-    with pytest.raises(ValueError, match=r"inner|keeps what it"):
+    with pytest.raises(ValueError, match=r"inner|traced before"):
         keras_ether.AdapterBank(model, 2)
     for size in (2, *trial.SIZES[:3]):
         x = rng.standard_normal((size, FIVE, 8)).astype("float32")
@@ -395,7 +397,7 @@ def test_outputs_that_are_not_of_one_example_are_refused():
     y = L.Dense(3, name="head")(inputs)
     model = keras.Model(inputs, [y, ops.mean(y, axis=0)])
     keras_ether.apply(model, rank_blocks=1, targets=["head"], seed=0)
-    with pytest.raises(ValueError, match="one part for each example"):
+    with pytest.raises(ValueError, match="the batch as its first axis"):
         keras_ether.AdapterBank(model, 2)
 
 

@@ -84,7 +84,7 @@ def test_files_of_others(tmp_path):
         ),
         (
             safetensors.numpy.save({}, {"keras_ether": "{}"}),
-            "not that of an adapter file",
+            "not a header of an adapter file",
         ),
     ):
         path.write_bytes(data)

@@ -132,7 +132,7 @@ def test_errors_leave_the_model_as_it_was(rng):
 
 def test_part_without_the_head_is_an_error():
     task = keras_ether.apply(models.bert(), rank_blocks=2)
-    with pytest.raises(ValueError, match="pass that model"):
+    with pytest.raises(ValueError, match="pass the outer model"):
         keras_ether.remove(task.backbone, reset_head=True)
 
 
@@ -141,5 +141,5 @@ def test_head_of_other_shapes_is_an_error(rng):
         models.mlp(), targets=["first"], trainable=["head"]
     )
     model.get_layer("head").enable_lora(2)
-    with pytest.raises(ValueError, match="'head' can't be put back"):
+    with pytest.raises(ValueError, match="'head' can't be reset"):
         keras_ether.remove(model, reset_head=True)
