@@ -1,4 +1,4 @@
-"""How far an adapter acts, as a variable that compiled functions read."""
+"""The run-time strength of an adapter, as a variable."""
 
 import contextlib
 import threading
@@ -16,10 +16,10 @@ from keras_ether.types import Variable
 class ActingStrength(LayerMixin):
     """The strength of an adapter's blocks, `I + strength (block − I)`.
 
-    `keras_ether.strength` sets it, 1 at first, and it is 0 within
-    `keras_ether.disabled`: as long as any block of code asks for that. Such
-    blocks may be nested, and may overlap in several threads or while one of
-    them is traced; the variable gets its value back when the last one ends.
+    It is 1 initially. `keras_ether.strength` sets it, and it is 0 within
+    `keras_ether.disabled`. Several `disabled` blocks may be nested, and may
+    overlap in several threads or while one of them is traced. The variable is
+    restored when the last block ends.
 
     Attributes:
         strength: The scalar variable, made by `build_strength`.
@@ -38,8 +38,8 @@ class ActingStrength(LayerMixin):
     def build_strength(self, vector: Variable) -> None:
         """Makes the variable.
 
-        Its path is beside the adapter's: a rule of a layout map for vectors
-        could not place a scalar.
+        Its path is not inside the adapter's path, since a rule of a layout map
+        for vectors could not place a scalar.
 
         Args:
             vector: A vector of the adapter.
@@ -58,7 +58,7 @@ class ActingStrength(LayerMixin):
             )
 
     def set_strength(self, value: float) -> None:
-        """Sets the blocks' strength; within `switched_off` it acts after it."""
+        """Sets the strength; after `switched_off`, if it is active."""
         with self._switching:
             if self._before:
                 block, _ = self._before[0]

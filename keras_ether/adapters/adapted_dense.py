@@ -19,12 +19,13 @@ from keras_ether.types import Variable
 class AdaptedDense(AdaptedCall, AdaptedKernel):
     """A `Dense` or `EinsumDense` that computes `activation(x H W G + bias)`.
 
-    By one product with a folded kernel where that is cheaper, see
-    `keras_ether.ops.low_rank`, else by transforming the activations: that takes
-    any kernel, a quantized one included, since it is not touched.
+    It uses one product with a folded kernel if that is cheaper, see
+    `keras_ether.ops.low_rank`. Otherwise it transforms the activations, which
+    works with any kernel, including quantized kernels, since the kernel is not
+    changed.
     """
 
-    # What a stand-in leaves out to compute the product alone.
+    # The attributes that a stand-in lacks, to compute only the product.
     linear: ClassVar = {"bias": None, "activation": None}
 
     def call(
@@ -82,7 +83,7 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
     def _each_example(
         self, inputs: Tensor, call: Call, factors: Sides
     ) -> Tensor:
-        """The outputs where each example has factors of its own."""
+        """The outputs if each example has its own factors."""
         before = factors["input"]
         adapter, view = self.ether, self.ether.view
         kernel = tensor(self.base_kernel, self.compute_dtype)

@@ -84,8 +84,8 @@ def why_constant(layer: Layer, config: AdapterConfig) -> str | None:
 def _call_reads_kernel(layer: Layer, kind: Kind) -> bool:
     """Whether a subclass's `call` reads its kernel's property.
 
-    Decided by the names that its code uses, following `super().call(...)` up to
-    the class in the table, which reads it.
+    The decision is made from the names that its code uses, following
+    `super().call(...)` up to the class in the table, which reads the kernel.
     """
     bases = type(layer).__mro__
     own = bases[: bases.index(kind.layer_class)]

@@ -1,8 +1,8 @@
-"""Integer kernels: dequantizing them, and rounding to their codes again.
+"""Integer kernels: dequantizing and quantizing again.
 
-Keras keeps an int8 or int4 kernel as codes with scales per output, or per group
-of inputs with zero points. A new kernel is rounded by Keras's own `quantize` on
-a plain layer that holds it, and so by the scheme and the quantizers of the
+Keras stores an int8 or int4 kernel as integer codes with scales per output, or
+per group of inputs with zero points. Keras's own `quantize`, on a plain layer
+that holds the new kernel, rounds it with the scheme and the quantizers of the
 original layer.
 """
 

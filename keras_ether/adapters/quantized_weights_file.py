@@ -1,13 +1,13 @@
 """Weights files of adapted layers whose kernels are integers.
 
-They keep the promise of `keras_ether.adapters.weights_file`, that no file holds
-a base kernel in place of the fine-tuned one.
+As in `keras_ether.adapters.weights_file`, no file holds a base kernel instead
+of the fine-tuned kernel.
 
-- int8 and int4: the file holds the fine-tuned kernel, rounded to such codes
-  again, and a warning gives the rounding error. An adapted layer over the same
-  base keeps its codes and loads the vectors, bit for bit.
-- GPTQ and AWQ: codes can't be fitted without the calibration data, so saving is
-  an error. Adapter files hold the vectors alone.
+- int8 and int4: the file holds the fine-tuned kernel, quantized again, and a
+  warning states the rounding error. An adapted layer over the same base keeps
+  its codes and loads the vectors, bit for bit.
+- GPTQ and AWQ: quantizing needs the calibration data, so saving is an error.
+  Adapter files hold only the vectors.
 """
 
 import warnings

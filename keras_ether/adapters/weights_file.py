@@ -69,9 +69,9 @@ _of_base = contextvars.ContextVar("of_base", default=False)
 def of_base() -> Iterator[None]:
     """Makes integer layers write their base codes, in the plain format.
 
-    For copies in memory, which get both the base and the vectors; a file must
-    hold the fine-tuned kernel. A context variable, so that another thread may
-    write a file meanwhile.
+    Copies in memory need both the base and the vectors, but a file must hold
+    the fine-tuned kernel. This is a context variable, so that another thread
+    may write a file at the same time.
     """
     token = _of_base.set(True)
     try:
@@ -88,8 +88,8 @@ def is_of_base() -> bool:
 class AdaptedFile(LayerMixin):
     """Mixin for an adapted layer that saves and loads in its class's format.
 
-    A subclass says which variables hold the kernel, what a file holds in their
-    place, and how to take the adapter out of it again.
+    A subclass defines which variables hold the kernel, which entries of a file
+    replace them, and how to recover the base from these.
     """
 
     def kernel_variables(self) -> list[Variable]:
@@ -111,7 +111,7 @@ class AdaptedFile(LayerMixin):
             super().save_own_variables(entries)
             of_file = self.entries_of_file()
             for key in list(entries):
-                # Freed before the next one is made.
+                # Freed before the next kernel is made.
                 store[key] = as_array(of_file(entries.pop(key)))
         self.ether.base_fingerprint = _digest_of(self.kernel_variables())
         memory.return_freed()
@@ -230,7 +230,7 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
     """
     loading, adapter.loading = adapter.loading, None
     if loading is NOT_READ:
-        # Keras goes on with the other layers, and reports all errors.
+        # Keras continues with the other layers, and reports all errors.
         raise ValueError(
             f"Adapter '{adapter.path}' is not loaded, because the weights of "
             "its layer can't be read."

@@ -126,8 +126,7 @@ class AdapterBank:
         self._generator: generating.Generator | None = None
 
     def close(self) -> None:
-        """Closes the bank and restores the methods of the model that was
-        passed.
+        """Closes the bank, and restores the methods of the model.
 
         A closed bank can't be used. The end of a `with` block closes the bank
         too.

@@ -267,8 +267,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
         covered: Iterable[str],
         evict: bool,
     ) -> int:
-        """Puts an adapter in a row, and replaces or evicts another if
-        necessary.
+        """Puts an adapter in a row; it may replace or evict another one.
 
         Returns:
             Its id.
@@ -295,8 +294,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
         self.remember()
 
     def marked_ids(self) -> np.ndarray:
-        """The expected value of `current`, if the values belong to the bank's
-        names."""
+        """The value of `current` if the values belong to the bank's names."""
         return np.append(self.table.ids, self._mark)
 
     def write(self, row: int, values: dict[str, Any]) -> None:

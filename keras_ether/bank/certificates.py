@@ -1,5 +1,4 @@
-"""The kinds of inputs that have passed a trial, against which calls are
-checked."""
+"""The kinds of inputs that have passed a trial, and checks of calls."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -115,8 +115,7 @@ def check(path: str, layer: Layer, variables: dict[str, Variable]) -> None:
 
 
 def is_as_it_was(layer: Layer, variables: list[Variable]) -> bool:
-    """Whether a layer that passed `check` still computes with these
-    variables."""
+    """Whether a checked layer still computes with these variables."""
     return (
         type(layer) in PRODUCTS
         and layer.quantization_mode is None

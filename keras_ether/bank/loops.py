@@ -200,8 +200,7 @@ class Loops(keras.Model):
             self.__dict__["_values_left"] = held
 
     def settle(self) -> None:
-        """Restores the values of variables that a loop of JAX has taken, if
-        any."""
+        """Restores the values of variables that a loop of JAX has taken."""
         if BACKEND == "jax":
             self.jax_state_sync()
 

@@ -161,8 +161,7 @@ class Trial:
         rows: np.ndarray,
         table: dict[str, np.ndarray],
     ) -> bool:
-        """Whether the outputs of a mixed batch equal those of each row
-        alone."""
+        """Whether the outputs of a mixed batch are those of each row alone."""
         if not _equal(mixed, _picked(alone, rows), self._tolerance):
             return False
         if self._tolerance != COARSE:

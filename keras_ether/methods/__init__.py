@@ -1,7 +1,7 @@
-"""Methods: trained weights, start and formula of each, and their table.
+"""Methods: trained weights, initial values and formula of each.
 
-Methods depend on `keras_ether.ops`, not on layers or models. `register` adds
-one of your own.
+`register` adds your own method. Methods depend on `keras_ether.ops`, not on
+layers or models.
 """
 
 from keras_ether.methods import baselines

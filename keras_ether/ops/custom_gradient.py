@@ -1,10 +1,10 @@
-"""Functions whose derivative is written by hand, on any backend.
+"""Functions with a custom derivative, on any backend.
 
-Each backend wants it in a form of its own. JAX takes a tangent, from which it
-makes gradients, forward mode and every mixture of them. TensorFlow takes a
-gradient. `keras.ops.custom_gradient` on PyTorch keeps the function's arguments
-and nothing else, and what it computes a second time takes longer than all that
-is saved: a `torch.autograd.Function` keeps the intermediate values too.
+Each backend needs its own form. JAX takes a tangent, from which it derives
+gradients, forward mode and every mixture of both. TensorFlow takes a gradient.
+On PyTorch, `keras.ops.custom_gradient` saves only the function's arguments, and
+recomputing the rest takes longer than the custom gradient gains. So a
+`torch.autograd.Function` saves the intermediate values too.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ Tangent: TypeAlias = Callable[[Arrays, Kept, Tensor, Arrays], Tensor]
 def with_gradient(
     forward: Forward, backward: Backward, tangent: Tangent | None = None
 ) -> Callable[..., Tensor]:
-    """A function of arrays with a derivative of its own.
+    """A function of arrays with a custom derivative.
 
     Args:
         forward: Function of arrays that returns its output, an array, and the
@@ -44,8 +44,8 @@ def with_gradient(
         tangent: Function `(arguments, kept, output, tangents)` that returns the
             tangent of the output, or an array that is broadcast to it, linear
             in `tangents`; a tangent that is zero is `None`. Without this
-            function the derivative on JAX is left to JAX, which suits functions
-            that it differentiates as well by itself. Defaults to `None`.
+            function, JAX differentiates `forward`, for functions where that is
+            as efficient. Defaults to `None`.
 
     Returns:
         A function of the same arguments that returns the output. It can be
@@ -64,7 +64,7 @@ def with_gradient(
 
         def gradient(upstream: Tensor) -> tuple[Tensor, ...]:
             found = backward(arguments, kept, upstream)
-            # The compiler leaves out what nobody asks for.
+            # The compiler removes unused gradients.
             return tuple(g() if callable(g) else g for g in found)
 
         return output, gradient
@@ -73,12 +73,12 @@ def with_gradient(
 
 
 def is_gradient_wanted(training: bool | Tensor | None) -> bool:
-    """Whether a gradient may be asked of what is computed now.
+    """Whether a gradient of the current computation may be needed.
 
     Args:
         training: The `training` of the call, a boolean or a tensor. PyTorch
-            knows better by itself: a call that is run again in the backward
-            pass is not told.
+            does not use it: a call that runs again in the backward pass does
+            not get it.
 
     Returns:
         Boolean.
@@ -89,11 +89,11 @@ def is_gradient_wanted(training: bool | Tensor | None) -> bool:
 
 
 def gradients_by_hand_serve(x: Tensor) -> bool:
-    """Whether a gradient by hand is what a derivative would use now.
+    """Whether a derivative would use a custom gradient now.
 
-    Not under the transforms of `torch.func`, in forward mode and while PyTorch
-    exports a model, which see plain operations only, and not under
-    `torch.autocast`, whose casts a gradient by hand does not know of.
+    It would not under transforms of `torch.func`, in forward mode and while
+    PyTorch exports a model, which need plain operations. Nor would it under
+    `torch.autocast`, whose casts a custom gradient does not apply.
 
     Args:
         x: Tensor, an argument of the function.
@@ -183,8 +183,8 @@ if BACKEND == "torch":
             saved = iter(ctx.saved_tensors)
             arguments, *kept = [tuple(islice(saved, n)) for n in ctx.counts]
             if torch.is_grad_enabled() or is_transformed():
-                # For a second derivative, or several upstream gradients. What
-                # was kept does not know where it comes from.
+                # For a second derivative, or several upstream gradients: the
+                # saved values have no gradient history.
                 _, kept = forward(*arguments)
             found = backward(arguments, kept, upstream)
             needed = ctx.needs_input_grad[2:]

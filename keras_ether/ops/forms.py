@@ -1,9 +1,8 @@
 """Functions that the forms of a product with a low-rank term share.
 
 A form consists of a forward function, its gradient and its tangent, see
-`custom_gradient.with_gradient`, which all take a `MatrixView` first. The
-arguments are inputs, kernel, `p` and `q` once or twice, and a bias if there is
-one.
+`custom_gradient.with_gradient`. All take a `MatrixView` first, then inputs,
+kernel, `p` and `q` once or twice, and a bias if there is one.
 """
 
 import functools

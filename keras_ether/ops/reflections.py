@@ -6,11 +6,11 @@ Every block is written as the identity plus a product of two thin factors,
 
 with `k = 1` for ETHER and `k = 2` for ETHER+ (Bini et al., ICML 2024, sections
 3.2 to 3.4). A reflection matrix is never formed: activations are multiplied by
-the factors, at the cost of `k` vectors per block. `right=None` says that `left`
-is not a factor but the whole deviation `block − I`, `(blocks, width, width)`.
+the factors, at the cost of `k` vectors per block. If `right` is `None`, `left`
+is not a factor but the whole difference `block − I`, `(blocks, width, width)`.
 
-Nothing here knows of layers. Norms are computed in float32 whatever the dtype
-of the activations, products in the dtype of the activations.
+This module does not depend on layers. Norms are computed in float32 for
+activations of any dtype, and products in the dtype of the activations.
 """
 
 from keras import ops
@@ -72,15 +72,14 @@ def multiply(
 
     Args:
         x: Tensor of shape `(..., blocks * width)`.
-        left: Tensor of shape `(blocks, k, width)`, or of `(batch, blocks, k,
-            width)` where each example, along the first axis of `x`, has factors
-            of its own, see `keras_ether.ops.each_example`.
-        right: Tensor of the same shape, or `None` where `left` is the blocks'
-            whole deviation from the identity.
+        left: Tensor of shape `(blocks, k, width)`, or `(batch, blocks, k,
+            width)` if each example, along the first axis of `x`, has its own
+            factors, see `keras_ether.ops.each_example`.
+        right: Tensor of the same shape, or `None` if `left` is `block − I`.
         training: Whether a gradient will be asked for. Values and gradients are
-            the same either way. With `True`, a custom gradient keeps `x` and a
-            thin product in memory and nothing else; with `False`, plain
-            operations are what every exporter can read. Defaults to `False`.
+            the same. With `True`, a custom gradient saves only `x` and a thin
+            product. With `False`, only plain operations are used, which every
+            exporter can read. Defaults to `False`.
         owned: Whether nothing else refers to `x`, see `multiply_each`. Defaults
             to `False`.
 
@@ -101,7 +100,7 @@ def multiply(
         return x + join(deviation)
     left, right = arrange(left), arrange(ops.cast(right, x.dtype))
     if not is_float32(x) and left.shape[0] > 1:
-        # (A product with one row is no product to XLA, but a sum.)
+        # (XLA turns a product with one row into a sum.)
         left, right = in_this_form(left), in_this_form(right)
     if training:
         return _update(x, left, right)

@@ -1,4 +1,4 @@
-"""Putting adapters into a model, and taking them out."""
+"""Inserting adapters into a model, and removing them."""
 
 import functools
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def built(target: Target, adapter: Adapter) -> Adapter:
 def put_in(
     made: changes.Transaction, plan: Plan, adapters: dict[str, Adapter]
 ) -> None:
-    """Puts built adapters into a model, and freezes the other layers.
+    """Inserts built adapters into a model, and freezes the other layers.
 
     Args:
         made: The transaction that it is part of.
@@ -77,7 +77,7 @@ def adapt(
     adapter: Adapter,
     owner: changes.Owner,
 ) -> None:
-    """Makes a plain layer an adapted one."""
+    """Adapts a plain layer."""
     made.hold(
         layer,
         twin_class.ADAPTED,
@@ -107,12 +107,12 @@ def guard(
 def take_out(made: changes.Transaction, tree: LayerTree) -> None:
     """Makes adapted layers plain again.
 
-    Whoever put the adapters in lets go of the model's layers, and of all others
-    where none of its adapters is left.
+    The owner of the adapters releases the model's layers. If it has no other
+    adapters, it releases all its layers.
     """
     leaving: set[changes.Owner] = set()
     for layer in tree.adapted.values():
-        # Code that was traced with the adapter computes without it then.
+        # Code that was traced with the adapter then computes without it.
         made.assign(layer.ether.strength, 0.0)
         found = changes.held(layer, twin_class.ADAPTED)
         owners = set() if found is None else set(found.owners)
@@ -145,7 +145,7 @@ def _guards(layer: Layer, model: Layer) -> Iterator[changes.Change]:
 def _freeze_all_but(
     made: changes.Transaction, plan: Plan, owner: changes.Owner
 ) -> None:
-    """Freezes all but the kept layers and the parents of trained ones."""
+    """Freezes all layers but trainable layers and parents of such."""
     targets = {id(target.layer) for target in plan.targets}
     holds: dict[int, bool] = {}
 

@@ -3,12 +3,12 @@
 KerasHub tasks compile themselves with rates of full fine-tuning, and a model
 may be compiled before or after `apply`, so the final rate is known only when
 `fit` or `train_on_batch` is called. Both call `make_train_function`, which
-Keras lets subclasses override. Its shadow on each model of the tree compares
-one value, once for each optimizer.
+Keras lets subclasses override. A replacement of this method on each model of
+the tree compares one value, once for each optimizer.
 
-A compiled model that is built around an adapted one afterwards is not covered.
-It would need a hook on `keras.Model` itself, which would change models
-unrelated to this package.
+A compiled model that is later built around an adapted model is not covered.
+This would need a hook on `keras.Model` itself, which would change unrelated
+models.
 """
 
 import functools

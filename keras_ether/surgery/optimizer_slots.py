@@ -1,9 +1,9 @@
 """The slots of optimizers, and their reset.
 
-Slots are the variables that an optimizer's `build` makes for the variables that
-it trains: moments, averages, accumulated gradients. All other attributes are
-settings and stay: its learning rate, schedule, exclusions, and the variables
-that a subclass makes in `__init__`.
+Slots are the variables that an optimizer's `build` makes for each trained
+variable: moments, averages, accumulated gradients. All other attributes are
+settings and don't change: the learning rate, schedule, exclusions, and
+variables that a subclass makes in `__init__`.
 """
 
 from collections.abc import Iterable
@@ -38,10 +38,9 @@ def optimizers_of(models: Iterable[keras.Model]) -> list[Optimizer]:
 def drop(made: changes.Transaction, optimizer: Optimizer) -> None:
     """Makes a built optimizer unbuilt again.
 
-    `fit` then builds it for the trained variables, and only then allocates
-    slots. Apart from the slots only the count of updates changes: it starts
-    from 0, since it corrects the bias of new moments. An unbuilt optimizer is
-    not touched.
+    `fit` then builds it for the trained variables and allocates its slots.
+    Besides the slots only the iteration count changes: it starts from 0, since
+    it corrects the bias of new moments. An unbuilt optimizer is not changed.
 
     Args:
         made: The transaction that it is part of.

@@ -1,5 +1,4 @@
-"""The plan of a change: the adapter of each layer, and the weights that
-train."""
+"""The plan of a change: the adapter of each layer, and what trains."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping

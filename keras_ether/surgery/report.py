@@ -68,17 +68,17 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Report:
-    """The adapters that a model has, or that it would get.
+    """The adapters of a model, or of a plan for it.
 
     Printing it gives a table.
 
     Attributes:
         rows: Tuple of `Row`, the adapted layers.
         skipped: Tuple of `Skipped`, layers with a kernel and no adapter.
-        trainable: Count of the adapters' trained parameters.
-        head: Count of the other trained parameters: the task's head, and layers
-            kept trainable.
-        frozen: Count of the parameters that don't train.
+        trainable: Number of the adapters' trainable parameters.
+        head: Number of the other trainable parameters: the task's head, and
+            layers in `trainable`.
+        frozen: Number of the parameters that don't train.
     """
 
     rows: tuple[Row, ...]
@@ -179,9 +179,9 @@ def _common_path(paths: list[str]) -> str:
 def draw(texts: dict, numbers: dict) -> str:
     """A table of columns of strings, texts left-aligned, numbers right-aligned.
 
-    It is at most as wide as the terminal (80 columns where there is none, for
-    example in a notebook). If it would be wider, the first columns, mainly the
-    layers' paths, get separate lines above the others.
+    It is at most as wide as the terminal (80 columns without a terminal, for
+    example in a notebook). If necessary, the first columns, mainly the layers'
+    paths, get separate lines above the others.
 
     Args:
         texts: Dictionary from headings to columns, lists of strings.
