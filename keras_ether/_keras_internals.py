@@ -171,12 +171,12 @@ class TorchParameters:
             self.layer._torch_params = self.before
 
 
-def everything_in(layer: Layer) -> list:
+def layers_in(layer: Layer) -> list:
     """A layer and all layers below it."""
     return layer._flatten_layers()
 
 
-def layers_around(layers: Iterable[Layer]) -> list[Layer]:
+def layers_containing(layers: Iterable[Layer]) -> list[Layer]:
     """All layers in memory that hold one of these, directly or not.
 
     A layer does not know the layers and models that contain it, so they are
@@ -248,12 +248,12 @@ def set_variable_path(variable: Variable, path: str) -> None:
 
 def order_variables(layer: Layer, ordered: list) -> None:
     """Makes a layer list the variables that it owns in this order."""
-    places = {id(variable): place for place, variable in enumerate(ordered)}
+    indices = {id(variable): index for index, variable in enumerate(ordered)}
     for variables in (
         layer._trainable_variables,
         layer._non_trainable_variables,
     ):
-        variables.sort(key=lambda v: places[id(v)])
+        variables.sort(key=lambda v: indices[id(v)])
 
 
 def optimized_variables(optimizer: Optimizer) -> list:

@@ -278,7 +278,7 @@ def resume(
     fill = save_and_load.prepare(model, content, filepath, check_base)
     with changes.all_or_none() as made:
         fill.put_in(made)
-        optimizer_slots.keep(made, [model])
+        optimizer_slots.restore_on_error(made, [model])
         try:
             state = training_state.fitting_state(model, content)
             training_state.set_global_generators(model, content, made)

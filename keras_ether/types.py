@@ -30,7 +30,7 @@ Sides: TypeAlias = dict[str, Factors | None]
 # derivative uses; and a gradient of each argument, or a function that computes
 # it.
 Arrays: TypeAlias = Sequence[Tensor]
-Kept: TypeAlias = tuple[tuple[Tensor, ...], ...]
+Saved: TypeAlias = tuple[tuple[Tensor, ...], ...]
 Gradients: TypeAlias = tuple[Tensor | Callable[[], Tensor], ...]
 # `(experts, d, f)` of a kernel.
 Sizes: TypeAlias = tuple[int, int, int]

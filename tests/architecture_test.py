@@ -34,7 +34,7 @@ EXTRAS = {
     "ops.fingerprint": {"jax"},
     "ops.placement": {"jax"},
     "ops.traced": {"jax", "tensorflow", "torch"},
-    "bank.edges": {"tensorflow"},
+    "bank.data_checks": {"tensorflow"},
     "saving.torch_generators": {"torch"},
     "diagnostics.logger": {"tensorboard"},
     "diagnostics.plots": {"matplotlib"},

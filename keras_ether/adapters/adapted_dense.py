@@ -61,7 +61,7 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
             factors["output"],
         )
         kernel = tensor(self.base_kernel, self.compute_dtype)
-        if self.base_kernel.trainable or not low_rank.pays(
+        if self.base_kernel.trainable or not low_rank.is_cheaper(
             inputs, kernel, view, (before, after), call.gradient
         ):
             return super()._adapted(inputs, call, factors)
@@ -87,12 +87,14 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
         before = factors["input"]
         adapter, view = self.ether, self.ether.view
         kernel = tensor(self.base_kernel, self.compute_dtype)
-        beside = each_example.beside_pays(inputs, kernel, view, before)
-        if not beside:
+        unfolded = each_example.unfolded_is_cheaper(
+            inputs, kernel, view, before
+        )
+        if not unfolded:
             inputs = adapter.transform_inputs(inputs, before, call.gradient)
         outputs = self._plain_call(inputs, call, **self.linear)
-        if beside and before is not None:
-            matrix = each_example.add_beside_each(
+        if unfolded and before is not None:
+            matrix = each_example.add_unfolded_each(
                 view.outputs_matrix(outputs),
                 view.inputs_matrix(inputs),
                 view.kernel_matrix(kernel),

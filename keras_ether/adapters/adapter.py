@@ -11,12 +11,12 @@ from keras import ops
 
 from keras_ether.adapters import optimizer_state
 from keras_ether.adapters import weights_file
-from keras_ether.adapters.acting_strength import ActingStrength
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.adapters.call import Call
 from keras_ether.adapters.quantized_kernel import quantizing_error
 from keras_ether.adapters.reduction import Reduced
+from keras_ether.adapters.runtime_strength import RuntimeStrength
 from keras_ether.ops import placement
 from keras_ether.ops import reflections
 from keras_ether.ops.backend import at_least_float32
@@ -31,7 +31,7 @@ from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 
-class Adapter(Reduced, ActingStrength, keras.layers.Layer):
+class Adapter(Reduced, RuntimeStrength, keras.layers.Layer):
     """The trained transformation of one kernel, `H W G`.
 
     It is a sub-layer of the layer whose kernel it transforms, so Keras tracks,
@@ -141,7 +141,7 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
             for name in self.method.weights
         ]
 
-    def draw_kept(self, training: bool | Tensor | None = False) -> dict:
+    def draw_keep_masks(self, training: bool | Tensor | None = False) -> dict:
         """Draws which blocks dropout keeps in one call, by side.
 
         Args:
@@ -153,17 +153,17 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
         """
         if not self.config.dropout or training is False:
             return {}
-        kept = {}
+        masks = {}
         for side in self.widths:
             drawn = keras.random.uniform(
                 (self.blocks, 1, 1), seed=self.seed_generator
             )
-            kept[side] = drawn >= self.config.dropout
+            masks[side] = drawn >= self.config.dropout
             if training is not True:
-                kept[side] = ops.logical_or(
-                    kept[side], ops.logical_not(training)
+                masks[side] = ops.logical_or(
+                    masks[side], ops.logical_not(training)
                 )
-        return kept
+        return masks
 
     def trained_factors(self, side: str) -> Factors | None:
         """The factors of one side's blocks, at full strength.

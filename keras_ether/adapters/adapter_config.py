@@ -77,7 +77,7 @@ class AdapterConfig:
         object.__setattr__(self, "rate_multiplier", multiplier)
 
     @classmethod
-    def asked_for(
+    def from_arguments(
         cls,
         method: str | None,
         rank_blocks: int,

@@ -33,15 +33,15 @@ class Call:
     Attributes:
         training: Whether it is a training call; a tensor in a call that JAX
             rematerializes.
-        kept: Which blocks dropout keeps, by side: boolean tensors of shape
-            `(blocks, 1, 1)`. Empty if dropout is inactive.
+        keep_masks: Which blocks dropout keeps, by side: boolean tensors of
+            shape `(blocks, 1, 1)`. Empty if dropout is inactive.
         examples: The `Examples` of a call in which each example has its own
             adapter, or `None`.
         activation: The layer's activation, or a replacement.
     """
 
     training: bool | Tensor
-    kept: dict[str, Tensor]
+    keep_masks: dict[str, Tensor]
     examples: Examples | None
     activation: Callable | None
 
@@ -59,7 +59,7 @@ class Call:
             activation = keras.remat(activation)
         return cls(
             training,
-            layer.ether.draw_kept(training),
+            layer.ether.draw_keep_masks(training),
             per_example.current(),
             activation,
         )
@@ -85,7 +85,7 @@ class Call:
         # One snapshot: both sides act at one strength.
         strength = None
         if self.examples is None:
-            strength = snapshot(adapter.strength)
+            strength = snapshot(adapter.runtime_strength)
         found: Sides = dict.fromkeys(("input", "output"))
         for side in adapter.widths:
             if self.examples is None:
@@ -96,8 +96,8 @@ class Call:
                 # At full strength: this model's strength does not apply to
                 # them.
                 left, right = self.examples.factors(adapter, side)
-            if self.kept:
-                left = left * keras.ops.cast(self.kept[side], left.dtype)
+            if self.keep_masks:
+                left = left * keras.ops.cast(self.keep_masks[side], left.dtype)
             found[side] = left, right
         return found
 

@@ -19,7 +19,7 @@ from keras_ether.types import Layer
 from keras_ether.types import Variable
 
 FROZEN = "frozen"
-KEPT = "kept trainable"
+TRAINABLE = "kept trainable"
 
 
 def own_variables(layer: Layer) -> list[Variable]:
@@ -135,7 +135,7 @@ def set_flags(layer: Layer, trainable: bool, flags: Iterable[bool]) -> None:
             variable.trainable = flag
 
 
-def keep(
+def keep_trainable(
     made: changes.Transaction,
     layer: Layer,
     owner: changes.Owner,
@@ -155,9 +155,9 @@ def keep(
             has. Defaults to `None`.
     """
     made.release(layer, FROZEN)
-    if start is None and not is_kept(layer):
+    if start is None and not is_kept_trainable(layer):
         start = _values_of(layer)
-    made.hold(layer, KEPT, owner, lambda: _thawing(layer), start)
+    made.hold(layer, TRAINABLE, owner, lambda: _thawing(layer), start)
 
 
 def _thawing(layer: Layer) -> Iterable[changes.Change]:
@@ -169,16 +169,16 @@ def _thawing(layer: Layer) -> Iterable[changes.Change]:
     return _setting(layer, True, thawed, True)
 
 
-def is_kept(layer: Layer) -> bool:
+def is_kept_trainable(layer: Layer) -> bool:
     """Whether an owner keeps the layer trainable."""
-    return changes.held(layer, KEPT) is not None
+    return changes.held(layer, TRAINABLE) is not None
 
 
-def let_go(
+def release_all(
     made: changes.Transaction, layer: Layer, owners: set[changes.Owner]
 ) -> None:
-    """Undoes `freeze` and `keep` of some owners."""
-    for name in (FROZEN, KEPT):
+    """Undoes `freeze` and `keep_trainable` of some owners."""
+    for name in (FROZEN, TRAINABLE):
         made.release(layer, name, owners)
 
 
@@ -212,7 +212,7 @@ def start_assignments(
 
 def start_of(layer: Layer) -> tuple[np.ndarray, ...] | None:
     """The weights that a layer had when it was first kept trainable."""
-    found = changes.held(layer, KEPT)
+    found = changes.held(layer, TRAINABLE)
     return None if found is None else found.data
 
 

@@ -32,7 +32,7 @@ class IntegerFile(AdaptedFile):
         return quantized_kernel.code_variables(self)
 
     def entries_of_file(self) -> Callable[[Any], Any]:
-        if self.ether.is_switched_off or weights_file.is_of_base():
+        if self.ether.is_switched_off or weights_file.is_saving_base():
             return lambda value: value
         rounded = quantized_kernel.round_effective(self)
         self._warn_of_error("The file holds", rounded.error)
@@ -62,7 +62,7 @@ class CalibratedFile(LayerMixin):
     """Mixin for an adapted GPTQ or AWQ layer: its weights files are refused."""
 
     def save_own_variables(self, store: Any) -> None:
-        if not (self.ether.is_switched_off or weights_file.is_of_base()):
+        if not (self.ether.is_switched_off or weights_file.is_saving_base()):
             raise ValueError(
                 f"Layer '{self.path}' has an ETHER adapter over a kernel that "
                 f"is quantized by '{self.quantization_mode}'. A weights file "

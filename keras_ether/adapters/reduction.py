@@ -20,7 +20,7 @@ from keras_ether.types import LayerMixin
 _reducers: list[Callable[[Layer], tuple | None]] = []
 
 
-def use(reducer: Callable[[Layer], tuple | None]) -> None:
+def set_reducer(reducer: Callable[[Layer], tuple | None]) -> None:
     """Sets the function that copies a layer.
 
     Args:
@@ -37,7 +37,7 @@ class Reduced(LayerMixin):
         return _own_reduction(self) or super().__reduce__()
 
 
-def meet(layer: Layer) -> None:
+def register_class(layer: Layer) -> None:
     """Registers the class of a layer that contains adapters with Python.
 
     Python keeps a registration for ever, so only permanent classes are

@@ -62,11 +62,11 @@ STRENGTH = "strength"
 # The rate multiplier that a learned strength has, where that is not 1.
 MULTIPLIER = "rate_multiplier"
 
-_of_base = contextvars.ContextVar("of_base", default=False)
+_of_base = contextvars.ContextVar("saving_base", default=False)
 
 
 @contextlib.contextmanager
-def of_base() -> Iterator[None]:
+def saving_base() -> Iterator[None]:
     """Makes integer layers write their base codes, in the plain format.
 
     Copies in memory need both the base and the vectors, but a file must hold
@@ -80,8 +80,8 @@ def of_base() -> Iterator[None]:
         _of_base.reset(token)
 
 
-def is_of_base() -> bool:
-    """Whether the call is within `of_base`."""
+def is_saving_base() -> bool:
+    """Whether the call is within `saving_base`."""
     return _of_base.get()
 
 
@@ -212,7 +212,7 @@ def save_vectors(adapter: "Adapter", store: Any) -> None:
         store[DROPOUT] = np.asarray(state, "int64")
     if adapter.base_fingerprint is not None:
         store[FINGERPRINT] = adapter.base_fingerprint
-        strength = to_numpy(adapter.strength)
+        strength = to_numpy(adapter.runtime_strength)
         if strength != 1.0:
             store[STRENGTH] = strength
         adapter.base_fingerprint = None

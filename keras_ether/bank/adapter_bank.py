@@ -178,10 +178,10 @@ class AdapterBank:
         if source is not None:
             content = row_contents.content_from(source, name)
         with self.model.access.shared():
-            self.model.settle()
+            self.model.restore_values()
             values, covered = self._checked(content, name)
         with self.model.access.alone():
-            self.model.settle()
+            self.model.restore_values()
             return self.model.put(name, values, covered, evict)
 
     def _checked(
@@ -206,7 +206,7 @@ class AdapterBank:
                 `using`.
         """
         with self.model.access.alone():
-            self.model.settle()
+            self.model.restore_values()
             self._rows.release(name)
             self.model.publish_ids()
 
@@ -293,7 +293,7 @@ class AdapterBank:
         filepath = adapter_file.check_name(filepath)
         atomic_write.check_place(filepath)
         with self.model.access.shared():
-            self.model.settle()
+            self.model.restore_values()
             row = self._rows.row(name)
             content = row_contents.content_of_row(
                 self._structure,

@@ -98,7 +98,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
             [layer for layer, _ in self._heads],
             [
                 layer
-                for layer in internals.everything_in(base)
+                for layer in internals.layers_in(base)
                 if internals.is_rematerialized(layer)
             ],
         )
@@ -247,7 +247,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
             if not len(found) or not self.certificates.is_new(x, kind):
                 continue
             if certify:
-                self.settle()
+                self.restore_values()
                 self.certificates.certify_call(x, training)
             elif BACKEND == "jax":
                 # A loop holds the weights, and no later check will run.
@@ -283,7 +283,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
             self.table.release(name, is_lost=True)
             self.publish_ids()
             raise
-        self.table.settle(name, row, covered)
+        self.table.assign(name, row, covered)
         self.publish_ids()
         return int(self.table.ids[row])
 

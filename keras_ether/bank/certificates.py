@@ -13,7 +13,7 @@ from keras_ether.bank import trial
 from keras_ether.bank.examples import Asked
 from keras_ether.bank.names import INPUTS
 from keras_ether.bank.structure import Structure
-from keras_ether.ops.traced import forget_recorded
+from keras_ether.ops.traced import clear_traces
 from keras_ether.types import Model
 
 CALL, TRAINING = "call", "training"
@@ -110,7 +110,7 @@ class Certificates:
         except (ValueError, MemoryError):
             raise
         except Exception as error:
-            forget_recorded(error)
+            clear_traces(error)
             reason = str(error).strip().partition("\n")[0]
             raise per_example.NoExamplesError(
                 f"The trial of model '{self.base.name}', which tests whether "

@@ -131,13 +131,13 @@ class BankExamples:
         """
         rows = self.stacks[id(layer)].rows
         row = ops.full((1,), BASE, "int32")
-        of_base = base(
+        saving_base = base(
             {
                 n: ops.stop_gradient(take_rows(v, row)[0])
                 for n, v in rows.items()
             }
         )
-        return where_each(self.is_base, of_base, each)
+        return where_each(self.is_base, saving_base, each)
 
     def check(self, layer: Layer, inputs: Tensor) -> Tensor:
         """The inputs of a layer, whose leading axis has to be the batch."""

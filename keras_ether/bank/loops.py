@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_ether import _keras_internals as internals
 from keras_ether.bank import step as steps
-from keras_ether.bank.edges import Watch
+from keras_ether.bank.data_checks import Watch
 from keras_ether.bank.own_loss import own_losses
 from keras_ether.bank.own_optimizer import OwnOptimizer
 from keras_ether.bank.stacks import BASE
@@ -176,7 +176,7 @@ class Loops(keras.Model):
             return
         # On JAX a loop takes the variables' values and writes them back.
         with self.access.alone():
-            self.settle()
+            self.restore_values()
             optimizer = self.optimizer.variables if self.optimizer else []
             variables = [*self.variables, *self.metrics_variables, *optimizer]
             before = internals.values_held(variables)
@@ -184,7 +184,7 @@ class Loops(keras.Model):
                 yield
             except BaseException:
                 # Not if the loop fails: the values from its start remain.
-                self.settle()
+                self.restore_values()
                 internals.give_back(before)
                 raise
             finally:
@@ -199,7 +199,7 @@ class Loops(keras.Model):
             held = internals.values_held(self.variables)
             self.__dict__["_values_left"] = held
 
-    def settle(self) -> None:
+    def restore_values(self) -> None:
         """Restores the values of variables that a loop of JAX has taken."""
         if BACKEND == "jax":
             self.jax_state_sync()

@@ -64,7 +64,7 @@ class NamedWeights(keras.Model):
                 raise
             finally:
                 self.__dict__["_is_loading"] = False
-            self.table.start_again(self._names_read)
+            self.table.replace_all(self._names_read)
             self.publish_ids()
 
     def set_weights(self, weights: list[Any]) -> None:

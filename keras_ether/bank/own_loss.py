@@ -121,7 +121,7 @@ class OwnLoss(keras.losses.Loss):
             given = tree.pack_sequence_as((y_true, y_pred), arrays)
             return to_numpy(self.call(*given))[1:]
 
-        with traced.at_once(), traced.no_gradient():
+        with traced.eagerly(), traced.no_gradient():
             with traced.same_draws():
                 one = of_second()
             with traced.same_draws():

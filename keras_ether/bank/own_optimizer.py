@@ -80,8 +80,8 @@ class OwnOptimizer(keras.optimizers.Optimizer):
             internals.set_variable_path(one, variable.path)
         self.alone.build(single)
         rate = internals.rate_set(self.alone)
-        kept = [v for v in self.alone.variables if v is not rate]
-        start = [to_numpy(v) for v in kept]
+        slots = [v for v in self.alone.variables if v is not rate]
+        start = [to_numpy(v) for v in slots]
         if any(np.allclose(value, START) for value in start):
             raise ValueError(
                 f"{type(self.alone).__name__} can't train adapters of a bank, "
@@ -94,10 +94,10 @@ class OwnOptimizer(keras.optimizers.Optimizer):
                 initializer=_repeated(value),
                 name=f"{one.name}_of_each",
             )
-            for one, value in zip(kept, start, strict=True)
+            for one, value in zip(slots, start, strict=True)
         ]
         self.__dict__.update(
-            single=single, kept=kept, start=start, states=states
+            single=single, slots=slots, start=start, states=states
         )
         # Which rows trained since the last `fit` began.
         self.trained = self.add_variable(
@@ -173,7 +173,7 @@ class OwnOptimizer(keras.optimizers.Optimizer):
             [take_rows(v, rows) for v in part]
             for part in (stacks, self.states, given)
         ]
-        places = {id(v): i for i, v in enumerate(self.kept)}
+        indices = {id(v): i for i, v in enumerate(self.slots)}
         rate = internals.rate_set(self.alone)
 
         def update(elements: Any) -> Any:
@@ -181,18 +181,18 @@ class OwnOptimizer(keras.optimizers.Optimizer):
             left = iter(slopes)
             own, state = self.alone.stateless_apply(
                 [
-                    tensor(rate) if v is rate else state[places[id(v)]]
+                    tensor(rate) if v is rate else state[indices[id(v)]]
                     for v in self.alone.variables
                 ],
                 [None if g is None else next(left) for g in grads],
                 own,
             )
-            kept = [
+            slots = [
                 value
                 for v, value in zip(self.alone.variables, state, strict=True)
                 if v is not rate
             ]
-            return own, kept
+            return own, slots
 
         new = ops.vectorized_map(update, values)
         for variables, before, after in zip(
@@ -252,10 +252,10 @@ class OwnOptimizer(keras.optimizers.Optimizer):
 
     @contextlib.contextmanager
     def _loaded(self, row: Any, stacks: list[Variable]) -> Iterator[None]:
-        """The values of a row in the other optimizer's variables."""
+        """Loads a row into the inner optimizer's variables."""
         pairs = list(
             zip(
-                [*self.single, *self.kept],
+                [*self.single, *self.slots],
                 [*stacks, *self.states],
                 strict=True,
             )
@@ -268,7 +268,7 @@ class OwnOptimizer(keras.optimizers.Optimizer):
             write_row(stack, row, tensor(one))
 
     def finalize_variable_values(self, var_list: list[Variable]) -> None:
-        """Replaces values by their averages, if the optimizer has averages.
+        """Reindices values by their averages, if the optimizer has averages.
 
         Only in rows that trained since `begin`.
         """

@@ -89,8 +89,8 @@ class Rows:
     def make_room(self, name: str, evict: bool) -> int:
         """The row for an adapter that will be added.
 
-        An adapter that has the name already keeps it until `settle`; another
-        one goes from a full bank.
+        An adapter of that name keeps its row until `assign`. A full bank
+        evicts another adapter.
 
         Args:
             name: String.
@@ -125,8 +125,8 @@ class Rows:
             self.release(victim)
             return row
 
-    def settle(self, name: str, row: int, covered: Iterable[str]) -> None:
-        """Names a row; who replaces an adapter of that name keeps the id."""
+    def assign(self, name: str, row: int, covered: Iterable[str]) -> None:
+        """Gives a row to an adapter; a replacement keeps the id."""
         with self._lock:
             if self._row_of.get(name) != row:
                 self.ids[row] = self.next_id(row)
@@ -160,13 +160,13 @@ class Rows:
             self.ids[row] = NO_ID
             self._free.append(row)
 
-    def start_again(self, found: dict[str, tuple[int, Iterable[str]]]) -> None:
-        """Other adapters, by name in rows, whose ids are new."""
+    def replace_all(self, found: dict[str, tuple[int, Iterable[str]]]) -> None:
+        """Replaces all adapters by others, which get new ids."""
         for name in list(self._row_of):
             self.release(name, is_lost=True)
         self._free.sort()
         for name, (row, covered) in found.items():
-            self.settle(name, row, covered)
+            self.assign(name, row, covered)
 
     def next_id(self, row: int) -> int:
         """The id of the next adapter in a row.

@@ -92,7 +92,7 @@ def structure_of(model: Model) -> Structure:
                 f"{reason}. Leave it out with `exclude` of `keras_ether.apply`."
             )
     layers = tree.by_path
-    weights = contents.trained_beside(layers)
+    weights = contents.other_trained_weights(layers)
     for path, own in weights.items():
         heads.check(path or model.name, layers[path], own)
     return Structure(layers, adapted, weights)
@@ -131,7 +131,7 @@ def _method_refusal(adapter: Adapter) -> str | None:
     if not method.thin:
         return f"the blocks of '{method.name}' are not reflections of few rows"
     if not method.independent:
-        return f"a block of '{method.name}' depends on those beside it"
+        return f"a block of '{method.name}' depends on other blocks"
     if not method.identity_at_zero:
         return (
             f"zero weights of '{method.name}' are not declared to be the "

@@ -212,7 +212,7 @@ class Trial:
         mapping = [
             *zip(self.held, values, strict=True),
             *((v, own[n]) for n, v in self.structure.variables.items()),
-            *((layer.ether.strength, strength) for layer in adapted),
+            *((layer.ether.runtime_strength, strength) for layer in adapted),
         ]
         return self._answer(mapping, batch)
 
@@ -302,7 +302,7 @@ def inputs_for(base: Model, symbols: Any) -> Any:
     """Generated inputs that a model takes, or `None`."""
     rng = np.random.default_rng(0)
     for length in LENGTHS:
-        inputs = invented(symbols, max(SIZES), length, rng)
+        inputs = generated_inputs(symbols, max(SIZES), length, rng)
         try:
             with keras.StatelessScope(), no_gradient():
                 base(_rows_of(inputs, np.arange(2)), training=False)
@@ -313,7 +313,7 @@ def inputs_for(base: Model, symbols: Any) -> Any:
     return None
 
 
-def invented(
+def generated_inputs(
     symbols: Any, size: int, length: int, rng: np.random.Generator
 ) -> Any:
     """Generated inputs of a model.

@@ -152,8 +152,8 @@ def _split_before_last(
     """
     experts, _, f = view.sizes(shape)
     height, width = math.prod(shape[:-1]), shape[-1]
-    beside = experts * (f // width)
-    if view.kernel[-1] not in view.columns or a.shape[2] * beside >= width:
+    slices = experts * (f // width)
+    if view.kernel[-1] not in view.columns or a.shape[2] * slices >= width:
         # The update itself, times the identity.
         update = a @ b
         labels = view.experts + view.rows + view.columns
@@ -164,13 +164,13 @@ def _split_before_last(
         return update, np.eye(width)
     # Each expert and each of the other outputs has its own columns and rows.
     rank = a.shape[2]
-    ones = np.eye(beside).reshape(experts, beside // experts, -1)
+    ones = np.eye(slices).reshape(experts, slices // experts, -1)
     wide: np.ndarray = np.einsum("edr,ecs->edcsr", a, ones)
     labels = view.experts + view.rows + view.columns[:-1]
     size_of = dict(zip(view.kernel, shape, strict=True))
     wide = wide.reshape([size_of[label] for label in labels] + [-1])
     axes = [labels.index(label) for label in view.kernel[:-1]]
     wide = wide.transpose([*axes, len(labels)]).reshape(height, -1)
-    parts = b.reshape(experts, rank, beside // experts, width)
-    rows = np.swapaxes(parts, 1, 2).reshape(beside * rank, width)
+    parts = b.reshape(experts, rank, slices // experts, width)
+    rows = np.swapaxes(parts, 1, 2).reshape(slices * rank, width)
     return wide, rows

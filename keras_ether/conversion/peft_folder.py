@@ -10,8 +10,8 @@ import numpy as np
 from keras_ether import version
 from keras_ether.adapters import kinds
 from keras_ether.conversion import low_rank_update
-from keras_ether.conversion import marks
 from keras_ether.conversion import model_card
+from keras_ether.conversion import probes
 from keras_ether.ops import memory
 from keras_ether.saving import atomic_write
 from keras_ether.saving import contents
@@ -89,10 +89,14 @@ def export_to_peft(
     layers = _exportable(task, skip)
     parent = os.path.dirname(os.path.abspath(folder))
     with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as passing:
-        places = marks.places_of(task, layers, passing)
+        locations = probes.locations_of(task, layers, passing)
         loader = model_card.loader_of(passing)
     memory.return_freed()
-    loose = [p for p, place in places.items() if not _is_module(place.tensor)]
+    loose = [
+        p
+        for p, location in locations.items()
+        if not _is_module(location.tensor)
+    ]
     if loose:
         raise ValueError(
             f"The kernels of {targets_lib.shorten(loose)} are exported as "
@@ -100,9 +104,9 @@ def export_to_peft(
             "adapt. Pass these names as `skip` to leave them out."
         )
     tensors: dict[str, list] = {}
-    for path, place in places.items():
-        tensors.setdefault(place.tensor, []).append((place, layers[path]))
-    flags = {place.is_transposed for place in places.values()}
+    for path, location in locations.items():
+        tensors.setdefault(location.tensor, []).append((location, layers[path]))
+    flags = {location.is_transposed for location in locations.values()}
     if len(flags) > 1:
         raise ValueError(
             f"'{type(task).__name__}' is exported with kernels of both "
@@ -137,7 +141,7 @@ def export_to_peft(
 
 def _exportable(task: Model, skip: list[str] | None) -> dict:
     """The adapted layers to export, by path."""
-    if not hasattr(type(task), marks.EXPORT) or not hasattr(task, "backbone"):
+    if not hasattr(type(task), probes.EXPORT) or not hasattr(task, "backbone"):
         raise ValueError(
             "`task` must be a KerasHub task that has `export_to_transformers`, "
             f"such as a causal language model. Received: task={task!r} of type "
@@ -146,14 +150,14 @@ def _exportable(task: Model, skip: list[str] | None) -> dict:
     tree = verbs.adapted_tree(task)
     adapted = tree.adapted
     by_path = tree.by_path
-    trained = {p: by_path[p] for p in contents.trained_beside(by_path)}
+    trained = {p: by_path[p] for p in contents.other_trained_weights(by_path)}
     layers = low_rank_update.without({**adapted, **trained}, skip)
-    beside = [path for path in layers if path in trained]
-    if beside:
+    unsupported = [path for path in layers if path in trained]
+    if unsupported:
         raise ValueError(
-            f"The weights of {targets_lib.shorten(beside)} train too, but a "
-            "LoRA folder can't hold them. Pass these names as `skip` to leave "
-            "them out."
+            f"The weights of {targets_lib.shorten(unsupported)} train too, but "
+            "a LoRA folder can't hold them. Pass these names as `skip` to "
+            "leave them out."
         )
     low_rank_update.check(layers, _refusal)
     if not layers:
@@ -183,7 +187,7 @@ def _factors(*own: Any) -> tuple[np.ndarray, np.ndarray]:
     """`lora_A` and `lora_B` of one tensor, from those of its kernels.
 
     `lora_A` is `(rank, inputs)` and `lora_B` `(outputs, rank)`, whatever the
-    tensor's layout. The ranks of kernels beside each other in one tensor
+    tensor's layout. The ranks of kernels unsupported each other in one tensor
     (GPT-2's query, key and value) add up, with zeros outside each kernel.
     """
     first = own[0][0]
@@ -191,9 +195,9 @@ def _factors(*own: Any) -> tuple[np.ndarray, np.ndarray]:
     turn = -1 if first.is_transposed else 1
     d, f = first.shape[::turn]
     a_parts, b_parts = [], []
-    for place, layer in own:
+    for location, layer in own:
         a, b = low_rank_update.factors_of(layer)
-        top, left = place.start[::turn]
+        top, left = location.start[::turn]
         wide_a = np.zeros((a.shape[1], d), "float32")
         wide_b = np.zeros((f, b.shape[0]), "float32")
         wide_a[:, top : top + a.shape[0]] = a.T

@@ -72,7 +72,7 @@ def random_start(
     return (matrix.astype("float32"),)
 
 
-def random_start_beside_identity(
+def random_start_near_identity(
     blocks: int, width: int, rng: np.random.Generator
 ) -> tuple[np.ndarray]:
     """The control's value for a learned strength: `I` plus `random_start`."""
@@ -106,7 +106,7 @@ register(
         orthogonal=False,
         learning_rate=1e-3,
         min_width=1,
-        random_start=random_start_beside_identity,
+        random_start=random_start_near_identity,
         shapes=shapes,
         thin=False,
         starts_at_identity=True,

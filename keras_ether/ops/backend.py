@@ -214,7 +214,7 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if dtype_name(x) == "float64" else ops.cast(x, "float32")
 
 
-def in_this_form(x: Tensor) -> Tensor:
+def with_barrier(x: Tensor) -> Tensor:
     """`x`, behind a barrier that XLA's rewriting does not cross.
 
     XLA would move the reshaping of a few rows before the product that computes

@@ -19,14 +19,14 @@ from keras import ops
 from keras_ether.ops.backend import is_transformed
 from keras_ether.types import Arrays
 from keras_ether.types import Gradients
-from keras_ether.types import Kept
+from keras_ether.types import Saved
 from keras_ether.types import Tensor
 
 BACKEND = keras.backend.backend()
 
-Forward: TypeAlias = Callable[..., tuple[Tensor, Kept]]
-Backward: TypeAlias = Callable[[Arrays, Kept, Tensor], Gradients]
-Tangent: TypeAlias = Callable[[Arrays, Kept, Tensor, Arrays], Tensor]
+Forward: TypeAlias = Callable[..., tuple[Tensor, Saved]]
+Backward: TypeAlias = Callable[[Arrays, Saved, Tensor], Gradients]
+Tangent: TypeAlias = Callable[[Arrays, Saved, Tensor, Arrays], Tensor]
 
 
 def with_gradient(
@@ -38,14 +38,14 @@ def with_gradient(
         forward: Function of arrays that returns its output, an array, and the
             intermediate values that `backward` and `tangent` use: a tuple of
             tuples of arrays.
-        backward: Function `(arguments, kept, upstream)` that returns a gradient
-            for each of the arguments, or, for an expensive, rarely needed
+        backward: Function `(arguments, saved, upstream)` that returns a
+            gradient for each argument, or, for an expensive, rarely needed
             gradient, a function without arguments that computes it.
-        tangent: Function `(arguments, kept, output, tangents)` that returns the
-            tangent of the output, or an array that is broadcast to it, linear
-            in `tangents`; a tangent that is zero is `None`. Without this
-            function, JAX differentiates `forward`, for functions where that is
-            as efficient. Defaults to `None`.
+        tangent: Function `(arguments, saved, output, tangents)` that returns
+            the tangent of the output, or an array that is broadcast to it. It
+            is linear in `tangents`, where a zero tangent is `None`. Without
+            this function, JAX differentiates `forward`, for functions where
+            that is as efficient. Defaults to `None`.
 
     Returns:
         A function of the same arguments that returns the output. It can be
@@ -60,10 +60,10 @@ def with_gradient(
     def function(
         *arguments: Tensor,
     ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
-        output, kept = forward(*arguments)
+        output, saved = forward(*arguments)
 
         def gradient(upstream: Tensor) -> tuple[Tensor, ...]:
-            found = backward(arguments, kept, upstream)
+            found = backward(arguments, saved, upstream)
             # The compiler removes unused gradients.
             return tuple(g() if callable(g) else g for g in found)
 
@@ -88,7 +88,7 @@ def is_gradient_wanted(training: bool | Tensor | None) -> bool:
     return training is not False
 
 
-def gradients_by_hand_serve(x: Tensor) -> bool:
+def custom_gradient_applies(x: Tensor) -> bool:
     """Whether a derivative would use a custom gradient now.
 
     It would not under transforms of `torch.func`, in forward mode and while
@@ -117,11 +117,11 @@ def _for_jax(
         return forward(*arguments)[0]
 
     def rule(arguments: Arrays, tangents: Arrays) -> tuple[Tensor, Tensor]:
-        output, kept = forward(*arguments)
+        output, saved = forward(*arguments)
         tangents = [
             None if isinstance(t, SymbolicZero) else t for t in tangents
         ]
-        found = tangent(arguments, kept, output, tangents)
+        found = tangent(arguments, saved, output, tangents)
         return output, ops.broadcast_to(found, output.shape)
 
     function.defjvp(rule, symbolic_zeros=True)
@@ -171,21 +171,21 @@ if BACKEND == "torch":
             backward: Backward,
             *arguments: Tensor,
         ) -> Tensor:
-            output, kept = forward(*arguments)
+            output, saved = forward(*arguments)
             ctx.functions = forward, backward
-            ctx.counts = [len(arguments), *map(len, kept)]
-            ctx.save_for_backward(*arguments, *chain.from_iterable(kept))
+            ctx.counts = [len(arguments), *map(len, saved)]
+            ctx.save_for_backward(*arguments, *chain.from_iterable(saved))
             return output
 
         @staticmethod
         def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
             forward, backward = ctx.functions
             saved = iter(ctx.saved_tensors)
-            arguments, *kept = [tuple(islice(saved, n)) for n in ctx.counts]
+            arguments, *saved = [tuple(islice(saved, n)) for n in ctx.counts]
             if torch.is_grad_enabled() or is_transformed():
                 # For a second derivative, or several upstream gradients: the
                 # saved values have no gradient history.
-                _, kept = forward(*arguments)
-            found = backward(arguments, kept, upstream)
+                _, saved = forward(*arguments)
+            found = backward(arguments, saved, upstream)
             needed = ctx.needs_input_grad[2:]
             return None, None, *map(_where_needed, found, needed)

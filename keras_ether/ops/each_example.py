@@ -71,7 +71,7 @@ def multiply_each(
     return reshape(y, shape)
 
 
-def add_beside_each(
+def add_unfolded_each(
     y: Tensor, x: Tensor, kernel: Tensor, left: Tensor, right: Tensor
 ) -> Tensor:
     """`multiply_each(x, left, right) @ kernel`, from the product with `x`.
@@ -105,10 +105,10 @@ def add_beside_each(
     return reshape(_add_product(y, s, right, owned=True), shape)
 
 
-def beside_pays(
+def unfolded_is_cheaper(
     x: Tensor, kernel: Tensor, view: MatrixView, inputs: Factors | None
 ) -> bool:
-    """Whether `add_beside_each` is cheaper than transforming the inputs.
+    """Whether `add_unfolded_each` is cheaper than transforming the inputs.
 
     It is cheaper for wide inputs of many rows, which it reads once and does not
     write. In return it multiplies one more row by the kernel for each factor of

@@ -14,11 +14,11 @@ from keras import ops
 from keras_ether.ops.backend import reshape
 from keras_ether.types import Arrays
 from keras_ether.types import Gradients
-from keras_ether.types import Kept
+from keras_ether.types import Saved
 from keras_ether.types import Tensor
 
 Form: TypeAlias = tuple[
-    Callable[..., tuple[Tensor, Kept]],
+    Callable[..., tuple[Tensor, Saved]],
     Callable[..., Gradients],
     Callable[..., Tensor],
 ]

@@ -25,15 +25,14 @@ from keras_ether.ops import reflections
 from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.backend import concatenate
 from keras_ether.ops.backend import dtype_name
-from keras_ether.ops.backend import in_this_form
 from keras_ether.ops.backend import is_float32
 from keras_ether.ops.backend import is_for_gpu
 from keras_ether.ops.backend import transpose
-from keras_ether.ops.beside import BESIDE
+from keras_ether.ops.backend import with_barrier
 from keras_ether.ops.block_diagonal import add_spread
 from keras_ether.ops.block_diagonal import arrange
 from keras_ether.ops.block_diagonal import kernel_rows
-from keras_ether.ops.custom_gradient import gradients_by_hand_serve
+from keras_ether.ops.custom_gradient import custom_gradient_applies
 from keras_ether.ops.custom_gradient import with_gradient
 from keras_ether.ops.folded import FOLD
 from keras_ether.ops.folded import add_pairs
@@ -41,15 +40,16 @@ from keras_ether.ops.folded import layer_output
 from keras_ether.ops.forms import Form
 from keras_ether.ops.forms import pairs_of
 from keras_ether.ops.matrix_view import MatrixView
+from keras_ether.ops.unfolded import UNFOLDED
 from keras_ether.types import Arrays
 from keras_ether.types import Factors
 from keras_ether.types import Tensor
 
 # If the pairs have more rows than this, a folded kernel is cheaper.
-MAX_ROWS_BESIDE = 8
+MAX_ROWS_UNFOLDED = 8
 
 
-def pays(
+def is_cheaper(
     x: Tensor,
     kernel: Tensor,
     view: MatrixView,
@@ -81,10 +81,10 @@ def pays(
         return False
     if not view.is_one_matrix or x.shape[-1] is None:
         return False
-    if training and not gradients_by_hand_serve(x):
+    if training and not custom_gradient_applies(x):
         return False
     _, d, f = view.sizes(kernel.shape)
-    if _is_beside(x, *sides):
+    if _is_unfolded(x, *sides):
         wide = sides[_wide_side(d, f, *sides)]
         if wide is None or (None in sides and _fuses(wide[0])):
             return False
@@ -124,8 +124,8 @@ def folded_product(
         The layer's outputs, before the activation.
     """
     biases = () if bias is None else (bias,)
-    if _is_beside(x, inputs, outputs):
-        return wide_side_beside(
+    if _is_unfolded(x, inputs, outputs):
+        return wide_side_unfolded(
             x, kernel, view, inputs, outputs, biases, training, place
         )
     matrix = view.kernel_matrix(kernel)
@@ -137,7 +137,7 @@ def folded_product(
     return layer_output(view, x, folded, kernel, biases)
 
 
-def wide_side_beside(
+def wide_side_unfolded(
     x: Tensor,
     kernel: Tensor,
     view: MatrixView,
@@ -159,18 +159,18 @@ def wide_side_beside(
     if wide == 1 and inputs is not None:
         x = view.map_inputs(_multiply_by(inputs, training), x)
     wide_factors = (inputs, outputs)[wide]
-    # Here `pays` holds only if the wide side is transformed.
+    # Here `is_cheaper` holds only if the wide side is transformed.
     assert wide_factors is not None
     factors = _cast(wide_factors, x)
     if wide:
         term = low_rank_term(matrix, None, factors)
     else:
         term = low_rank_term(matrix, factors, None)
-    term = tuple(place(in_this_form(rows)) for rows in term)
+    term = tuple(place(with_barrier(rows)) for rows in term)
     narrow = outputs if wide == 0 else None
     behind = () if narrow is None else biases
     biases = biases if narrow is None else ()
-    form = BESIDE if _count_rows(term[0]) <= MAX_ROWS_BESIDE else FOLD
+    form = UNFOLDED if _count_rows(term[0]) <= MAX_ROWS_UNFOLDED else FOLD
     if training:
         y = _with_gradient(form, view, x, kernel, *term, *biases)
     else:
@@ -192,7 +192,7 @@ def _wide_side(
     return int(f > d or (f == d and outputs is not None))
 
 
-def _is_beside(
+def _is_unfolded(
     x: Tensor, inputs: Factors | None, outputs: Factors | None
 ) -> bool:
     one_sided = inputs is None or outputs is None

@@ -15,8 +15,8 @@ activations of any dtype, and products in the dtype of the activations.
 
 from keras import ops
 
-from keras_ether.ops.backend import in_this_form
 from keras_ether.ops.backend import is_float32
+from keras_ether.ops.backend import with_barrier
 from keras_ether.ops.block_diagonal import add_spread
 from keras_ether.ops.block_diagonal import arrange
 from keras_ether.ops.block_diagonal import contract
@@ -30,7 +30,7 @@ from keras_ether.ops.unit import unit
 from keras_ether.types import Arrays
 from keras_ether.types import Factors
 from keras_ether.types import Gradients
-from keras_ether.types import Kept
+from keras_ether.types import Saved
 from keras_ether.types import Tensor
 
 __all__ = ["distance", "multiply", "transpose", "unit"]
@@ -101,7 +101,7 @@ def multiply(
     left, right = arrange(left), arrange(ops.cast(right, x.dtype))
     if not is_float32(x) and left.shape[0] > 1:
         # (XLA turns a product with one row into a sum.)
-        left, right = in_this_form(left), in_this_form(right)
+        left, right = with_barrier(left), with_barrier(right)
     if training:
         return _update(x, left, right)
     return _update_forward(x, left, right)[0]
@@ -113,16 +113,16 @@ def _gram(a: Tensor) -> Tensor:
 
 def _update_forward(
     x: Tensor, left: Tensor, right: Tensor
-) -> tuple[Tensor, Kept]:
+) -> tuple[Tensor, Saved]:
     """`x + (x leftᵀ) right`."""
     s = project(x, left)
     return add_spread(x, s, right), ((s,),)
 
 
 def _update_backward(
-    arguments: Arrays, kept: Kept, upstream: Tensor
+    arguments: Arrays, saved: Saved, upstream: Tensor
 ) -> Gradients:
-    (x, left, right), ((s,),) = arguments, kept
+    (x, left, right), ((s,),) = arguments, saved
     r = project(upstream, right)
     return (
         add_spread(upstream, r, left),

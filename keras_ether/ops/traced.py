@@ -59,7 +59,7 @@ def compiled(function: Callable, by_jax: bool = True) -> Callable:
     return jax.jit(function) if BACKEND == "jax" and by_jax else function
 
 
-def at_once() -> contextlib.AbstractContextManager:
+def eagerly() -> contextlib.AbstractContextManager:
     """A context that runs operations on arrays at once, even while tracing."""
     if BACKEND == "jax":
         return jax.ensure_compile_time_eval()
@@ -68,7 +68,7 @@ def at_once() -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def forget_recorded(error: Exception) -> None:
+def clear_traces(error: Exception) -> None:
     """Lets JAX trace functions within models again, if it has to.
 
     A `jax.jit` that was traced within another holds values of that trace, and

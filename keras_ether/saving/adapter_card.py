@@ -21,7 +21,7 @@ weights:
 import keras_ether
 
 model = ...  # the base
-keras_ether.load_adapter(model, "{place}")
+keras_ether.load_adapter(model, "{address}")
 keras_ether.merge(model)  # an ordinary model, if wanted
 ```
 
@@ -34,12 +34,12 @@ keras_ether.merge(model)  # an ordinary model, if wanted
 """
 
 
-def of_adapter_file(content: AdapterFile, place: str) -> str:
+def of_adapter_file(content: AdapterFile, address: str) -> str:
     """The card of an adapter file.
 
     Args:
         content: An `AdapterFile`.
-        place: String, the address that `keras_ether.load_adapter` takes.
+        address: String, the address that `keras_ether.load_adapter` takes.
     """
     header = content.header
     rows = [
@@ -58,7 +58,7 @@ def of_adapter_file(content: AdapterFile, place: str) -> str:
     return LINES.format(
         version=header["versions"].get("keras_ether", ""),
         heads=" and the head" if header["weights"] else "",
-        place=place,
+        address=address,
         rows="\n".join(rows),
         parameters=sum(value.size for value in vectors),
     )

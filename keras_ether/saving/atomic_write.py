@@ -60,24 +60,26 @@ def check_place(path: str) -> None:
 def _write(path: str, data: bytes) -> None:
     folder, mode = os.path.dirname(path), _mode_of(path)
     # Without the file's name, which may be as long as names can be.
-    beside = os.path.join(folder, f".keras_ether.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = os.path.join(
+        folder, f".keras_ether.{uuid.uuid4().hex[:12]}.tmp"
+    )
 
     def opener(name: str, flags: int) -> int:
         # Never readable by more users than the file that it replaces.
         return os.open(name, flags, 0o666 if mode is None else mode)
 
     try:
-        with open(beside, "xb", opener=opener) as file:
+        with open(temporary, "xb", opener=opener) as file:
             if mode is not None:
                 # The umask does not apply to a file that exists.
-                os.chmod(beside, mode)
+                os.chmod(temporary, mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.remove(beside)
+            os.remove(temporary)
         raise
     _sync_folder(folder)
 

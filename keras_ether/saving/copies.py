@@ -89,8 +89,8 @@ class _LayerState:
         flags: The flags of the variables.
         before: Its flag and those of the variables from before it was frozen,
             or `None`.
-        kept: Whether it is kept trainable.
-        start: The weights that it had when it was first kept.
+        kept_trainable: Whether it is kept trainable.
+        start: The weights that it had when it was first kept trainable.
         guarded: Whether it refuses unsupported calls.
     """
 
@@ -98,7 +98,7 @@ class _LayerState:
     trainable: bool
     flags: list[bool]
     before: tuple[bool, list[bool]] | None
-    kept: bool
+    kept_trainable: bool
     start: tuple[np.ndarray, ...] | None
     guarded: bool
 
@@ -110,7 +110,7 @@ class _LayerState:
             layer.trainable,
             [v.trainable for v in own],
             freezing.flags_before(layer),
-            freezing.is_kept(layer),
+            freezing.is_kept_trainable(layer),
             freezing.start_of(layer),
             changes.held(layer, insertion.GUARDED) is not None,
         )
@@ -126,7 +126,7 @@ class State:
         layers = LayerTree(layer).by_path
         _check_active(layers)
         self.name = layer.name
-        with weights_file.of_base():
+        with weights_file.saving_base():
             self.archive = internals.to_archive(layer)
         self.adapters = {
             path: (part.ether.config, part.ether.seed)
@@ -135,9 +135,9 @@ class State:
         }
         self.twins = [p for p in self.adapters if twin_class.is_twin(layers[p])]
         self.layers = {p: _LayerState.of(part) for p, part in layers.items()}
-        places = {id(v): i for i, v in enumerate(_in_order(layers))}
+        indices = {id(v): i for i, v in enumerate(_in_order(layers))}
         self.compiled = {
-            path: _Compiled(part, places)
+            path: _Compiled(part, indices)
             for path, part in layers.items()
             if getattr(part, "compiled", False)
         }
@@ -167,13 +167,13 @@ def _reduce(layer: Layer) -> tuple | None:
         return _rebuild_adapter, (AdapterState(layer),)
     if any(
         kinds.is_adapter(part) and part.built
-        for part in internals.everything_in(layer)
+        for part in internals.layers_in(layer)
     ):
         return _rebuild, (State(layer),)
     return None
 
 
-reduction.use(_reduce)
+reduction.set_reducer(_reduce)
 
 
 def _rebuild(state: State) -> Layer:
@@ -199,7 +199,7 @@ def _rebuild(state: State) -> Layer:
     for path, (_, seed) in state.adapters.items():
         layers[path].ether.seed = seed
     parts = list(layers.values())
-    for part in parts + internals.layers_around(parts):
+    for part in parts + internals.layers_containing(parts):
         internals.TorchParameters(part).do()
     variables = _in_order(layers)
     for path, compiled in state.compiled.items():
@@ -224,11 +224,11 @@ def _put_in(
             continue
         if known.before is not None:
             freezing.freeze_since(made, layer, owner, known.before)
-        if known.kept:
-            freezing.keep(made, layer, owner, known.start)
+        if known.kept_trainable:
+            freezing.keep_trainable(made, layer, owner, known.start)
         if known.guarded:
             insertion.guard(made, layer, root, owner)
-        reduction.meet(layer)
+        reduction.register_class(layer)
 
 
 def _from_archive(state: State) -> Layer:
@@ -295,9 +295,9 @@ def _put_in_order(layer: Layer, expected: list) -> bool:
     for described in expected:
         if described not in received:
             return False
-        place = received.index(described)
-        received.pop(place)
-        ordered.append(own.pop(place))
+        index = received.index(described)
+        received.pop(index)
+        ordered.append(own.pop(index))
     if own:
         return False
     internals.order_variables(layer, ordered)
@@ -345,7 +345,7 @@ class _Compiled:
             return
         optimizer = model.optimizer
         if self.optimized is not None:
-            optimizer.build([variables[place] for place in self.optimized])
+            optimizer.build([variables[index] for index in self.optimized])
         if not self.values:
             return
         shapes = [tuple(v.shape) for v in optimizer.variables]

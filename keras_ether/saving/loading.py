@@ -78,7 +78,7 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
     weights = _weights(layers, header)
     if adapted:
         _check_same(adapted, groups)
-        _check_complete(contents.trained_beside(layers), weights)
+        _check_complete(contents.other_trained_weights(layers), weights)
         variables = {
             adapter_header.tensor_name("adapter", path, name): vector
             for path, adapter in adapted.items()
@@ -86,7 +86,7 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
         } | _tensors_of(weights)
         assignments = pairs(variables, content.tensors)
         return Fill(tree, weights, None, {}, assignments)
-    kept = [
+    trainable = [
         layer
         for path, layer in layers.items()
         if id(layer) in tree.head or path in header["trainable"]
@@ -94,7 +94,7 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
     plan = planning.Plan.of(
         tree,
         {path: group.config for path, group in groups.items()},
-        kept,
+        trainable,
         [
             variable
             for path, own in weights.items()
@@ -106,7 +106,7 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
         {
             path: contents.own_weights(layer)
             for path, layer in layers.items()
-            if id(layer) in plan.kept
+            if id(layer) in plan.trainable
         },
         weights,
     )

@@ -159,7 +159,7 @@ def content_of(model: Layer, metadata: dict | None = None) -> AdapterFile:
     tree = verbs.adapted_tree(model)
     adapted = tree.adapted
     layers = tree.by_path
-    weights = contents.trained_beside(layers)
+    weights = contents.other_trained_weights(layers)
     fingerprints = contents.base_fingerprints(layers, adapted, weights)
     header = header_of(layers, adapted, weights, fingerprints, metadata)
     variables = {
@@ -186,8 +186,8 @@ def header_of(
     Args:
         layers: Dictionary from path to layer, see `LayerTree.by_path`.
         adapted: Those of them that have an adapter in the file.
-        weights: The weights that train beside them, see
-            `contents.trained_beside`.
+        weights: The other weights that train, see
+            `contents.other_trained_weights`.
         fingerprints: Of the base, see `contents.base_fingerprints`.
         metadata: See `save_adapter`.
 
@@ -200,7 +200,9 @@ def header_of(
         "format_version": adapter_header.FORMAT_VERSION,
         "adapters": _groups(adapted, of_layers),
         "weights": {path: list(own) for path, own in weights.items()},
-        "trainable": [p for p in weights if contents.is_kept(layers[p])],
+        "trainable": [
+            p for p in weights if contents.trains_as_whole(layers[p])
+        ],
         "base": base,
         "versions": version.of_packages(),
         "metadata": _checked_metadata(metadata),

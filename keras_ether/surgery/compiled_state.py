@@ -26,7 +26,7 @@ def reset(made: changes.Transaction, tree: LayerTree) -> None:
         made: The transaction that has changed layers of the model.
         tree: The layers of the model.
     """
-    layers = tree.all_layers + internals.layers_around(made.layers)
+    layers = tree.all_layers + internals.layers_containing(made.layers)
     layers = list({id(layer): layer for layer in layers}.values())
     models = [layer for layer in layers if isinstance(layer, keras.Model)]
     for model in models:

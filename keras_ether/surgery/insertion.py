@@ -65,7 +65,7 @@ def put_in(
         adapt(made, target.layer, adapters[target.path], owner)
     for layer in plan.tree.all_layers:
         guard(made, layer, plan.tree.model, owner)
-        reduction.meet(layer)
+        reduction.register_class(layer)
     for variable in plan.trained:
         made.make(changes.Flag(variable, True))
     compiled_state.reset(made, plan.tree)
@@ -113,7 +113,7 @@ def take_out(made: changes.Transaction, tree: LayerTree) -> None:
     leaving: set[changes.Owner] = set()
     for layer in tree.adapted.values():
         # Code that was traced with the adapter then computes without it.
-        made.assign(layer.ether.strength, 0.0)
+        made.assign(layer.ether.runtime_strength, 0.0)
         found = changes.held(layer, twin_class.ADAPTED)
         owners = set() if found is None else set(found.owners)
         made.release(layer, twin_class.ADAPTED)
@@ -126,7 +126,7 @@ def take_out(made: changes.Transaction, tree: LayerTree) -> None:
             layers += owner.layers
     for layer in layers:
         made.release(layer, GUARDED, leaving)
-        freezing.let_go(made, layer, leaving)
+        freezing.release_all(made, layer, leaving)
     compiled_state.reset(made, tree)
 
 
@@ -136,9 +136,9 @@ def _adapting(layer: Layer, adapter: Adapter) -> Iterator[changes.Change]:
 
 
 def _guards(layer: Layer, model: Layer) -> Iterator[changes.Change]:
-    yield from refusals.of(layer, model)
+    yield from refusals.changes_for(layer, model)
     if isinstance(layer, keras.Model):
-        yield low_rate.of(layer)
+        yield low_rate.change_for(layer)
         yield optimizer_files.WithAdapter(layer)
 
 
@@ -154,14 +154,16 @@ def _freeze_all_but(
             parts = [trains(part) for part in plan.tree.parts(layer)]
             holds[id(layer)] = (
                 any(parts)
-                or id(layer) in targets | plan.kept
+                or id(layer) in targets | plan.trainable
                 or kinds.is_adapted(layer)
-                or freezing.is_kept(layer)
+                or freezing.is_kept_trainable(layer)
             )
         return holds[id(layer)]
 
     for layer in plan.tree.all_layers:
-        if id(layer) in plan.kept:
-            freezing.keep(made, layer, owner)
-        elif not freezing.is_kept(layer) and not kinds.is_adapter(layer):
+        if id(layer) in plan.trainable:
+            freezing.keep_trainable(made, layer, owner)
+        elif not freezing.is_kept_trainable(layer) and not kinds.is_adapter(
+            layer
+        ):
             freezing.freeze(made, layer, owner, trainable=trains(layer))

@@ -32,7 +32,7 @@ FACTOR = 10
 INSIDE = ("keras", "keras_hub", "keras_ether")
 
 
-def of(model: Model) -> changes.Change:
+def change_for(model: Model) -> changes.Change:
     """The change that makes a model compare its learning rate before training.
 
     Args:

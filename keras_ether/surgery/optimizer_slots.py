@@ -53,8 +53,10 @@ def drop(made: changes.Transaction, optimizer: Optimizer) -> None:
     _forget(optimizer, slots_of(optimizer))
 
 
-def keep(made: changes.Transaction, models: Iterable[keras.Model]) -> None:
-    """Lets a transaction that fails bring the optimizers of models back."""
+def restore_on_error(
+    made: changes.Transaction, models: Iterable[keras.Model]
+) -> None:
+    """Makes a failing transaction restore the optimizers of models."""
     for optimizer in optimizers_of(models):
         made.make(containers.Contents(optimizer))
 
@@ -105,14 +107,14 @@ def _forget(optimizer: Optimizer, slots: set[int]) -> None:
             continue
         parts = containers.items(container)
         values = container.values() if isinstance(container, dict) else parts
-        kept = [
+        remaining = [
             part
             for part, value in zip(parts, list(values), strict=True)
             # Inner containers stay, and lose their own entries.
             if isinstance(value, containers.CONTAINERS) or not is_slot(value)
         ]
-        if len(kept) < len(parts):
-            containers.refill(container, kept)
+        if len(remaining) < len(parts):
+            containers.refill(container, remaining)
     for name, value in list(own.items()):
         if not isinstance(value, containers.CONTAINERS) and is_slot(value):
             own[name] = None

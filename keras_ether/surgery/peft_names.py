@@ -30,7 +30,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-def explained(
+def with_peft_errors(
     function: Callable[Parameters, Result],
 ) -> Callable[Parameters, Result]:
     """Raises an error for an argument of PEFT that gives its name here.

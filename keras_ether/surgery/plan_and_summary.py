@@ -21,7 +21,7 @@ from keras_ether.surgery.targets import Targets
 from keras_ether.types import Layer
 
 
-@peft_names.explained
+@peft_names.with_peft_errors
 def plan(
     model: Layer,
     rank_blocks: int = 4,
@@ -68,7 +68,7 @@ def plan(
     48
     """
     print_fn = check_function(print_fn, "print_fn") or print
-    config = AdapterConfig.asked_for(
+    config = AdapterConfig.from_arguments(
         method, rank_blocks, side, dropout, strength
     )
     checked_seed(seed)
@@ -87,7 +87,7 @@ def plan(
     head = count(
         variable
         for layer in tree.layers.values()
-        if id(layer) in resolved.kept
+        if id(layer) in resolved.trainable
         for variable in layer.trainable_weights
     )
     report = Report(
@@ -141,12 +141,12 @@ def summary(
         for path, adapter in adapters.items()
     )
     vectors = {id(v) for a in adapters.values() for v in a.vectors.values()}
-    switches = {id(adapter.strength) for adapter in adapters.values()}
+    switches = {id(adapter.runtime_strength) for adapter in adapters.values()}
     head = count(v for v in model.trainable_weights if id(v) not in vectors)
     reasons = {
         path: "kept trainable"
         for path, layer in tree.layers.items()
-        if freezing.is_kept(layer)
+        if freezing.is_kept_trainable(layer)
     }
     report = Report(
         rows=rows,

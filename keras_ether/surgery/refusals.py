@@ -42,7 +42,7 @@ def quantizing(layer: Layer) -> changes.Change:
     return changes.Method(layer, QUANTIZE, functools.partial(_quantize, layer))
 
 
-def of(layer: Layer, model: Layer) -> Iterator[changes.Change]:
+def changes_for(layer: Layer, model: Layer) -> Iterator[changes.Change]:
     """The changes that make a layer of an adapted model refuse methods.
 
     Args:

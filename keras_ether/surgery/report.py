@@ -200,8 +200,8 @@ def draw(texts: dict, numbers: dict) -> str:
 
     def lines(*cells: str) -> list[str]:
         aligned = [
-            cell.ljust(size) if place < len(texts) else cell.rjust(size)
-            for place, (cell, size) in enumerate(zip(cells, sizes, strict=True))
+            cell.ljust(size) if index < len(texts) else cell.rjust(size)
+            for index, (cell, size) in enumerate(zip(cells, sizes, strict=True))
         ]
         line = "  ".join(aligned[above:]).rstrip()
         if not above:

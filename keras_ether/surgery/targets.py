@@ -145,7 +145,7 @@ def match_excluded(
     return inside.union(*kinds_of.values())
 
 
-def match_kept(tree: LayerTree, trainable: Selection) -> set[str]:
+def match_trainable(tree: LayerTree, trainable: Selection) -> set[str]:
     """The paths that `trainable` selects, with all layers inside them.
 
     Args:

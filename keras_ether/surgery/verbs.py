@@ -32,7 +32,7 @@ from keras_ether.types import Layer
 from keras_ether.types import Variable
 
 
-@peft_names.explained
+@peft_names.with_peft_errors
 def apply(
     model: Layer,
     rank_blocks: int = 4,
@@ -135,7 +135,7 @@ def apply(
     >>> sum(int(np.prod(w.shape)) for w in model.trainable_weights)
     135
     """
-    config = AdapterConfig.asked_for(
+    config = AdapterConfig.from_arguments(
         method, rank_blocks, side, dropout, strength
     )
     seed = checked_seed(seed)
@@ -333,7 +333,7 @@ def _head_assignments(tree: LayerTree) -> list[tuple[Variable, np.ndarray]]:
     pairs = [
         pair
         for path, layer in tree.by_path.items()
-        if freezing.is_kept(layer)
+        if freezing.is_kept_trainable(layer)
         for pair in freezing.start_assignments(path or layer.name, layer)
     ]
     if not pairs:
@@ -373,7 +373,7 @@ def _warn_of_frozen_head(plan: Plan) -> None:
     path, last = linear[-1] if linear else (None, None)
     if last is None or last is model:
         return
-    if id(last) in plan.kept or freezing.is_kept(last):
+    if id(last) in plan.trainable or freezing.is_kept_trainable(last):
         return
     warnings.warn(
         f"The kernel of '{path}', the last linear layer of model "
@@ -388,7 +388,7 @@ def _warn_of_integer_head(plan: Plan) -> None:
     fixed = [
         path
         for path, layer in plan.tree.layers.items()
-        if id(layer) in plan.kept
+        if id(layer) in plan.trainable
         and getattr(layer, "quantization_mode", None) in quantized_kernel.CODES
     ]
     if fixed:

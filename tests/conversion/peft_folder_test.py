@@ -10,7 +10,7 @@ import pytest
 from keras import ops
 
 import keras_ether
-from keras_ether.conversion import marks
+from keras_ether.conversion import probes
 from keras_ether.surgery import verbs
 from tests import exported_models
 from tests import models
@@ -284,11 +284,11 @@ def test_a_rank_above_all(tmp_path, monkeypatch):
         keras_ether.export_to_peft(task, tmp_path / "a")
 
 
-def test_marks_are_answered_to_the_exporter_alone():
+def test_only_the_exporter_reads_probes():
     model = tuned.adapted("functional", "ether+")
     layer = model.get_layer("split")
     kernel = np.array(ops.convert_to_numpy(layer.kernel))
-    with marks._marked({"split": layer}) as found:
+    with probes._probing({"split": layer}) as found:
         mark = found[id(layer)].matrix().reshape(layer.kernel.shape)
         np.testing.assert_array_equal(ops.convert_to_numpy(layer.kernel), mark)
         np.testing.assert_array_equal(

@@ -56,7 +56,7 @@ def test_every_fold_is_the_first(name, make, trainable, rng):
         keras_ether.remove(model, reset_head=True)
         check_same(model, before)
     assert losses[0] == losses[1]
-    assert not any(map(freezing.is_kept, LayerTree(model).all_layers))
+    assert not any(map(freezing.is_kept_trainable, LayerTree(model).all_layers))
 
 
 def test_head_stays_as_it_has_learned_otherwise(rng):

@@ -1,9 +1,10 @@
-"""Marked kernels, which show where an exporter puts them.
+"""Probe kernels, which show where an exporter writes the kernels.
 
-Only KerasHub's `export_to_transformers` knows the names of another library, and
-the layout of each kernel there: transposed, beside others in one tensor. It
-replaces a table: it runs with a marked kernel in the place of each adapted one,
-and the marks are searched in its output. The model's variables are not touched.
+Only KerasHub's `export_to_transformers` knows the names of another library and
+the layout of each kernel there: transposed, or with others in one tensor. So
+this module needs no table. It runs the exporter with a probe instead of each
+adapted kernel, and searches its output for the probes. The model's variables
+don't change.
 """
 
 import contextlib
@@ -26,15 +27,15 @@ WEIGHTS = "model.safetensors"
 # Integers below are exact in float32.
 BITS = 24
 
-# The marks of one export by layer id; other threads see the kernels.
-_marks: contextvars.ContextVar[dict | None] = contextvars.ContextVar(
-    "marks", default=None
+# The probes of one export by layer id; other threads see the kernels.
+_probes: contextvars.ContextVar[dict | None] = contextvars.ContextVar(
+    "probes", default=None
 )
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an exporter puts a kernel, a `(d, f)` matrix.
+class Location:
+    """Where an exporter writes a kernel, a `(d, f)` matrix.
 
     Attributes:
         tensor: Name of the tensor.
@@ -49,22 +50,22 @@ class Place:
     start: tuple[int, int]
 
 
-def places_of(task: Model, layers: dict, folder: str) -> dict[str, Place]:
-    """The places where KerasHub's exporter puts the kernels of adapted layers.
+def locations_of(task: Model, layers: dict, folder: str) -> dict[str, Location]:
+    """Where KerasHub's exporter writes the kernels of adapted layers.
 
     Args:
         task: A KerasHub task that can be exported.
         layers: Dictionary from path to adapted layer.
-        folder: An empty folder, which the exporter writes the model to.
+        folder: An empty folder, to which the exporter writes the model.
 
     Returns:
-        Dictionary from path to `Place`, in the order of `layers`.
+        Dictionary from path to `Location`, in the order of `layers`.
 
     Raises:
         ValueError: if the exporter does not know the architecture, or does not
             write a kernel once and as a whole.
     """
-    with _marked(layers) as marks:
+    with _probing(layers) as probes:
         try:
             # Bypasses the refusal of an adapted model.
             getattr(type(task), EXPORT)(_without_preprocessor(task), folder)
@@ -72,23 +73,23 @@ def places_of(task: Model, layers: dict, folder: str) -> dict[str, Place]:
             raise ValueError(
                 f"KerasHub can't export '{type(task).__name__}': {error}"
             ) from error
-    by_path = {path: marks[id(layer)] for path, layer in layers.items()}
-    found: dict[str, list[Place]] = {path: [] for path in layers}
-    for path, place in _found(os.path.join(folder, WEIGHTS), by_path):
-        found[path].append(place)
-    for path, places in found.items():
-        if len(places) != 1:
+    by_path = {path: probes[id(layer)] for path, layer in layers.items()}
+    found: dict[str, list[Location]] = {path: [] for path in layers}
+    for path, location in _found(os.path.join(folder, WEIGHTS), by_path):
+        found[path].append(location)
+    for path, locations in found.items():
+        if len(locations) != 1:
             raise ValueError(
                 f"KerasHub's exporter writes the kernel of layer '{path}' "
-                f"{len(places)} times as a whole, and not once. Pass its name "
+                f"{len(locations)} times as a whole, not once. Pass its name "
                 "as `skip` to leave its adapter out."
             )
-    return {path: places[0] for path, places in found.items()}
+    return {path: locations[0] for path, locations in found.items()}
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A `(d, f)` matrix unlike that of any other number."""
+class Probe:
+    """A `(d, f)` matrix that no other number gives."""
 
     number: int
     d: int
@@ -112,40 +113,40 @@ class Mark:
 
 
 @contextlib.contextmanager
-def _marked(layers: dict) -> Iterator[dict]:
-    """Makes adapted layers return marks as their kernels.
+def _probing(layers: dict) -> Iterator[dict]:
+    """Makes adapted layers return probes as their kernels.
 
     Yields:
-        Dictionary from layer id to `Mark`.
+        Dictionary from layer id to `Probe`.
     """
-    marks, classes = {}, []
+    probes, classes = {}, []
     for number, layer in enumerate(layers.values()):
         adapter = layer.ether
         _, d, f = adapter.view.sizes(adapter.kernel_shape)
-        marks[id(layer)] = Mark(number, d, f)
-    token = _marks.set(marks)
+        probes[id(layer)] = Probe(number, d, f)
+    token = _probes.set(probes)
     try:
         for layer in layers.values():
             layer_class: Any = type(layer)
             classes.append((layer, layer_class))
-            layer.__class__ = _marked_class(layer_class)
-        yield marks
+            layer.__class__ = _probing_class(layer_class)
+        yield probes
     finally:
         for layer, layer_class in classes:
             layer.__class__ = layer_class
-        _marks.reset(token)
+        _probes.reset(token)
 
 
 @functools.cache
-def _marked_class(layer_class: Any) -> type:
-    """The class of an adapted layer that returns its mark as its kernel."""
+def _probing_class(layer_class: Any) -> type:
+    """The class of an adapted layer that returns its probe as its kernel."""
 
     def kernel(layer: Layer) -> Tensor:
-        marks = _marks.get()
-        if marks is None or id(layer) not in marks:
+        probes = _probes.get()
+        if probes is None or id(layer) not in probes:
             return layer_class.kernel.fget(layer)
         adapter = layer.ether
-        matrix = ops.convert_to_tensor(marks[id(layer)].matrix())
+        matrix = ops.convert_to_tensor(probes[id(layer)].matrix())
         return adapter.view.from_kernel_matrix(matrix, adapter.kernel_shape)
 
     def weights(layer: Layer) -> list:
@@ -166,13 +167,13 @@ def _without_preprocessor(task: Model) -> Model:
     return other
 
 
-def _found(filepath: str, marks: dict) -> Iterator[tuple[str, Place]]:
-    """Looks for marks in the tensors of a file, one tensor at a time."""
+def _found(filepath: str, probes: dict) -> Iterator[tuple[str, Location]]:
+    """Looks for probes in the tensors of a file, one tensor at a time."""
     from safetensors import safe_open
 
     corners: dict[float, list[str]] = {}
-    for path, mark in marks.items():
-        corners.setdefault(mark.corner(), []).append(path)
+    for path, probe in probes.items():
+        corners.setdefault(probe.corner(), []).append(path)
     with safe_open(filepath, framework="numpy") as file:
         for name in file.keys():  # noqa: SIM118 - not a dictionary
             part = file.get_slice(name)
@@ -185,15 +186,15 @@ def _found(filepath: str, marks: dict) -> Iterator[tuple[str, Place]]:
             tensor = file.get_tensor(name)
             for start in starts:
                 for path in corners[float(tensor[start])]:
-                    matrix = marks[path].matrix()
+                    matrix = probes[path].matrix()
                     if _is_at(tensor, start, matrix):
-                        yield path, Place(name, shape, False, start)
+                        yield path, Location(name, shape, False, start)
                     elif _is_at(tensor, start, matrix.T):
-                        yield path, Place(name, shape, True, start)
+                        yield path, Location(name, shape, True, start)
 
 
 def _starts(part: Any, corners: list[float]) -> list[tuple[int, int]]:
-    """Possible starts of kernels, which lie below or beside each other."""
+    """Possible starts of kernels, which lie below or next to each other."""
     row, column = part[0:1, :][0], part[:, 0:1][:, 0]
     starts = [(0, int(i)) for i in np.flatnonzero(np.isin(row, corners))]
     below = np.flatnonzero(np.isin(column, corners))

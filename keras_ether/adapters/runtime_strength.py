@@ -13,7 +13,7 @@ from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 
-class ActingStrength(LayerMixin):
+class RuntimeStrength(LayerMixin):
     """The strength of an adapter's blocks, `I + strength (block − I)`.
 
     It is 1 initially. `keras_ether.strength` sets it, and it is 0 within
@@ -22,10 +22,10 @@ class ActingStrength(LayerMixin):
     restored when the last block ends.
 
     Attributes:
-        strength: The scalar variable, made by `build_strength`.
+        runtime_strength: The scalar variable, made by `build_strength`.
     """
 
-    strength: Variable
+    runtime_strength: Variable
     _before: list[tuple[object, Tensor]]
 
     def __init__(self, name: str, dtype: str) -> None:
@@ -47,7 +47,7 @@ class ActingStrength(LayerMixin):
         owner, _, name = vector.path.rsplit("/", 2)[0].rpartition("/")
         with keras.name_scope(name or self.name, override_parent=owner):
             # A function, since a layer may be built while Keras infers shapes.
-            self.strength = keras.Variable(
+            self.runtime_strength = keras.Variable(
                 keras.initializers.Ones(),
                 shape=(),
                 dtype="float32",
@@ -64,12 +64,12 @@ class ActingStrength(LayerMixin):
                 block, _ = self._before[0]
                 self._before[0] = (block, value)
             else:
-                self.strength.assign(value)
+                self.runtime_strength.assign(value)
 
     @property
     def is_switched_off(self) -> bool:
         """Whether the strength is zero. Compiled functions can't read this."""
-        return not to_numpy(self.strength)
+        return not to_numpy(self.runtime_strength)
 
     @property
     def is_held_at_zero(self) -> bool:
@@ -81,8 +81,8 @@ class ActingStrength(LayerMixin):
         """A context in which every call computes with the base kernel."""
         block = object()
         with self._switching:
-            self._before.append((block, snapshot(self.strength)))
-            self.strength.assign(0.0)
+            self._before.append((block, snapshot(self.runtime_strength)))
+            self.runtime_strength.assign(0.0)
         try:
             yield
         finally:
@@ -91,12 +91,12 @@ class ActingStrength(LayerMixin):
 
     def _end(self, block: object) -> None:
         blocks = [opened for opened, _ in self._before]
-        place = blocks.index(block)
-        _, before = self._before.pop(place)
-        if place == len(self._before):
-            self.strength.assign(before)
+        index = blocks.index(block)
+        _, before = self._before.pop(index)
+        if index == len(self._before):
+            self.runtime_strength.assign(before)
         else:
             # The next block began within this one: it restores this one's
             # value.
-            opened, _ = self._before[place]
-            self._before[place] = (opened, before)
+            opened, _ = self._before[index]
+            self._before[index] = (opened, before)
