@@ -299,7 +299,7 @@ class Transaction:
     """Changes that are made one after the other.
 
     Attributes:
-        layers: The layers of which lasting changes were made or undone.
+        layers: The layers whose lasting changes were made or undone.
         backup: The values from before.
     """
 
@@ -338,7 +338,7 @@ class Transaction:
 
         Args:
             layer: A Keras layer.
-            name: String, what the changes are for.
+            name: String, the purpose of the changes.
             owner: The owner that holds them, besides other owners.
             changes: Function that returns the changes. It is called if no other
                 owner holds some of this name.

@@ -32,7 +32,7 @@ def why_unknown(layer: Layer) -> str | None:
     """The reason why a layer of an unknown kind is skipped.
 
     Returns:
-        `None` if the layer has no matrices of its own, or is of a known kind.
+        `None` if the layer owns no matrices, or has a known kind.
     """
     if kind_of(layer) or is_adapter(layer):
         return None

@@ -110,7 +110,7 @@ def freeze_since(
 
 
 def is_frozen(layer: Layer) -> bool:
-    """Whether an owner holds the layer frozen, whatever its flags are."""
+    """Whether an owner holds the layer frozen, with any flags."""
     return changes.held(layer, FROZEN) is not None
 
 

@@ -40,9 +40,9 @@ class Reduced(LayerMixin):
 def register_class(layer: Layer) -> None:
     """Registers the class of a layer that contains adapters with Python.
 
-    Python keeps a registration for ever, so only permanent classes are
-    registered: those in a module, or registered with Keras. Keras can't copy
-    layers of other classes.
+    A registration is permanent, so only permanent classes are registered: those
+    in a module, or registered with Keras. Keras can't copy layers of other
+    classes.
     """
     layer_class = type(layer)
     if not issubclass(layer_class, Reduced) and _stays(layer_class):

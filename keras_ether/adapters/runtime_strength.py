@@ -31,7 +31,7 @@ class RuntimeStrength(LayerMixin):
     def __init__(self, name: str, dtype: str) -> None:
         super().__init__(name=name, dtype=dtype)
         self._switching = threading.Lock()
-        # The value that each open block restores, the original one first.
+        # The value that each open block restores, the original value first.
         # Hidden from Keras's trackers.
         self.__dict__["_before"] = []
 
@@ -73,7 +73,7 @@ class RuntimeStrength(LayerMixin):
 
     @property
     def is_held_at_zero(self) -> bool:
-        """Whether a block of code currently asks for zero."""
+        """Whether a `switched_off` block is active."""
         return bool(self._before)
 
     @contextlib.contextmanager
@@ -96,7 +96,7 @@ class RuntimeStrength(LayerMixin):
         if index == len(self._before):
             self.runtime_strength.assign(before)
         else:
-            # The next block began within this one: it restores this one's
-            # value.
+            # The next block began within this one, so it takes over the value
+            # to restore.
             opened, _ = self._before[index]
             self._before[index] = (opened, before)

@@ -106,7 +106,7 @@ class AdaptedFile(LayerMixin):
 
     def save_own_variables(self, store: Any) -> None:
         entries: dict[str, Any] = {}
-        # PyTorch would keep what a gradient of the folded kernel needs.
+        # PyTorch would save tensors for a gradient of the folded kernel.
         with without_gradients():
             super().save_own_variables(entries)
             of_file = self.entries_of_file()

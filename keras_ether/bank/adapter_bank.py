@@ -329,7 +329,7 @@ class AdapterBank:
             return self._generator.generate(prompts, ids, kwargs)
 
     def _preprocessed(self, x: Any) -> Any:
-        """Inputs of the model, from raw ones of a task."""
+        """The model's inputs, from the raw inputs of a task."""
         preprocessor = getattr(self.model.base, "preprocessor", None)
         struct = base_inputs(self.model.base)
         is_ready = (

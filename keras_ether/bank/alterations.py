@@ -25,7 +25,7 @@ class Alterations:
     """The replaced methods of one bank.
 
     Args:
-        of_heads: The layers that ask for weights of each example.
+        of_heads: The layers that use weights of each example.
         rematerialized: The layers that Keras may run again in the backward
             pass, outside of the bank's call.
     """

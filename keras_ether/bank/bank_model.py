@@ -108,7 +108,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
         self.__dict__["_undo"] = undo
 
     def close(self) -> None:
-        """Leaves the base as it was."""
+        """Restores the base."""
         with self.access.alone():
             self.__dict__["_is_open"] = False
             self._undo()
@@ -166,7 +166,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
         return BankExamples(self._stack_of, ids, rows, repeated, row)
 
     def split(self, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        """The ids, and the inputs in the form in which the base takes them."""
+        """The ids, and the inputs in the form that the base takes."""
         if not isinstance(inputs, dict) or ADAPTER_ID not in inputs:
             shown = sorted(inputs) if isinstance(inputs, dict) else type(inputs)
             raise ValueError(
@@ -224,11 +224,11 @@ class BankModel(Loops, NamedWeights, keras.Model):
             inputs: What a user passes to the model.
             certify: Whether inputs of a new kind may have a trial now.
                 Defaults to `True`.
-            trains: Whether adapters are to train on them. Defaults to `False`.
+            trains: Whether adapters train on them. Defaults to `False`.
 
         Raises:
-            ValueError: if an id is none of an adapter in the bank, if there is
-                not one for each example, or if a trial fails.
+            ValueError: if an id belongs to no adapter in the bank, if the
+                number of ids is not that of the examples, or if a trial fails.
         """
         ids, x = self.split(inputs)
         values = None if _is_symbolic(x) else concrete(ids)

@@ -20,7 +20,7 @@ CALL, TRAINING = "call", "training"
 
 
 class Certificates:
-    """How often layers ask in a call, by the kind of its inputs.
+    """How often layers look up factors or weights in a call, by kind of inputs.
 
     Args:
         base: The adapted model.
@@ -37,10 +37,10 @@ class Certificates:
         self._asked: dict[tuple, Counter[Asked]] = {}
 
     def start(self, batch: Any) -> None:
-        """The first trial, over inputs passed or over made-up ones.
+        """The first trial, with the inputs passed or with generated inputs.
 
         Raises:
-            ValueError: if the trial fails, or no inputs can be made up.
+            ValueError: if the trial fails, or no inputs can be generated.
         """
         if not self.runs_trials:
             return
@@ -120,12 +120,12 @@ class Certificates:
             ) from error
 
     def check(self, asked: Counter[Asked], inputs: Any) -> None:
-        """Raises a `ValueError` unless layers asked as a trial saw them.
+        """Raises a `ValueError` if lookups differ from those of a trial.
 
-        Where no trial was of such inputs, as in any other.
+        Without a trial of such inputs, any other trial counts.
 
         Args:
-            asked: How often each did in a call.
+            asked: How often each was looked up in a call.
             inputs: Inputs of the call.
         """
         known = self._asked.get((CALL, _signature(inputs)))
@@ -139,7 +139,7 @@ class Certificates:
             raise _asking_error(key, asked, f"{known[key]} times in its trial")
 
     def check_all(self, asked: Counter[Asked]) -> None:
-        """Raises a `ValueError` unless all asked that have something."""
+        """Raises a `ValueError` if an adapter or weight was not looked up."""
         missing = trial.expected(self.structure) - set(asked)
         if missing:
             raise _asking_error(min(missing), asked, "each has to")
@@ -156,7 +156,7 @@ def base_inputs(base: Model) -> Any:
         inputs = base.inputs
         return inputs[0] if inputs else None
     if not getattr(base, "inputs", None):
-        # What a model of a class of its own was built for.
+        # The inputs that a subclassed model was built for.
         shape = (base.get_build_config() or {}).get("input_shape")
         is_one = isinstance(shape, tuple | list) and not any(
             isinstance(size, tuple | list) for size in shape
@@ -178,7 +178,7 @@ def _asking_error(key: Asked, asked: Counter[Asked], wanted: str) -> ValueError:
 
 
 def _signature(inputs: Any) -> tuple | None:
-    """What a trial of inputs holds for: dtypes and sizes but for the batch."""
+    """The kind of inputs: dtypes and sizes without the batch."""
     parts = tree.flatten(inputs)
     if not all(hasattr(x, "shape") and hasattr(x, "dtype") for x in parts):
         return None

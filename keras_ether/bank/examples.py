@@ -24,12 +24,12 @@ from keras_ether.types import Layer
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
-# What asks: a layer's structural path, and the side of its adapter or "".
+# A lookup: a layer's structural path, and the side of its adapter or "".
 Asked = tuple[str, str]
 
 
 class BankExamples:
-    """Answers layers for the examples of one call, see `per_example`.
+    """The factors and weights for the examples of one call, see `per_example`.
 
     Args:
         stacks: Dictionary from the id of an `Adapter`, or of a layer of the
@@ -42,8 +42,8 @@ class BankExamples:
             Defaults to `None`.
 
     Attributes:
-        asked: How often each adapter and layer of the head was asked for.
-        axes: The sizes of inner axes of the inputs of layers that asked.
+        asked: How often each adapter and layer of the head was looked up.
+        axes: The sizes of inner axes of the inputs of these layers.
         row: Int32 tensor of shape `(batch,)`, the row of each example.
     """
 
@@ -172,7 +172,7 @@ class BankExamples:
     def marked(self, outputs: Any, current: Variable) -> Any:
         """Outputs that are NaN, or the lowest integer, for an invalid id.
 
-        The ids of rows are read here, after all values: an id that ended in
+        The ids of rows are read here, after all values, so an id that ended in
         between is invalid.
         """
         with after(tree.flatten(outputs)):

@@ -103,7 +103,7 @@ def check(path: str, layer: Layer, variables: dict[str, Variable]) -> None:
     Args:
         path: String, the layer's path.
         layer: A Keras layer, or the model itself.
-        variables: Those of its own weights that train or move, by name.
+        variables: Its own weights that train or change, by name.
     """
     reason = _refusal_reason(layer, variables)
     if reason:
@@ -138,7 +138,7 @@ def call(layer: Layer, original: Callable, *args: Any, **kwargs: Any) -> Any:
     values = examples.weights_of(layer)
     if values is None:
         return original(*args, **kwargs)
-    # The inputs; the classes above take nothing else that would change them.
+    # The inputs: other arguments don't change the outputs of these classes.
     x = args[0] if args else next(iter(kwargs.values()))
     x = examples.check(layer, x)
     product, _ = PRODUCTS[type(layer)]

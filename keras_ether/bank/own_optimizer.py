@@ -62,7 +62,7 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         # step, and is not the state of this one.
         self.__dict__.update(alone=alone, access=access)
         if isinstance(internals.rate_set(alone), keras.Variable):
-            # One rate for all, which compiled code is to read.
+            # One learning rate for all, which compiled code reads.
             self._track_variable(internals.rate_set(alone))
 
     def build(self, variables: list[Variable]) -> None:
@@ -131,7 +131,7 @@ class OwnOptimizer(keras.optimizers.Optimizer):
             )
 
     def begin(self) -> None:
-        """Forgets which rows trained before."""
+        """Clears the record of trained rows."""
         if self.built:
             self.trained.assign(np.zeros(self.rows, "int32"))
 
@@ -164,9 +164,10 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         grads: list[Tensor | None],
         stacks: list[Variable],
     ) -> None:
-        """All adapters at once, without a change in any variable of one."""
+        """Updates all adapters at once, and leaves the inner variables.
+        variables."""
         trains = step.is_first()
-        # Others write back what the base's row has.
+        # Other examples write back the values of the base's row.
         rows = ops.where(trains, step.row, 0)
         given = [g for g in grads if g is not None]
         values = [
@@ -219,7 +220,7 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         grads: list[Tensor | None],
         stacks: list[Variable],
     ) -> None:
-        """One adapter after the other, in a loop of the graph."""
+        """Updates one adapter after another, in a loop of the graph."""
         trains = step.is_first()
 
         def update(i: Tensor, done: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class Structure:
 
     @property
     def variables(self) -> dict[str, Variable]:
-        """All that an adapter has for itself, by tensor name."""
+        """All variables of one adapter, by tensor name."""
         vectors = {
             n: v for path in self.adapted for n, v in self.vectors(path).items()
         }

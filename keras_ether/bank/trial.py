@@ -84,7 +84,7 @@ class Trial:
             name: _random_rows(to_numpy(v), name in structure.head, rng)
             for name, v in structure.variables.items()
         }
-        # Keras's samplers on JAX know no variables but the model's.
+        # On JAX, Keras's samplers pass only the model's variables.
         is_compiled = BACKEND == "jax" and not repeated
         # Constants of a program that is compiled for them would be copied.
         self.held = [*base.variables, *self.stacked.values()] * is_compiled
@@ -191,7 +191,7 @@ class Trial:
             outputs = self._answer(mapping, batch)
         examples.check_outputs(outputs)
         if not self.repeated:
-            # The ids of what is generated are the bank's own.
+            # Generated ids are outputs, not adapter ids.
             check_markable(outputs)
         self.examples = examples
         return outputs
@@ -217,7 +217,7 @@ class Trial:
         return self._answer(mapping, batch)
 
     def _answer(self, mapping: list, batch: Any) -> Any:
-        # In the scope, seeds and statistics stay as they are.
+        # In the scope, seeds and statistics don't change.
         with keras.StatelessScope(mapping), no_gradient(), same_draws():
             return self.answer(batch)
 
@@ -280,7 +280,7 @@ class Trial:
 def _random_rows(
     value: np.ndarray, is_head: bool, rng: np.random.Generator
 ) -> np.ndarray:
-    """Values of all rows: the base's, then random ones of some effect."""
+    """Values of all rows: the base's, then random values with an effect."""
     noise = rng.normal(size=(ROWS, *value.shape)).astype("float32")
     noise[BASE] = 0.0
     if not is_head:
@@ -290,7 +290,7 @@ def _random_rows(
 
 
 def expected(structure: Structure) -> set[Asked]:
-    """All that a model's layers could ask for."""
+    """All lookups that a model's layers can make."""
     return {
         (path, side)
         for path, layer in structure.adapted.items()
@@ -307,7 +307,7 @@ def inputs_for(base: Model, symbols: Any) -> Any:
             with keras.StatelessScope(), no_gradient():
                 base(_rows_of(inputs, np.arange(2)), training=False)
         except Exception:
-            # It may not take this length.
+            # The model may not take this length.
             continue
         return inputs
     return None
@@ -330,7 +330,7 @@ def generated_inputs(
         dtype = keras.backend.standardize_dtype(x.dtype)
         if keras.backend.is_float_dtype(dtype):
             return rng.normal(size=shape).astype("float32")
-        # Ids of any vocabulary, and masks that leave most.
+        # Ids of any vocabulary, and masks that keep most entries.
         return (rng.random(shape) < 0.75).astype(dtype)
 
     return tree.map_structure(invent, symbols)

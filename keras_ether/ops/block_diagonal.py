@@ -53,7 +53,7 @@ def _group(blocks: int, k: int) -> int:
     if blocks * k <= MAX_ROWS:
         return blocks
     if BACKEND != "torch":
-        # Compilers make loops of their own for the products of single blocks.
+        # Compilers generate separate loops for the products of single blocks.
         return 1
     fitting = range(MAX_ROWS // k, 0, -1)
     return next((n for n in fitting if blocks % n == 0), 1)

@@ -38,7 +38,7 @@ from keras_ether.types import Layer
 from keras_ether.types import Model
 from keras_ether.types import Variable
 
-# Keras's warnings about state that is restored afterwards.
+# Keras's warnings about state that is restored later.
 EXPECTED = (
     "Skipping variable loading for optimizer",
     r"`compile\(\)` was not called as part of model loading",
@@ -213,7 +213,7 @@ def _put_in(
     layers: dict[str, Layer],
     adapters: dict[str, Adapter],
 ) -> None:
-    """Makes the changes again that the original's owners hold."""
+    """Makes the changes that the original's owners hold."""
     owner = changes.Owner()
     root = layers.get("", next(iter(layers.values())))
     for path, adapter in adapters.items():
@@ -314,7 +314,7 @@ class _Compiled:
         optimizer = model.optimizer
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             return
-        # It may have replaced the one that was passed to `compile`.
+        # It may have replaced the optimizer passed to `compile`.
         serialize = keras.saving.serialize_keras_object
         if "optimizer" in self.config:
             self.config["optimizer"] = serialize(optimizer)

@@ -1,7 +1,7 @@
 """The warning about a far too low learning rate, given when training starts.
 
-KerasHub tasks compile themselves with rates of full fine-tuning, and a model
-may be compiled before or after `apply`, so the final rate is known only when
+KerasHub tasks compile themselves with rates for full fine-tuning, and a model
+may be compiled before or after `apply`. So the final rate is known only when
 `fit` or `train_on_batch` is called. Both call `make_train_function`, which
 Keras lets subclasses override. A replacement of this method on each model of
 the tree compares one value, once for each optimizer.

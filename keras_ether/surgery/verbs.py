@@ -152,7 +152,7 @@ def apply(
         plan,
         lambda target: Adapter(target.config, seeds.pop(0)),
     )
-    # Warnings may be errors: they come before any change.
+    # Warnings may be errors, so they precede any change.
     _warn_of_frozen_head(plan)
     _warn_of_integer_head(plan)
     with changes.all_or_none() as made:
@@ -361,7 +361,7 @@ def _warn_of_frozen_head(plan: Plan) -> None:
     model = plan.tree.model
     if hasattr(model, "backbone") or hasattr(model, "default_lora_layer_names"):
         return
-    # A table of embeddings that is tied makes logits of what it reads.
+    # A tied embedding table computes the logits.
     ends = internals.last_operations(model)
     if any(isinstance(y, keras.layers.ReversibleEmbedding) for y in ends):
         return
@@ -384,7 +384,7 @@ def _warn_of_frozen_head(plan: Plan) -> None:
 
 
 def _warn_of_integer_head(plan: Plan) -> None:
-    """Warns if layers that are to train have kernels of integers."""
+    """Warns if trainable layers have integer kernels."""
     fixed = [
         path
         for path, layer in plan.tree.layers.items()
