@@ -164,8 +164,7 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         grads: list[Tensor | None],
         stacks: list[Variable],
     ) -> None:
-        """Updates all adapters at once, and leaves the inner variables.
-        variables."""
+        """Updates all adapters at once, without the inner variables."""
         trains = step.is_first()
         # Other examples write back the values of the base's row.
         rows = ops.where(trains, step.row, 0)
