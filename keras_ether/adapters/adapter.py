@@ -34,8 +34,8 @@ from keras_ether.types import Variable
 class Adapter(Reduced, RuntimeStrength, keras.layers.Layer):
     """The trained transformation of one kernel, `H W G`.
 
-    It is a sub-layer of the layer whose kernel it transforms, so Keras tracks,
-    saves and places the vectors while that layer's own variables keep their
+    It is a sub-layer of the layer whose kernel it transforms. So Keras tracks,
+    saves and places the vectors, and that layer's own variables keep their
     plain format. It has no `call`: the outer layer calls its methods to
     transform inputs, outputs or the kernel.
 

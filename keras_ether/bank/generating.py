@@ -1,9 +1,9 @@
 """Generation by tasks like KerasHub's, each prompt with its own adapter.
 
 A task compiles a loop around its `generate_step`, which gets the inputs. A
-stand-in for the task, an object of a subclass with the task's attributes, adds
-the ids to these inputs, and its own `generate_step` opens the context for them.
-The task itself does not change.
+stand-in for the task is an object of a subclass with the task's attributes. It
+adds the ids to these inputs, and its own `generate_step` opens the context for
+them. The task itself does not change.
 """
 
 import threading

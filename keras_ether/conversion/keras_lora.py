@@ -1,12 +1,12 @@
 """Adapters as Keras's own LoRA.
 
 Keras adds `lora_kernel_a @ lora_kernel_b` to a kernel, a product over the
-kernel's last axis: `a` has all axes of the kernel but the last, and then the
-rank. So Keras sees a query kernel `(d, heads, width)` as a `(d · heads, width)`
-matrix. An update that has rank `r` in the `(d, heads · width)` matrix has rank
-`r · heads` there, or less: at most `width`, and a block of the output side that
-lies in one head adds to that head alone. Its exact rank is found from the
-factors.
+kernel's last axis. The axes of `a` are all axes of the kernel but the last,
+then the rank. So Keras sees a query kernel `(d, heads, width)` as a `(d ·
+heads, width)` matrix. An update of rank `r` in the `(d, heads · width)` matrix
+has rank `r · heads` there, or less. The rank is at most `width`, and an output
+block within one head adds only to that head's rank. Its exact rank is found
+from the factors.
 """
 
 import math
@@ -46,9 +46,9 @@ def to_lora(model: Layer) -> Layer:
     for the kernels with LoRA.
 
     The rank of a `Dense` kernel is the one of `keras_ether.lora_factors`. Keras
-    splits the kernel of an `EinsumDense` before its last axis, so the rank of a
-    query kernel of shape `(d, heads, width)` is up to `heads` times that, and
-    at most `width`.
+    splits the kernel of an `EinsumDense` before its last axis. So a query
+    kernel of shape `(d, heads, width)` has a rank up to `heads` times as high,
+    and at most `width`.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.

@@ -13,9 +13,10 @@ from keras_ether.layers.ether_layer import StandaloneLayer
 class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
     """A `Dense` layer with a frozen kernel, transformed by trained reflections.
 
-    `output = activation((inputs H) kernel G + bias)`, where the block-diagonal
-    `H` and `G` are made of trained vectors (Bini et al., ICML 2024, sections
-    3.2 to 3.4). Kernel and bias are frozen: load them from a pretrained layer.
+    It computes `output = activation((inputs H) kernel G + bias)`. The
+    block-diagonal `H` and `G` are made of trained vectors (Bini et al., ICML
+    2024, sections 3.2 to 3.4). Kernel and bias are frozen: load them from a
+    pretrained layer.
 
     Args:
         units: Positive integer, dimensionality `f` of the output space.

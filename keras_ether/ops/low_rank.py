@@ -1,12 +1,12 @@
 """The product of inputs with a transformed kernel, without a weight gradient.
 
-`x H W G` can be computed by transforming the activations on both sides of `x W`
-(`reflections.multiply`), or as one product with the folded kernel `H W G`. The
+There are two ways to compute `x H W G`: transform the activations on both sides
+of `x W` (`reflections.multiply`), or multiply by the folded kernel `H W G`. The
 first reads and writes all of `x` and `y`, the second only `W`, which is cheaper
 if activations have more rows than the kernel. The expensive part would be the
 gradient of the folded kernel, a whole `xᵀ g`. It is not needed: for every
 method and side, a folded kernel is `W + Σ pᵀ q` with pairs `p`, `q` of a few
-rows, whose gradients are products of a few rows too.
+rows. Their gradients are products of a few rows too.
 
 Accelerators train in 16 bits, where memory traffic dominates. There the pairs
 stay unfolded: `y = x W + Σ (x pᵀ) q`. A compiler adds them when it writes the

@@ -33,7 +33,7 @@ def as_activations(x: Tensor, kernel: Variable) -> Tensor:
     """Rows times a kernel, replicated on every device if activations are.
 
     Activations are replicated if a kernel is sharded only along the axis of the
-    examples: the kernel's parts are then gathered for the product, and the
+    examples. The kernel's parts are then gathered for the product, and the
     activations' parts are not.
 
     Args:

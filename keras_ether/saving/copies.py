@@ -1,9 +1,9 @@
 """Copies of adapted models, by `keras_ether.copy`, `copy` and `pickle`.
 
 Keras copies a layer by its `.keras` format, in which an adapted model is the
-plain model with the fine-tuned kernels. A copy in memory is the adapted model
-itself: it is made from that format, then gets its adapters, and then the value
-and flag of every variable.
+plain model with the fine-tuned kernels. A copy in memory is an adapted model.
+It is made from that format, then gets its adapters, and then the value and flag
+of every variable.
 
 The values are stored in addition to those of the format, which Keras's own
 layers may round or merge with LoRA. So a pickle is about twice as large as the

@@ -1,8 +1,8 @@
 """Methods that an adapted model refuses, before any change.
 
 `Layer.quantize` is bound to each layer when it is made, so the method of an
-adapted layer's class does not replace it; and `Model.quantize` would skip
-layers that have sub-layers and quantize the others.
+adapted layer's class does not replace it. `Model.quantize` would skip layers
+that have sub-layers, and quantize the others.
 
 `enable_lora` of a KerasHub backbone first freezes every layer, adapters
 included. On a layer which `apply` has frozen, it adds weights that do not

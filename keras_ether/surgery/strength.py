@@ -11,7 +11,7 @@ def strength(model: Layer, strength: float) -> Layer:
     Each block acts as `I + strength (block − I)`. At 0 the model is the
     pretrained model, bit for bit; at 1 the adapters act as trained. At other
     values ETHER's blocks are no reflections: at ½ they project onto the
-    hyperplane, at 2 they move twice as far, and negative values move in the
+    hyperplane. At 2 they move twice as far, and negative values move in the
     opposite direction. Try several values, as with the scale of LoRA in image
     generation.
 

@@ -47,9 +47,9 @@ def apply(
 ) -> Layer:
     """Adapts a built model in place with ETHER or ETHER+.
 
-    Without a `method`, `apply` uses the setting with the best accuracy at
-    Adam's default learning rate, 1e-3: ETHER+ on the input side of each kernel
-    with a learned strength. `method` selects a method of the paper.
+    Without a `method`, `apply` uses ETHER+ on the input side of each kernel,
+    with a learned strength. This setting had the best accuracy at Adam's
+    default learning rate, 1e-3. `method` selects a method of the paper.
 
     Each target layer computes `activation((x H) W G + b)`. Its kernel `W` is
     frozen. The block-diagonal `H` and `G` are made of trained vectors (Bini et
