@@ -57,14 +57,16 @@ def refusal_reason(layer: Layer, config: AdapterConfig) -> str | None:
         return "it has no input side"
     experts, inputs, _ = view_of(layer).sizes(kernel_shape(layer))
     if experts > 1 and inputs == 1:
-        return "each of its groups sees a single channel"
+        return "each of its groups has a single channel"
     if not computes_itself(layer, kind):
         return None
     name = type(layer).__name__
     if not _call_reads_kernel(layer, kind):
         return f"the `call` of {name} does not read `self.{kind.kernel}`"
     if config.dropout:
-        return f"the `call` of {name} folds the kernel, without `dropout`"
+        return (
+            f"the `call` of {name} folds the kernel and excludes `dropout`"
+        )
     return None
 
 

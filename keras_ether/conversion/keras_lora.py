@@ -102,7 +102,7 @@ def to_lora(model: Layer) -> Layer:
 
 def _refusal(layer: Layer) -> str | None:
     if not isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)):
-        return "Keras's LoRA files hold those of Dense and EinsumDense alone"
+        return "Keras's LoRA files hold only Dense and EinsumDense layers"
     if layer.quantization_mode is not None:
         return f"the kernel is quantized to {layer.quantization_mode}"
     if layer.kernel_constraint is not None:

@@ -168,7 +168,7 @@ def _exportable(task: Model, skip: list[str] | None) -> dict:
 def _refusal(layer: Layer) -> str | None:
     view = layer.ether.view
     if view.sizes(layer.ether.kernel_shape)[0] > 1:
-        return "a bank of experts is more than one matrix"
+        return "its kernel has experts, which are more than one matrix"
     kind = kinds.kind_of(layer)
     if kind is None or not kind.linear:
         return "LoRA folders hold no embeddings"

@@ -13,9 +13,9 @@ tags:
 
 # ETHER adapter
 
-Trained with `keras_ether` {version}. It holds the trained vectors{heads}, and
-goes onto the base model that it was trained over, which it knows by its
-weights:
+This adapter was trained with `keras_ether` {version}. It holds the trained
+vectors{heads}. Load it into the base model of its training. A fingerprint
+of the base's weights is checked:
 
 ```python
 import keras_ether
@@ -29,8 +29,8 @@ keras_ether.merge(model)  # an ordinary model, if wanted
 | --- | --- | --- | --- |
 {rows}
 
-{parameters:,} trained parameters. The method: Bini et al.,
-[ETHER](https://arxiv.org/abs/2405.20271), ICML 2024.
+The adapter has {parameters:,} trained parameters. The method is
+[ETHER](https://arxiv.org/abs/2405.20271) (Bini et al., ICML 2024).
 """
 
 
