@@ -20,6 +20,8 @@ from keras_ether.surgery import verbs
 from keras_ether.surgery.layer_tree import tree_of
 from keras_ether.types import Layer
 
+__all__ = ["AdapterCheckpoint", "Position", "resume"]
+
 MODES = ("auto", "min", "max")
 
 

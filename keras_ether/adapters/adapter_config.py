@@ -9,6 +9,8 @@ from keras_ether import methods
 from keras_ether.ops import values
 from keras_ether.types import Sizes
 
+__all__ = ["AdapterConfig"]
+
 
 @dataclass(frozen=True)
 class AdapterConfig:

@@ -64,9 +64,7 @@ def refusal_reason(layer: Layer, config: AdapterConfig) -> str | None:
     if not _call_reads_kernel(layer, kind):
         return f"the `call` of {name} does not read `self.{kind.kernel}`"
     if config.dropout:
-        return (
-            f"the `call` of {name} folds the kernel and excludes `dropout`"
-        )
+        return f"the `call` of {name} folds the kernel and excludes `dropout`"
     return None
 
 

@@ -13,6 +13,8 @@ from typing import TypeVar
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.types import Variable
 
+__all__ = ["AdaptedLayer", "Report", "Row", "Skipped"]
+
 
 @dataclass(frozen=True)
 class AdaptedLayer:
