@@ -73,3 +73,4 @@ class EtherConv1D(StandaloneConv, keras.layers.Conv1D):
     """
 
     plain_class = keras.layers.Conv1D
+    """The class of the layer without an adapter."""

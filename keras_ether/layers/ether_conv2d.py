@@ -73,3 +73,4 @@ class EtherConv2D(StandaloneConv, keras.layers.Conv2D):
     """
 
     plain_class = keras.layers.Conv2D
+    """The class of the layer without an adapter."""

@@ -73,3 +73,4 @@ class EtherConv3D(StandaloneConv, keras.layers.Conv3D):
     """
 
     plain_class = keras.layers.Conv3D
+    """The class of the layer without an adapter."""

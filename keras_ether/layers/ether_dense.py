@@ -72,6 +72,7 @@ class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
     """
 
     plain_class = keras.layers.Dense
+    """The class of the layer without an adapter."""
 
     def __init__(
         self,

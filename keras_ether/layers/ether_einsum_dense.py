@@ -67,6 +67,7 @@ class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
     """
 
     plain_class = keras.layers.EinsumDense
+    """The class of the layer without an adapter."""
 
     def __init__(
         self,

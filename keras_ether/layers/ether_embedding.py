@@ -59,6 +59,7 @@ class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
     """
 
     plain_class = keras.layers.Embedding
+    """The class of the layer without an adapter."""
 
     def __init__(
         self,

@@ -61,7 +61,13 @@ class Row(AdaptedLayer):
 
 @dataclass(frozen=True)
 class Skipped:
-    """One layer with a kernel and without an adapter, and the reason."""
+    """One layer with a kernel and without an adapter.
+
+    Attributes:
+        path: Structural path of the layer.
+        layer_class: Name of its class.
+        reason: The reason why it has no adapter.
+    """
 
     path: str
     layer_class: str

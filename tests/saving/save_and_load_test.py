@@ -179,7 +179,9 @@ def test_bad_metadata(metadata, path):
 def test_place_that_is_no_place_is_named(tmp_path):
     model = adapted()
     path = tmp_path / "nowhere" / "m.safetensors"
-    with pytest.raises(FileNotFoundError, match=r"no folder.*create it") as error:
+    with pytest.raises(
+        FileNotFoundError, match=r"no folder.*create it"
+    ) as error:
         keras_ether.save_adapter(model, path)
     assert error.value.filename == str(path)
     (tmp_path / "m.safetensors").mkdir()
