@@ -12,7 +12,6 @@ from keras_ether.adapters import kinds
 from keras_ether.conversion import low_rank_update
 from keras_ether.conversion import model_card
 from keras_ether.conversion import probes
-from keras_ether.ops import memory
 from keras_ether.saving import atomic_write
 from keras_ether.saving import contents
 from keras_ether.saving.adapter_file import path_of
@@ -45,10 +44,9 @@ def export_to_peft(
     Smaller ranks are padded with zeros.
 
     KerasHub's own `export_to_transformers` gives the names and layouts of the
-    kernels in `transformers`. It runs once and writes the whole model to a
-    temporary folder next to `folder`. It also needs host memory for the
-    exported model, twice on JAX and TensorFlow. To export the base itself, use
-    `keras_ether.remove(task).export_to_transformers(...)`.
+    kernels in `transformers`. It runs once, on a small model of the same
+    layers, and writes to a temporary folder next to `folder`. To export the
+    base itself, use `keras_ether.remove(task).export_to_transformers(...)`.
 
     Args:
         task: An adapted KerasHub task that has `export_to_transformers`: a
@@ -91,7 +89,6 @@ def export_to_peft(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as passing:
         locations = probes.locations_of(task, layers, passing)
         loader = model_card.loader_of(passing)
-    memory.return_freed()
     loose = [
         p
         for p, location in locations.items()
@@ -186,9 +183,9 @@ def _module(tensor: str) -> str:
 def _factors(*own: Any) -> tuple[np.ndarray, np.ndarray]:
     """`lora_A` and `lora_B` of one tensor, from those of its kernels.
 
-    `lora_A` is `(rank, inputs)` and `lora_B` `(outputs, rank)`, whatever the
-    tensor's layout. The ranks of kernels unsupported each other in one tensor
-    (GPT-2's query, key and value) add up, with zeros outside each kernel.
+    `lora_A` is `(rank, inputs)` and `lora_B` `(outputs, rank)`, for both
+    layouts of the tensor. The ranks of kernels in one tensor (GPT-2's query,
+    key and value) add up, with zeros outside each kernel.
     """
     first = own[0][0]
     # The shape and starts of the matrix in Keras's layout.

@@ -1,36 +1,44 @@
-"""Probe kernels, which show where an exporter writes the kernels.
+"""Where KerasHub's exporter writes each kernel, found with a small model.
 
-Only KerasHub's `export_to_transformers` knows the names of another library and
-the layout of each kernel there: transposed, or with others in one tensor. So
-this module needs no table. It runs the exporter with a probe instead of each
-adapted kernel, and searches its output for the probes. The model's variables
-don't change.
+Only `export_to_transformers` knows the names of another library and the layout
+of each kernel there: transposed, or with others in one tensor. So this module
+needs no table. It exports a twin of the backbone, which has the same layers
+with narrow kernels. Each of these kernels is a probe, which is searched for in
+the file.
 """
 
-import contextlib
-import contextvars
+import concurrent.futures
 import functools
+import math
 import os
+import random
+from collections.abc import Callable
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from keras import ops
 
+from keras_ether.adapters import kinds
+from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Layer
 from keras_ether.types import Model
-from keras_ether.types import Tensor
 
 EXPORT = "export_to_transformers"
 WEIGHTS = "model.safetensors"
+# Entries of a backbone's config that are widths, and those that are not.
+WIDTHS = ("_dim", "hidden_size", "intermediate_size")
+NO_WIDTHS = ("kernel_dim",)
+HEADS = "_heads"
+VOCABULARY = "vocabulary_size"
+SMALL_VOCABULARY = 64
 # Integers below are exact in float32.
 BITS = 24
-
-# The probes of one export by layer id; other threads see the kernels.
-_probes: contextvars.ContextVar[dict | None] = contextvars.ContextVar(
-    "probes", default=None
-)
+# The rows and columns of a kernel.
+Matrix = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ def locations_of(task: Model, layers: dict, folder: str) -> dict[str, Location]:
     Args:
         task: A KerasHub task that can be exported.
         layers: Dictionary from path to adapted layer.
-        folder: An empty folder, to which the exporter writes the model.
+        folder: An empty folder, to which the exporter writes a small model.
 
     Returns:
         Dictionary from path to `Location`, in the order of `layers`.
@@ -65,26 +73,28 @@ def locations_of(task: Model, layers: dict, folder: str) -> dict[str, Location]:
         ValueError: if the exporter does not know the architecture, or does not
             write a kernel once and as a whole.
     """
-    with _probing(layers) as probes:
-        try:
-            # Bypasses the refusal of an adapted model.
-            getattr(type(task), EXPORT)(_without_preprocessor(task), folder)
-        except ValueError as error:
-            raise ValueError(
-                f"KerasHub can't export '{type(task).__name__}': {error}"
-            ) from error
-    by_path = {path: probes[id(layer)] for path, layer in layers.items()}
-    found: dict[str, list[Location]] = {path: [] for path in layers}
-    for path, location in _found(os.path.join(folder, WEIGHTS), by_path):
-        found[path].append(location)
-    for path, locations in found.items():
+    paths = {id(y): p for p, y in LayerTree(task.backbone).layers.items()}
+    wide = _matrices(task.backbone)
+    # Each thread has its own counts of Keras's names, and its own devices of a
+    # distribution.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        probes = pool.submit(_export, task, folder).result()
+    narrow = {path: (probe.d, probe.f) for path, probe in probes.items()}
+    found: dict[str, list[Location]] = {}
+    for tensor in _found(os.path.join(folder, WEIGHTS), probes):
+        for path, location in tensor.locations(narrow, wide):
+            found.setdefault(path, []).append(location)
+    result = {}
+    for path, layer in layers.items():
+        locations = found.get(paths.get(id(layer), ""), [])
         if len(locations) != 1:
             raise ValueError(
                 f"KerasHub's exporter writes the kernel of layer '{path}' "
-                f"{len(locations)} times as a whole, not once. Pass its name "
-                "as `skip` to leave its adapter out."
+                f"{len(locations)} times as a whole, and not once. Pass its "
+                "name as `skip` to leave its adapter out."
             )
-    return {path: locations[0] for path, locations in found.items()}
+        result[path] = locations[0]
+    return result
 
 
 @dataclass(frozen=True)
@@ -112,99 +122,168 @@ class Probe:
         ]
 
 
-@contextlib.contextmanager
-def _probing(layers: dict) -> Iterator[dict]:
-    """Makes adapted layers return probes as their kernels.
+def narrower(config: dict[str, Any]) -> dict[str, Any]:
+    """The config of a backbone with all widths divided by one number.
 
-    Yields:
-        Dictionary from layer id to `Probe`.
+    The widths keep their proportions, on which an exporter may rely. The number
+    of heads stays, and each is at least two wide.
     """
-    probes, classes = {}, []
-    for number, layer in enumerate(layers.values()):
-        adapter = layer.ether
-        _, d, f = adapter.view.sizes(adapter.kernel_shape)
-        probes[id(layer)] = Probe(number, d, f)
-    token = _probes.set(probes)
+    divisor = functools.reduce(math.gcd, _divisible(config), 0) or 1
+    small = _divided(config, divisor)
+    vocabulary = config.get(VOCABULARY, SMALL_VOCABULARY)
+    small[VOCABULARY] = min(vocabulary, SMALL_VOCABULARY)
+    return {**small, "dtype": "float32"}
+
+
+def _is_width(name: Any, value: Any) -> bool:
+    return (
+        isinstance(value, int)
+        and str(name).endswith(WIDTHS)
+        and not str(name).endswith(NO_WIDTHS)
+    )
+
+
+def _divisible(config: Any) -> Iterator[int]:
+    """Numbers that the divisor of all widths has to divide."""
+    if not isinstance(config, dict):
+        return
+    heads = [v for k, v in config.items() if str(k).endswith(HEADS) and v]
+    for name, value in config.items():
+        if _is_width(name, value):
+            # What is left is even, also for each of the heads.
+            parts = 2 * math.lcm(*heads) if "hidden" in name else 2
+            yield value // parts if value % parts == 0 else 1
+        else:
+            yield from _divisible(value)
+
+
+def _divided(config: Any, divisor: int) -> Any:
+    if not isinstance(config, dict):
+        return config
+    return {
+        name: value // divisor
+        if _is_width(name, value)
+        else _divided(value, divisor)
+        for name, value in config.items()
+    }
+
+
+def _export(task: Model, folder: str) -> dict[str, Probe]:
+    """Exports a twin of the task's backbone, and returns its probes."""
+    backbone = task.backbone
+    state = random.getstate()
     try:
-        for layer in layers.values():
-            layer_class: Any = type(layer)
-            classes.append((layer, layer_class))
-            layer.__class__ = _probing_class(layer_class)
-        yield probes
+        twin = type(backbone).from_config(narrower(backbone.get_config()))
     finally:
-        for layer, layer_class in classes:
-            layer.__class__ = layer_class
-        _probes.reset(token)
+        # Keras's initializers draw their seeds from it.
+        random.setstate(state)
+    layers = LayerTree(twin).layers
+    probes = {
+        path: Probe(number, *sizes)
+        for number, (path, sizes) in enumerate(_matrices(twin).items())
+    }
+    for path, probe in probes.items():
+        layer = layers[path]
+        view: Any = kinds.view_of(layer)
+        shape = kinds.kernel_shape(layer)
+        kernel = view.from_kernel_matrix(
+            ops.convert_to_tensor(probe.matrix()), shape
+        )
+        layer.kernel.assign(kernel)
+    try:
+        export: Callable = getattr(type(task), EXPORT)
+        # The exporter reads only these attributes. Without a preprocessor it
+        # writes no tokenizer.
+        export(SimpleNamespace(backbone=twin, preprocessor=None), folder)
+    except ValueError as error:
+        raise ValueError(
+            f"KerasHub can't export '{type(task).__name__}': {error}"
+        ) from error
+    return probes
 
 
-@functools.cache
-def _probing_class(layer_class: Any) -> type:
-    """The class of an adapted layer that returns its probe as its kernel."""
-
-    def kernel(layer: Layer) -> Tensor:
-        probes = _probes.get()
-        if probes is None or id(layer) not in probes:
-            return layer_class.kernel.fget(layer)
-        adapter = layer.ether
-        matrix = ops.convert_to_tensor(probes[id(layer)].matrix())
-        return adapter.view.from_kernel_matrix(matrix, adapter.kernel_shape)
-
-    def weights(layer: Layer) -> list:
-        # Some exporters read a layer's first weight.
-        plain = layer_class.weights.fget(layer)
-        base = layer.base_kernel
-        return [layer.kernel if w is base else w for w in plain]
-
-    members = {"kernel": property(kernel), "weights": property(weights)}
-    return type(layer_class.__name__, (layer_class,), members)
+def _matrices(model: Layer) -> dict[str, Matrix]:
+    """The `(d, f)` of every kernel that is one matrix, by path of its layer."""
+    found = {}
+    for path, layer in LayerTree(model).layers.items():
+        kind = kinds.kind_of(layer)
+        if kind is not None and kind.linear:
+            # Reading an adapted kernel would compute it.
+            is_adapted = kinds.is_adapted(layer)
+            of = layer.ether.kernel_shape if is_adapted else None
+            shape = of or kinds.kernel_shape(layer)
+            experts, d, f = kinds.view_of(layer).sizes(shape)
+            if experts == 1:
+                found[path] = d, f
+    return found
 
 
-def _without_preprocessor(task: Model) -> Model:
-    """A copy of the task for its exporter, without a tokenizer to write."""
-    other = object.__new__(type(task))
-    other.__dict__.update(task.__dict__)
-    other.__dict__["preprocessor"] = None
-    return other
-
-
-def _found(filepath: str, probes: dict) -> Iterator[tuple[str, Location]]:
-    """Looks for probes in the tensors of a file, one tensor at a time."""
-    from safetensors import safe_open
+def _found(filepath: str, probes: dict[str, Probe]) -> Iterator["Tensor"]:
+    """Looks for probes in the tensors of a file."""
+    from safetensors.numpy import load_file
 
     corners: dict[float, list[str]] = {}
     for path, probe in probes.items():
         corners.setdefault(probe.corner(), []).append(path)
-    with safe_open(filepath, framework="numpy") as file:
-        for name in file.keys():  # noqa: SIM118 - not a dictionary
-            part = file.get_slice(name)
-            shape = tuple(part.get_shape())
-            if len(shape) != 2 or part.get_dtype() != "F32":
-                continue
-            starts = _starts(part, list(corners))
-            if not starts:
-                continue
-            tensor = file.get_tensor(name)
-            for start in starts:
-                for path in corners[float(tensor[start])]:
+    for name, values in load_file(filepath).items():
+        parts = []
+        if values.ndim == 2:
+            for row, column in np.argwhere(np.isin(values, list(corners))):
+                inside = values[row:, column:]
+                for path in corners.get(float(inside[0, 0]), []):
                     matrix = probes[path].matrix()
-                    if _is_at(tensor, start, matrix):
-                        yield path, Location(name, shape, False, start)
-                    elif _is_at(tensor, start, matrix.T):
-                        yield path, Location(name, shape, True, start)
+                    for is_transposed in (False, True):
+                        expected = matrix.T if is_transposed else matrix
+                        height, width = expected.shape
+                        if np.array_equal(inside[:height, :width], expected):
+                            start = int(row), int(column)
+                            parts.append((path, is_transposed, start))
+        if parts:
+            yield Tensor(name, values.shape, sorted(parts, key=itemgetter(2)))
 
 
-def _starts(part: Any, corners: list[float]) -> list[tuple[int, int]]:
-    """Possible starts of kernels, which lie below or next to each other."""
-    row, column = part[0:1, :][0], part[:, 0:1][:, 0]
-    starts = [(0, int(i)) for i in np.flatnonzero(np.isin(row, corners))]
-    below = np.flatnonzero(np.isin(column, corners))
-    return starts + [(int(i), 0) for i in below if i]
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of the twin's file.
 
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        parts: The kernels in it, in order: path, whether it is transposed, and
+            where it starts.
+    """
 
-def _is_at(
-    tensor: np.ndarray, start: tuple[int, int], expected: np.ndarray
-) -> bool:
-    top, left = start
-    height, width = expected.shape
-    part = tensor[top : top + height, left : left + width]
-    return np.array_equal(part, expected)
+    name: str
+    shape: tuple[int, int]
+    parts: list[tuple[str, bool, tuple[int, int]]]
+
+    def locations(
+        self, narrow: dict[str, Matrix], wide: dict[str, Matrix]
+    ) -> Iterator[tuple[str, Location]]:
+        """The locations in the tensor that the model itself has there.
+
+        There are none unless kernels fill the tensor, one after the other.
+
+        Args:
+            narrow: Dictionary from path to the `(d, f)` of the twin's kernel.
+            wide: Dictionary from path to the `(d, f)` of the model's.
+        """
+        axis = int(any(start[1] for _, _, start in self.parts))
+        at, starts, across = 0, [0], set()
+        for path, is_transposed, start in self.parts:
+            turn = -1 if is_transposed else 1
+            small, large = narrow[path][::turn], wide[path][::turn]
+            if start[axis] != at or small[1 - axis] != self.shape[1 - axis]:
+                return
+            at += small[axis]
+            starts.append(starts[-1] + large[axis])
+            across.add(large[1 - axis])
+        if at != self.shape[axis] or len(across) > 1:
+            return
+        other = across.pop()
+        shape = (other, starts[-1]) if axis else (starts[-1], other)
+        for (path, is_transposed, _), first in zip(
+            self.parts, starts, strict=False
+        ):
+            corner = (0, first) if axis else (first, 0)
+            yield path, Location(self.name, shape, is_transposed, corner)

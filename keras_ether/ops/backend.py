@@ -225,13 +225,17 @@ def with_barrier(x: Tensor) -> Tensor:
 
 
 def replace_row(
-    arrays: Sequence[Tensor], row: int, values: Sequence[Tensor]
+    arrays: Sequence[Tensor], row: int, values: Sequence[Any]
 ) -> list[Tensor]:
     """Copies of arrays of JAX in which one row is another, by one program.
 
     Replacing rows one by one would run a program for each array, which takes
-    most of the time.
+    most of the time. So would making a tensor of each value.
     """
+    values = [
+        np.asarray(value).astype(array.dtype)
+        for array, value in zip(arrays, values, strict=True)
+    ]
     return _replace_row(arrays, row, values)
 
 

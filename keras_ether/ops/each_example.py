@@ -276,17 +276,18 @@ def set_row(
         row: Integer, the same row of each.
         values: List of what the rows become, array-like, one per variable.
     """
-    values = [
-        # TensorFlow needs a list of rows, and adding an axis would take long.
-        ops.convert_to_tensor(
-            np.asarray(value)[None] if BACKEND == "tensorflow" else value,
-            dtype=variable.dtype,
-        )
-        for variable, value in zip(variables, values, strict=True)
-    ]
     if BACKEND == "jax":
-        stacks = [tensor(variable) for variable in variables]
+        stacks = [variable.value for variable in variables]
         values = replace_row(stacks, row, values)
+    else:
+        values = [
+            # TensorFlow needs a list of rows, and adding an axis takes long.
+            ops.convert_to_tensor(
+                np.asarray(value)[None] if BACKEND == "tensorflow" else value,
+                dtype=variable.dtype,
+            )
+            for variable, value in zip(variables, values, strict=True)
+        ]
     for variable, value in zip(variables, values, strict=True):
         if BACKEND == "torch":
             # Gradients do not follow assignments to `data`.

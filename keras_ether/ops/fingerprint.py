@@ -128,6 +128,8 @@ def _tensor(kernel: Any) -> Any:
     """A NumPy array, or a tensor that shares memory with a variable."""
     if isinstance(kernel, np.ndarray):
         return kernel
+    if BACKEND == "jax":
+        return getattr(kernel, "value", kernel)
     return ops.stop_gradient(ops.convert_to_tensor(kernel))
 
 

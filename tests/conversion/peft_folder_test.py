@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 
 import keras
 import keras_hub
@@ -10,10 +11,11 @@ import pytest
 from keras import ops
 
 import keras_ether
+from keras_ether.adapters import kinds
 from keras_ether.conversion import probes
 from keras_ether.surgery import verbs
+from keras_ether.surgery.layer_tree import LayerTree
 from tests import exported_models
-from tests import models
 from tests import tuned
 from tests.exported_models import EXPORTED
 
@@ -284,21 +286,86 @@ def test_a_rank_above_all(tmp_path, monkeypatch):
         keras_ether.export_to_peft(task, tmp_path / "a")
 
 
-def test_only_the_exporter_reads_probes():
-    model = tuned.adapted("functional", "ether+")
-    layer = model.get_layer("split")
-    kernel = np.array(ops.convert_to_numpy(layer.kernel))
-    with probes._probing({"split": layer}) as found:
-        mark = found[id(layer)].matrix().reshape(layer.kernel.shape)
-        np.testing.assert_array_equal(ops.convert_to_numpy(layer.kernel), mark)
+# Widths as their authors chose them.
+REAL = {
+    "Gemma": {
+        "num_query_heads": 8,
+        "num_key_value_heads": 1,
+        "hidden_dim": 2048,
+        "intermediate_dim": 32_768,
+        "head_dim": 256,
+    },
+    "Llama3": {
+        "num_query_heads": 32,
+        "num_key_value_heads": 8,
+        "hidden_dim": 4096,
+        "intermediate_dim": 14_336,
+    },
+    "Qwen": {
+        "num_query_heads": 14,
+        "num_key_value_heads": 2,
+        "hidden_dim": 896,
+        "intermediate_dim": 4864,
+    },
+    "GPT2": {"num_heads": 12, "hidden_dim": 768, "intermediate_dim": 3072},
+}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", REAL)
+def test_the_exporter_is_given_a_small_model(name):
+    config = REAL[name] | {"num_layers": 12, "vocabulary_size": 50_000}
+    narrow = probes.narrower(config)
+    ratios = {
+        config[key] / narrow[key] for key in config if key.endswith("_dim")
+    }
+    assert len(ratios) == 1
+    backbone = getattr(keras_hub.models, f"{name}Backbone")
+    assert backbone(**narrow).count_params() < 1e6
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", EXPORTED)
+def test_places_are_those_in_the_exported_model(name, tmp_path):
+    """Each kernel, cut out of the file of the model itself."""
+    entry = EXPORTED[name]
+    task = entry.task()
+    layers = {
+        path: layer
+        for path, layer in LayerTree(task).layers.items()
+        if kinds.is_linear(layer) and layer.name not in entry.loose
+    }
+    (tmp_path / "twin").mkdir()
+    places = probes.locations_of(task, layers, str(tmp_path / "twin"))
+    task.export_to_transformers(str(tmp_path / "base"))
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = safetensors_numpy.load_file(file)
+    assert list(places) == list(layers)
+    for path, layer in layers.items():
+        place = places[path]
+        kernel = kinds.view_of(layer).kernel_matrix(layer.kernel.value)
+        kernel = ops.convert_to_numpy(kernel)
+        kernel = kernel.T if place.is_transposed else kernel
+        top, left = place.start
+        height, width = kernel.shape
+        tensor = tensors[place.tensor]
+        assert tensor.shape == place.shape
         np.testing.assert_array_equal(
-            ops.convert_to_numpy(layer.weights[0]), mark
+            tensor[top : top + height, left : left + width], kernel
         )
-        x = models.inputs_of("functional", np.random.default_rng(0))
-        inside = models.call(model, x)
-    np.testing.assert_array_equal(inside, models.call(model, x))
-    np.testing.assert_array_equal(ops.convert_to_numpy(layer.kernel), kernel)
-    assert isinstance(layer, keras.layers.EinsumDense)
+
+
+def test_exporting_leaves_no_trace(tmp_path):
+    task = adapt(EXPORTED["Llama3"].task())
+    before = [ops.convert_to_numpy(v) for v in task.variables]
+    name = keras.layers.Dense(1).name
+    state = random.getstate()
+    keras_ether.export_to_peft(task, tmp_path / "a")
+    assert random.getstate() == state
+    count = int(name.rpartition("_")[2]) if "_" in name else 0
+    assert keras.layers.Dense(1).name == f"dense_{count + 1}"
+    for variable, value in zip(task.variables, before, strict=True):
+        np.testing.assert_array_equal(ops.convert_to_numpy(variable), value)
 
 
 def vllm_objections(folder, base):
