@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_refused(make, tmp_path):
 @pytest.mark.parametrize("name", ["", None, 3])
 def test_names_are_strings(name):
     bank, _ = banks.bank_of()
-    with pytest.raises(ValueError, match="must be a string"):
+    with pytest.raises(ValueError, match="must be a non-empty string"):
         bank.add(name)
 
 

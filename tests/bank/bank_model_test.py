@@ -561,7 +561,7 @@ def test_an_input_of_the_name_of_the_ids_is_refused():
     keras_ether.apply(
         model, rank_blocks=1, targets=["body"], trainable=["head"]
     )
-    with pytest.raises(ValueError, match="'adapter_id' of its own"):
+    with pytest.raises(ValueError, match="input 'adapter_id', but"):
         keras_ether.AdapterBank(model, 2)
 
 

@@ -282,7 +282,7 @@ def test_models_without_an_exporter(tmp_path):
 def test_a_rank_above_all(tmp_path, monkeypatch):
     monkeypatch.setattr("keras_ether.conversion.peft_folder.RANKS", (1, 2))
     task = adapt(EXPORTED["Llama3"].task(), blocks=4)
-    with pytest.raises(ValueError, match=r"has rank 4, and the largest"):
+    with pytest.raises(ValueError, match=r"has rank 4, but vLLM takes"):
         keras_ether.export_to_peft(task, tmp_path / "a")
 
 
