@@ -142,7 +142,7 @@ class Certificates:
         """Raises a `ValueError` if an adapter or weight was not looked up."""
         missing = trial.expected(self.structure) - set(asked)
         if missing:
-            raise _asking_error(min(missing), asked, "each has to")
+            raise _asking_error(min(missing), asked, "it has to at least once")
 
 
 def call_kind(training: bool) -> str:
@@ -169,11 +169,11 @@ def base_inputs(base: Model) -> Any:
 def _asking_error(key: Asked, asked: Counter[Asked], wanted: str) -> ValueError:
     path, _ = key
     return ValueError(
-        f"Layer '{path}' asked {asked[key]} times for the adapters of this "
-        f"call's examples, and {wanted}: it would compute with other values. "
-        "A `tf.function` or `jax.jit` within the model keeps what it recorded "
-        "before. Inputs of another kind want a trial of their own: call the "
-        "bank's model on some first."
+        f"Layer '{path}' used the adapters of this call's examples "
+        f"{asked[key]} times, but {wanted}. It would compute wrong values. A "
+        "`tf.function` or `jax.jit` within the model still runs the code that "
+        "it traced before. For another kind of inputs, call the bank's model "
+        "on such inputs first, for a trial."
     )
 
 
