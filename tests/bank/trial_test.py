@@ -225,9 +225,9 @@ def test_a_layer_that_is_skipped_in_a_later_call(rng):
     banks.call(bank, x, [None] * 4)
     skips.append(True)
     batch = banks.with_ids(x, bank.ids([None] * 4))
-    with pytest.raises(ValueError, match="'made/inner' used .* 0 times"):
+    with pytest.raises(ValueError, match=r"'made/inner' used .* 0 times"):
         bank.model(batch)
-    with pytest.raises(ValueError, match="'made/inner' used .* 0 times"):
+    with pytest.raises(ValueError, match=r"'made/inner' used .* 0 times"):
         bank.model.predict(batch, verbose=0)
 
 
@@ -359,7 +359,7 @@ def test_without_a_trial_all_layers_must_still_ask(rng):
     x = rng.standard_normal((4, FIVE, 8)).astype("float32")
     assert np.isfinite(banks.call(bank, x, [None] * 4)).all()
     bank = keras_ether.AdapterBank(around(lambda x, inner: x), 2, certify=False)
-    with pytest.raises(ValueError, match="'made/inner' used .* 0 times"):
+    with pytest.raises(ValueError, match=r"'made/inner' used .* 0 times"):
         banks.call(bank, x, [None] * 4)
     with pytest.raises(ValueError, match="certify"):
         keras_ether.AdapterBank(around(turned), 2, certify="no")
