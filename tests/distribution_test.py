@@ -106,6 +106,28 @@ def test_a_rule_places_vectors_and_their_moments(rules, first, second):
 
 
 @on_jax
+@on_jax
+def test_plan_says_where_blocks_cross_devices():
+    """Inputs of `first` are cut in 2, its outputs in 4; `second`, turned."""
+    with cut({}).scope():
+        model = make_model()
+
+        def notes(blocks, **kwargs):
+            kwargs["method"] = "ether+"
+            return keras_ether.plan(model, blocks, print_fn=str, **kwargs).notes
+
+        assert not notes(4)
+        assert not notes(2, targets=["first"], side="input")
+        first, second = notes(2)
+        assert "output axis of 'first' in 4 parts" in first
+        assert "input axis of 'second' in 4 parts" in second
+        assert "`rank_blocks` is a multiple of 4" in second
+        assert len(notes(1)) == 4
+        table = str(keras_ether.plan(model, 1, print_fn=str))
+        assert "Communication: the mesh cuts the input" in table
+    assert not notes(1)
+
+
 @pytest.mark.parametrize(
     "method",
     [

@@ -48,6 +48,20 @@ def as_activations(x: Tensor, kernel: Variable) -> Tensor:
     return _whole(x) if {*axes} <= {None, examples} else x
 
 
+def parts(variable: Variable) -> tuple[int, ...]:
+    """The number of parts that a distribution cuts each axis of a variable in.
+
+    It is 1 for an axis that is whole, and for all of them without a
+    distribution.
+    """
+    axes = _axes(variable) or (None,) * len(variable.shape)
+    if not any(axes):
+        return (1,) * len(axes)
+    mesh = keras.distribution.distribution().device_mesh
+    sizes = dict(zip(mesh.axis_names, mesh.shape, strict=True))
+    return tuple(1 if axis is None else sizes[axis] for axis in axes)
+
+
 def _axes(variable: Variable) -> tuple[str | None, ...] | None:
     """The mesh axes along which a variable is sharded, by its own axes."""
     distribution = keras.distribution.distribution()

@@ -1,7 +1,11 @@
 """`plan` and `summary`: tables of planned and of present adapters."""
 
 from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import Any
+
+import keras
 
 from keras_ether.adapters import eligibility
 from keras_ether.adapters import freezing
@@ -9,6 +13,8 @@ from keras_ether.adapters import kinds
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.adapters.arguments import check_function
+from keras_ether.ops import placement
+from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.surgery import peft_names
 from keras_ether.surgery import planning
 from keras_ether.surgery.layer_tree import LayerTree
@@ -18,6 +24,7 @@ from keras_ether.surgery.report import Row
 from keras_ether.surgery.report import Skipped
 from keras_ether.surgery.report import count
 from keras_ether.surgery.targets import Targets
+from keras_ether.surgery.targets import shorten
 from keras_ether.types import Layer
 
 
@@ -96,6 +103,7 @@ def plan(
         trainable=sum(row.parameters for row in rows),
         head=head,
         frozen=count(model.weights) - head,
+        notes=tuple(_notes(resolved.targets)),
     )
     print_fn(str(report))
     return report
@@ -158,6 +166,32 @@ def summary(
     )
     print_fn(str(report))
     return report
+
+
+def _notes(targets: Iterable[planning.Target]) -> Iterator[str]:
+    """Where blocks do not fit the parts that a distribution makes."""
+    found: dict[tuple[int, int, str], list[str]] = {}
+    for target in targets:
+        view, layer = target.view, target.layer
+        kernel = getattr(layer, kinds.known_kind(layer).kernel)
+        if not (
+            isinstance(view, MatrixView) and isinstance(kernel, keras.Variable)
+        ):
+            continue
+        parts = dict(zip(view.kernel, placement.parts(kernel), strict=True))
+        blocks = target.config.rank_blocks
+        for side, axes in (("input", view.rows), ("output", view.columns)):
+            # A block is a run of rows: only the first of its axes is divided.
+            count = parts[axes[0]] if axes else 1
+            if target.config.transforms(side) and blocks % count:
+                found.setdefault((blocks, count, side), []).append(target.path)
+    for (blocks, count, side), paths in found.items():
+        yield (
+            f"Communication: the mesh cuts the {side} axis of "
+            f"{shorten(paths)} in {count} parts, and {blocks} blocks cross "
+            "devices. Sums over a block stay on one device if `rank_blocks` is "
+            f"a multiple of {count}."
+        )
 
 
 def _skipped(

@@ -87,6 +87,7 @@ class Report:
         head: Number of the other trainable parameters: the task's head, and
             layers in `trainable`.
         frozen: Number of the parameters that don't train.
+        notes: Tuple of sentences, such as a warning about sharded blocks.
     """
 
     rows: tuple[Row, ...]
@@ -94,6 +95,7 @@ class Report:
     trainable: int
     head: int
     frozen: int
+    notes: tuple[str, ...] = ()
 
     @property
     def percentage(self) -> float:
@@ -145,13 +147,19 @@ class Report:
                 f"({alike[0].layer_class})"
                 for alike in _alike(layers)
             )
-            lines += textwrap.wrap(
-                f"Not adapted, {reason}: {names}",
-                width=terminal_width(),
-                subsequent_indent="  ",
-                break_on_hyphens=False,
-            )
+            lines += _wrap(f"Not adapted, {reason}: {names}")
+        for note in self.notes:
+            lines += _wrap(note)
         return "\n".join(lines)
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width=terminal_width(),
+        subsequent_indent="  ",
+        break_on_hyphens=False,
+    )
 
 
 T = TypeVar("T", AdaptedLayer, Row, Skipped)
