@@ -225,8 +225,8 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
         ValueError: if the layer's own variables could not be read, if the
             file's adapter has another method or vectors of other shapes, or if
             it was saved over another base, at a strength other than 1 or with a
-            method that can't be taken out of the kernel and does not start at
-            the identity. The layer and its adapter are then as they were.
+            method that can't be inverted and does not start at the identity.
+            The layer and its adapter are then unchanged.
     """
     loading, adapter.loading = adapter.loading, None
     if loading is NOT_READ:
