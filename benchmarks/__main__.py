@@ -29,7 +29,7 @@ BENCHMARKS = {
     "kernels": "kernels that PyTorch starts in a training step",
     "gpu": "step time and memory on an accelerator, in 8 minutes",
     "peers": "PEFT on transformers, each framework over its own limit",
-    "language_peers": "PEFT beside the default, on two real language models",
+    "language_peers": "PEFT and the default, on two pretrained language models",
     "tables": "tables and plots of benchmarks/README.md, from the results",
 }
 TORCH_ONLY = ("peers", "language_peers", "profile", "kernels")

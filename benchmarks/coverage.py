@@ -22,38 +22,41 @@ from tests.hub.entry import build
 METHODS = ("ether", "ether+")
 HEAD = """# Coverage
 
-By `python -m benchmarks.coverage --output benchmarks/COVERAGE.md`.
+`python -m benchmarks.coverage --output benchmarks/COVERAGE.md` writes this
+page.
 
 ## Every backbone of KerasHub
 
-Tiny random models, `rank_blocks=2` and `targets="all-linear"`, or one block and
-`"all"` for networks of convolutions. "Layers" counts the adapted ones; skipped
-are layers with a kernel that have no adapter.
+The models are tiny and random, with `rank_blocks=2` and `targets="all-linear"`.
+Convolutional networks have one block and `targets="all"`. "Layers" counts the
+adapted layers. "Skipped" lists layers with a kernel that have no adapter.
 """
 REAL = """
 ## Real models
 
-All linear maps at their published widths (of Stable Diffusion 3 those of the
-diffusion transformer), `rank_blocks=2`, which does not change the count: the
-sum of `d` for ETHER, of `2 (d + f)` for ETHER+.
+The table counts all linear layers at their published widths, with
+`rank_blocks=2`. For Stable Diffusion 3 it counts the diffusion transformer. The
+number of parameters is the sum of `d` for ETHER and of `2 (d + f)` for ETHER+,
+for any `rank_blocks`.
 """
 # By hand, from runs of the tests.
 LIVES = """
 ## Run with real weights
 
-What `tests/real_models_test.py` was run with, on two cores, weights out of
-packages (`examples/real_models`). "Life" is: an exact start, a loss that falls,
-`disabled`, a file, resuming, merging, `remove`, and a `.keras` file or preset
-where Keras can load the plain model's. No other backbone was run with real
-weights by these tests.
+`tests/real_models_test.py` ran these models on two cores, with weights from
+Python packages (`examples/real_models`). "Life cycle" tests the exact start, a
+falling loss, `disabled`, an adapter file, resuming, merging and `remove`. It
+also tests a `.keras` file or preset, where Keras can load that of the plain
+model. These tests ran no other backbone with real weights.
 
 | Backbone | Model | Backend | Passed |
 | --- | --- | --- | --- |
-| BertBackbone | all-MiniLM-L6-v2 | PyTorch | life; int8 and int4 bases |
+| BertBackbone | all-MiniLM-L6-v2 | PyTorch | life cycle; int8 and int4 bases |
 | DINOV2Backbone | DINOv2 ViT-S/14 | PyTorch | {most} |
 | EfficientNetBackbone | EfficientNet-Lite0 | PyTorch | {most} |
 """.format(
-    most="life; exports (ONNX, PyTorch); int8 and int4 bases; a bank of three"
+    most="life cycle; exports (ONNX, PyTorch); int8 and int4 bases; "
+    "a bank of three"
 )
 
 

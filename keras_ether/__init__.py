@@ -3,13 +3,16 @@
 Each frozen kernel `W` acts as `H W G`, with block-diagonal `H` and `G` made of
 trained vectors.
 
-- Adapt a model in place: `plan`, `apply`, `summary`; back again: `merge`,
-  `remove`; for a while: `disabled`, `strength`.
-- Files: `save_adapter`, `load_adapter`, `read_adapter_header`; checkpoints:
-  `callbacks`.
-- Other forms: `lora_factors`, `to_lora`, `export_to_peft`, `blend`.
-- Measure: `diagnostics`. Layers on their own: `layers`. Add a method:
-  `methods`.
+- Adapt a model in place: `plan`, `apply`, `summary`.
+- Make an ordinary model again: `merge`, `remove`.
+- Change the effect of adapters: `disabled`, `strength`.
+- Save and load: `save_adapter`, `load_adapter`, `read_adapter_header`, `copy`.
+- Resume training: `callbacks`.
+- Convert: `lora_factors`, `to_lora`, `export_to_peft`, `blend`.
+- Serve many adapters: `AdapterBank`.
+- Measure adapters: `diagnostics`.
+- Build models from adapted layers: `layers`.
+- Add a method: `methods`.
 
 Example:
 

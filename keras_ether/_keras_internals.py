@@ -28,7 +28,7 @@ def children(layer: Layer) -> list[Layer]:
 
 
 def held_variables(layer: Layer) -> list[Variable]:
-    """The variables that are attributes of `layer`, whoever made them."""
+    """The variables that are attributes of `layer`, including shared ones."""
     return layer._trainable_variables + layer._non_trainable_variables
 
 
@@ -38,7 +38,7 @@ def variables_that_may_train(layer: Layer) -> list[Variable]:
 
 
 def share_registered_names(known: type, other: type) -> None:
-    """Makes files name the class `other` as they name `known`."""
+    """Registers the class `other` under the names of `known`."""
     for names in (
         keras.src.api_export.REGISTERED_OBJS_TO_NAMES,
         keras.src.saving.object_registration.GLOBAL_CUSTOM_NAMES,
@@ -65,8 +65,8 @@ def remove_sublayer(layer: Layer, name: str, sublayer: Layer) -> None:
         delattr(layer, name)
 
 
-# The attribute that holds a layer's own flag, without the recursion of its
-# property.
+# The attribute that holds a layer's own flag. Its property also sets
+# sub-layers.
 TRAINABLE = "_trainable"
 
 
@@ -79,8 +79,8 @@ def tracker_attributes(owner: object) -> dict[str, Any]:
 def unwrapped(value: Any) -> object:
     """The container behind a list or dictionary that TensorFlow has wrapped.
 
-    It wraps attributes of layers and optimizers. Its records of a list have to
-    agree with the list, and are returned too.
+    TensorFlow wraps attributes of layers and optimizers. Its records of a list
+    must agree with the list, and are returned too.
     """
     if isinstance(value, list) and hasattr(value, "_storage"):
         return vars(value)
@@ -119,11 +119,11 @@ def rate_set(optimizer: Optimizer) -> Any:
 
 
 def set_unbuilt(optimizer: Optimizer, slots: set[int]) -> None:
-    """Makes an optimizer forget the variables that it was built for.
+    """Makes a built optimizer unbuilt.
 
-    Keras offers no inverse of `build`. To train other variables, an optimizer
-    has to be made again from its configuration, which not all have and which
-    lacks later settings.
+    Keras has no inverse of `build`. Otherwise an optimizer for other variables
+    would have to be made from a configuration, which not all optimizers have
+    and which lacks later settings.
 
     Args:
         optimizer: A Keras optimizer.
@@ -155,7 +155,7 @@ class TorchParameters:
     """Shows a layer's current variables to PyTorch, as a change.
 
     On PyTorch a Keras layer lists its variables, and those of its sub-layers,
-    when it is built. Elsewhere nothing is done.
+    when it is built. On other backends this does nothing.
     """
 
     def __init__(self, layer: Layer) -> None:
@@ -171,16 +171,16 @@ class TorchParameters:
             self.layer._torch_params = self.before
 
 
-def everything_in(layer: Layer) -> list:
+def layers_in(layer: Layer) -> list:
     """A layer and all layers below it."""
     return layer._flatten_layers()
 
 
-def layers_around(layers: Iterable[Layer]) -> list[Layer]:
+def layers_containing(layers: Iterable[Layer]) -> list[Layer]:
     """All layers in memory that hold one of these, directly or not.
 
-    A layer does not know the layers and models that it is part of, so they are
-    looked for among the objects of Python's garbage collector.
+    A layer does not know the layers and models that contain it, so they are
+    searched among the objects of Python's garbage collector.
     """
     kinds = {keras.layers.Layer}
     todo = [keras.layers.Layer]
@@ -207,12 +207,12 @@ def layers_around(layers: Iterable[Layer]) -> list[Layer]:
 def _objects_of(kinds: set[type]) -> list:
     """All objects in memory whose class is one of these.
 
-    In one call of C, in which no other thread runs. A tuple that another thread
-    makes item by item can't grow while a list of all objects refers to it: that
-    thread would get a `SystemError`.
+    One C call finds them, during which no other thread runs. A tuple that
+    another thread makes item by item can't grow while a list of all objects
+    refers to it: that thread would get a `SystemError`.
     """
     if frozen := gc.get_freeze_count():
-        # The collector lists no objects that a server has frozen.
+        # The collector does not list objects that `gc.freeze` has frozen.
         gc.unfreeze()
     # The list of all objects, which no name here holds, comes twice.
     lists = chain.from_iterable(map(repeat, map(gc.get_objects, (None,)), (2,)))
@@ -248,12 +248,12 @@ def set_variable_path(variable: Variable, path: str) -> None:
 
 def order_variables(layer: Layer, ordered: list) -> None:
     """Makes a layer list the variables that it owns in this order."""
-    places = {id(variable): place for place, variable in enumerate(ordered)}
+    indices = {id(variable): index for index, variable in enumerate(ordered)}
     for variables in (
         layer._trainable_variables,
         layer._non_trainable_variables,
     ):
-        variables.sort(key=lambda v: places[id(v)])
+        variables.sort(key=lambda v: indices[id(v)])
 
 
 def optimized_variables(optimizer: Optimizer) -> list:
@@ -282,7 +282,8 @@ COMPILED_TRAINABLE_STATE = "_compiled_trainable_state"
 def trainable_state(model: Layer) -> dict[Layer, bool]:
     """The flags of a model and its layers, as Keras keeps them.
 
-    If those kept are others, `fit` warns that flags changed since `compile`.
+    If the recorded flags differ, `fit` warns that flags changed since
+    `compile`.
     """
     return {layer: layer.trainable for layer in model._flatten_layers()}
 
@@ -333,7 +334,7 @@ def values_held(variables: list) -> list[tuple[Variable, Any]]:
 
 
 def give_back(pairs: list[tuple[Variable, Any]]) -> None:
-    """Gives variables a value that have none: a loop of JAX took it.
+    """Restores the values of variables from which a loop of JAX took them.
 
     Args:
         pairs: See `values_held`.

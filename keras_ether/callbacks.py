@@ -20,22 +20,23 @@ from keras_ether.surgery import verbs
 from keras_ether.surgery.layer_tree import tree_of
 from keras_ether.types import Layer
 
+__all__ = ["AdapterCheckpoint", "Position", "resume"]
+
 MODES = ("auto", "min", "max")
 
 
 class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
-    """Saves adapters, head and training state at some frequency.
+    """Saves adapters, head and training state during training.
 
-    Like `keras.callbacks.ModelCheckpoint`, but the file is an adapter file and
-    leaves out the base. It holds the content of `keras_ether.save_adapter`, the
-    optimizer's variables, the step, and the states of random generators (on
-    PyTorch also the global one, which a `Dropout` without a seed uses).
-    `keras_ether.callbacks.resume` continues from it; `keras_ether.load_adapter`
-    loads its adapters. With Adam it is about three times as large as the file
-    of `keras_ether.save_adapter`, because the optimizer has two moments for
-    each trained parameter: keep the latter, and one checkpoint to resume from.
-    A file is replaced atomically, so a run that is killed leaves a complete
-    one.
+    This callback works like `keras.callbacks.ModelCheckpoint`, but writes an
+    adapter file, without the base. The file holds the content of
+    `keras_ether.save_adapter`, the optimizer's variables, the step, and the
+    states of random generators (on PyTorch also the global generator, which a
+    `Dropout` without a seed uses). `keras_ether.callbacks.resume` continues
+    from the file, and `keras_ether.load_adapter` loads its adapters. With Adam,
+    which has two moments for each trained parameter, a checkpoint is about
+    three times as large as a file of `keras_ether.save_adapter`. Files are
+    replaced atomically, so a killed run leaves a complete file.
 
     If a value to be saved is not finite, the callback keeps the previous file
     and warns.
@@ -54,8 +55,8 @@ class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
             Defaults to `"auto"`.
         save_freq: `"epoch"`, or an integer number of batches. Defaults to
             `"epoch"`.
-        initial_value_threshold: Float, the value that `monitor` must improve on
-            first, such as `Position.best`. Defaults to `None`.
+        initial_value_threshold: Float, the value that `monitor` must first
+            improve on, such as `Position.best`. Defaults to `None`.
 
     Raises:
         ValueError: if an argument is not one of the above.
@@ -221,11 +222,11 @@ def resume(
 ) -> Position:
     """Restores adapters, head and training from an `AdapterCheckpoint`.
 
-    Training then takes the same steps, loss for loss, as if it had never
-    stopped, if the batches are the same: `fit` must not shuffle, or by a seed
-    that depends on the epoch. The file does not hold the state of other
-    callbacks. On PyTorch, if a `Dropout` has no seed, pass an
-    `AdapterCheckpoint` to `fit` again.
+    If the batches are the same, training then takes the same steps, loss for
+    loss, as if it had never stopped. For the same batches, `fit` must not
+    shuffle, or must shuffle with a seed that depends on the epoch. The file
+    does not hold the state of other callbacks. On PyTorch, if a `Dropout` has
+    no seed, pass an `AdapterCheckpoint` to `fit` again.
 
     Args:
         model: The compiled base model, or an adapted one as for
@@ -235,14 +236,14 @@ def resume(
         check_base: See `keras_ether.load_adapter`. Defaults to `True`.
 
     Returns:
-        A `Position`: `epoch`, to be passed to `fit` as `initial_epoch`;
-        `batch`, the number of batches of that epoch already done; `step`, of
-        the optimizer; and `best`.
+        A `Position`. Pass its `epoch` to `fit` as `initial_epoch`. `batch` is
+        the number of batches of that epoch already done, `step` the optimizer's
+        step, and `best` the best monitored value.
 
     Raises:
-        ValueError: if `keras_ether.load_adapter` would raise it, if the file
-            holds no training state, or that of another optimizer. The model is
-            then as it was.
+        ValueError: if `keras_ether.load_adapter` would raise it, or if the file
+            holds no training state or that of another optimizer. An error
+            leaves the model unchanged.
 
     Example:
 
@@ -267,25 +268,25 @@ def resume(
     content = adapter_file.read(filepath)
     if "training" not in content.header:
         raise ValueError(
-            f"Adapter file '{filepath}' holds no state of training. Load it by "
+            f"Adapter file '{filepath}' holds no training state. Load it with "
             "`keras_ether.load_adapter`."
         )
     if not getattr(model, "compiled", False):
         raise ValueError(
-            f"Model '{model.name}' is not compiled, so it has no optimizer to "
-            "go on with. Call `model.compile(...)` first."
+            f"Model '{model.name}' is not compiled, so it has no optimizer. "
+            "Call `model.compile(...)` first."
         )
     position = training_state.position_of(content.header)
     fill = save_and_load.prepare(model, content, filepath, check_base)
     with changes.all_or_none() as made:
         fill.put_in(made)
-        optimizer_slots.keep(made, [model])
+        optimizer_slots.restore_on_error(made, [model])
         try:
             state = training_state.fitting_state(model, content)
             training_state.set_global_generators(model, content, made)
         except ValueError as error:
             raise ValueError(
-                f"Training of model '{model.name}' can't go on from "
+                f"Training of model '{model.name}' can't resume from "
                 f"'{filepath}': {error}"
             ) from error
         for variable, value in [*fill.assignments, *state]:

@@ -8,13 +8,15 @@ from typing import TypeAlias
 import keras
 
 # The base class of layer mixins, which use a layer's attributes on `self`. With
-# `KERAS_NNX_ENABLED` no object becomes one of a class that has other bases.
+# `KERAS_NNX_ENABLED` an object's class can't be changed to a class with other
+# bases.
 LayerMixin: TypeAlias = keras.layers.Layer
 Layer: TypeAlias = keras.layers.Layer
 Model: TypeAlias = keras.Model
 Optimizer: TypeAlias = keras.optimizers.Optimizer
 Variable: TypeAlias = keras.Variable
-# A tensor of the current backend, or a value that `keras.ops` converts to one.
+# A tensor of the current backend, or a value that `keras.ops` converts to a
+# tensor.
 Tensor: TypeAlias = Any
 # `None` where a size is not known yet.
 Shape: TypeAlias = tuple[int | None, ...]
@@ -23,12 +25,12 @@ Shape: TypeAlias = tuple[int | None, ...]
 Factors: TypeAlias = tuple[Tensor, Tensor | None]
 # The factors of an adapter by side, `None` for one that is not transformed.
 Sides: TypeAlias = dict[str, Factors | None]
-# Of a function whose derivative is written by hand, see
-# `keras_ether.ops.custom_gradient`: arguments or tangents, where a tangent that
-# is zero is `None`; the intermediate values that the derivative uses; and a
-# gradient of each argument, or a function that computes it.
+# Types of a custom gradient, see `keras_ether.ops.custom_gradient`: arguments
+# or tangents, where a zero tangent is `None`; the intermediate values that the
+# derivative uses; and a gradient of each argument, or a function that computes
+# it.
 Arrays: TypeAlias = Sequence[Tensor]
-Kept: TypeAlias = tuple[tuple[Tensor, ...], ...]
+Saved: TypeAlias = tuple[tuple[Tensor, ...], ...]
 Gradients: TypeAlias = tuple[Tensor | Callable[[], Tensor], ...]
 # `(experts, d, f)` of a kernel.
 Sizes: TypeAlias = tuple[int, int, int]

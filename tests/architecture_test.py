@@ -1,4 +1,4 @@
-"""The rooms of the package, and which may know which."""
+"""The subpackages, and which may import which."""
 
 import ast
 import pathlib
@@ -12,9 +12,9 @@ import keras_ether
 pytestmark = pytest.mark.once
 
 PACKAGE = pathlib.Path(keras_ether.__file__).parent
-# What each room may know, besides itself and the modules below all rooms.
+# What each subpackage may import, besides itself and the modules in BELOW.
 BELOW = {"version", "types", "_keras_internals", "_torch_internals"}
-ROOMS = {
+SUBPACKAGES = {
     "ops": set(),
     "methods": {"ops"},
     "adapters": {"ops", "methods"},
@@ -34,7 +34,7 @@ EXTRAS = {
     "ops.fingerprint": {"jax"},
     "ops.placement": {"jax"},
     "ops.traced": {"jax", "tensorflow", "torch"},
-    "bank.edges": {"tensorflow"},
+    "bank.data_checks": {"tensorflow"},
     "saving.torch_generators": {"torch"},
     "diagnostics.logger": {"tensorboard"},
     "diagnostics.plots": {"matplotlib"},
@@ -60,35 +60,37 @@ def imports(path):
                 yield f"{node.module}.{alias.name}"
 
 
-def room_of(module):
-    """The name of a module's room, or of the module below all rooms."""
+def subpackage_of(module):
+    """The name of a module's subpackage, or of the module in BELOW."""
     return module.removeprefix("keras_ether").lstrip(".").partition(".")[0]
 
 
 @pytest.mark.parametrize(
     ("name", "path"), [(name, path) for name, path in modules() if name]
 )
-def test_arrows_between_rooms(name, path):
-    room = room_of(name)
-    known = BELOW | ROOMS.get(room, set()) | {room}
+def test_arrows_between_subpackages(name, path):
+    subpackage = subpackage_of(name)
+    known = BELOW | SUBPACKAGES.get(subpackage, set()) | {subpackage}
     for imported in imports(path):
         if imported.startswith("keras_ether."):
-            assert room_of(imported) in known, f"{name} imports {imported}"
+            assert subpackage_of(imported) in known, (
+                f"{name} imports {imported}"
+            )
 
 
-def test_every_room_says_what_it_may_know():
-    for room in ROOMS:
-        path = PACKAGE / room
+def test_every_subpackage_has_a_docstring():
+    for subpackage in SUBPACKAGES:
+        path = PACKAGE / subpackage
         path = (
             path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
         )
         assert ast.get_docstring(ast.parse(path.read_text()))
 
 
-def test_no_room_is_missing():
-    assert {room_of(name) for name, _ in modules() if name} == BELOW | set(
-        ROOMS
-    )
+def test_no_subpackage_is_missing():
+    assert {
+        subpackage_of(name) for name, _ in modules() if name
+    } == BELOW | set(SUBPACKAGES)
 
 
 @pytest.mark.parametrize(("name", "path"), modules())

@@ -324,7 +324,7 @@ def test_file_without_a_state_of_training(data, tmp_path):
     path = tmp_path / "a.safetensors"
     model = compile_model(adapted())
     keras_ether.save_adapter(model, path)
-    with pytest.raises(ValueError, match="holds no state of training"):
+    with pytest.raises(ValueError, match="holds no training state"):
         resume(model, path)
 
 

@@ -241,7 +241,9 @@ def test_adapter_of_another_architecture(what, folder):
     with pytest.raises(ValueError) as caught:
         keras_ether.load_adapter(other, folder / FILE)
     message = str(caught.value)
-    assert "a model with the layers 'first', 'head', which this one" in message
+    assert (
+        "a model with the layers 'first', 'head', which this model" in message
+    )
     own = f"Its layers: {shown}." if shown else "It holds no layers."
     assert own in message
 

@@ -1,9 +1,9 @@
 """The mixins that put an adapter around a layer with one kernel.
 
-A call changes nothing on the layer, so that it may run in several threads, be
-traced, and be run again when activations are rematerialized. Where the layer's
-own class is to compute with another kernel, or without its bias, it runs on a
-stand-in: an object of that class with the layer's attributes but for those.
+A call does not change the layer, so it may run in several threads, be traced,
+and run again when activations are rematerialized. If the layer's own class must
+compute with another kernel, or without its bias, the call runs on a stand-in:
+an object of that class with the layer's attributes except these.
 """
 
 import functools
@@ -32,9 +32,9 @@ from keras_ether.types import Variable
 class Adapted(Reduced):
     """A layer with an adapter, mixed in before a Keras layer class.
 
-    `ether` is the layer's `Adapter`; the variable that the layer owns stays the
-    base kernel, which a subclass answers as `base_kernel`. `plain_class` is the
-    class that it would be without an adapter.
+    `ether` is the layer's `Adapter`. The layer's own variable stays the base
+    kernel, which a subclass returns as `base_kernel`. `plain_class` is the
+    layer's class without an adapter.
     """
 
     def _effective(self, kernel: Tensor) -> Tensor:
@@ -89,10 +89,10 @@ class Adapted(Reduced):
 
 
 class AdaptedKernel(Adapted):
-    """A layer whose `kernel` answers the transformed kernel.
+    """A layer whose `kernel` is the transformed kernel.
 
-    On its own this mixin serves layers with a `call` of their own that computes
-    with `self.kernel`: they fold the kernel at each call.
+    Used alone, this mixin is for layers whose own `call` computes with
+    `self.kernel`: they fold the kernel at each call.
     """
 
     # The attribute that a stand-in computes with.
@@ -135,30 +135,29 @@ class AdaptedCall(LayerMixin):
         return self._adapted(inputs, call, call.factors(self.ether))
 
     def _of_examples(self, inputs: Tensor, call: Call) -> Tensor:
-        """The inputs; raises where examples with own adapters can't be told."""
+        """The inputs, checked if each example has its own adapter."""
         if call.examples is None:
             return inputs
         if is_sparse(inputs):
             raise per_example.NoExamplesError(
                 f"Layer '{self.path}' received sparse inputs in a call in "
-                "which every example has an adapter of its own. Pass dense "
-                "ones."
+                "which each example has its own adapter. Pass dense inputs."
             )
         return call.examples.check(self, inputs)
 
     def _computes_with_fold(self, inputs: Tensor) -> bool:
-        """Whether the plain layer is to compute with a folded kernel.
+        """Whether the plain layer computes with a folded kernel.
 
-        Sparse inputs are not transformed: they would be sparse no more. A
-        float8 layer rounds inputs and kernel at each call, by scales that
-        follow them. With a folded kernel these are the scales of the merged
-        model, which so computes the same.
+        Sparse inputs are not transformed, because the result would be dense. A
+        float8 layer rounds inputs and kernel at each call, with scales that
+        depend on them. With a folded kernel these are the scales of the merged
+        model, so both compute the same.
         """
         mode = self.quantization_mode
         return mode == "float8" or (mode is None and is_sparse(inputs))
 
     def _adapted(self, inputs: Tensor, call: Call, factors: Sides) -> Tensor:
-        """The layer's outputs by way of its activations.
+        """The layer's outputs, computed by transforming its activations.
 
         Args:
             inputs: The inputs, in the dtype of the layer's products.

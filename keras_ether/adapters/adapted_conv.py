@@ -18,7 +18,8 @@ class AdaptedConv(AdaptedCall, AdaptedKernel):
 
         y = activation(conv(x H, W) G + bias)
 
-    `H` and `G` act on the channels and on the filters, at every place alike.
+    `H` acts on the channels and `G` on the filters, in the same way at every
+    position.
     """
 
     linear: ClassVar = {"use_bias": False, "activation": None}
@@ -39,10 +40,10 @@ class AdaptedConv(AdaptedCall, AdaptedKernel):
 
 
 class HeldKernel(LayerMixin):
-    """Answers the `kernel` of a class that holds it as a plain attribute.
+    """Defines `kernel` for a class that holds it as a plain attribute.
 
-    Transposed convolutions do; a property of a mixin finds no property of
-    theirs to ask.
+    Transposed convolutions hold it so, and have no property that a mixin's
+    property could call.
     """
 
     @property

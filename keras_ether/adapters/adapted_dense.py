@@ -19,12 +19,13 @@ from keras_ether.types import Variable
 class AdaptedDense(AdaptedCall, AdaptedKernel):
     """A `Dense` or `EinsumDense` that computes `activation(x H W G + bias)`.
 
-    By one product with a folded kernel where that is cheaper, see
-    `keras_ether.ops.low_rank`, else by transforming the activations: that takes
-    any kernel, a quantized one included, since it is not touched.
+    It uses one product with a folded kernel if that is cheaper, see
+    `keras_ether.ops.low_rank`. Otherwise it transforms the activations, which
+    works with any kernel, including quantized kernels, since the kernel is not
+    changed.
     """
 
-    # What a stand-in leaves out to compute the product alone.
+    # The attributes that a stand-in lacks, to compute only the product.
     linear: ClassVar = {"bias": None, "activation": None}
 
     def call(
@@ -60,7 +61,7 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
             factors["output"],
         )
         kernel = tensor(self.base_kernel, self.compute_dtype)
-        if self.base_kernel.trainable or not low_rank.pays(
+        if self.base_kernel.trainable or not low_rank.is_cheaper(
             inputs, kernel, view, (before, after), call.gradient
         ):
             return super()._adapted(inputs, call, factors)
@@ -82,16 +83,18 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
     def _each_example(
         self, inputs: Tensor, call: Call, factors: Sides
     ) -> Tensor:
-        """The outputs where each example has factors of its own."""
+        """The outputs if each example has its own factors."""
         before = factors["input"]
         adapter, view = self.ether, self.ether.view
         kernel = tensor(self.base_kernel, self.compute_dtype)
-        beside = each_example.beside_pays(inputs, kernel, view, before)
-        if not beside:
+        unfolded = each_example.unfolded_is_cheaper(
+            inputs, kernel, view, before
+        )
+        if not unfolded:
             inputs = adapter.transform_inputs(inputs, before, call.gradient)
         outputs = self._plain_call(inputs, call, **self.linear)
-        if beside and before is not None:
-            matrix = each_example.add_beside_each(
+        if unfolded and before is not None:
+            matrix = each_example.add_unfolded_each(
                 view.outputs_matrix(outputs),
                 view.inputs_matrix(inputs),
                 view.kernel_matrix(kernel),

@@ -16,10 +16,10 @@ from keras_ether.types import Variable
 
 
 class AdaptedTable(Adapted):
-    """An embedding whose `embeddings` answer the transformed table, `E G`.
+    """An embedding whose `embeddings` are the transformed table, `E G`.
 
-    On its own this mixin serves embeddings with a `call` of their own that
-    computes with `self.embeddings`: they fold the whole table at each call.
+    Used alone, this mixin is for embeddings whose own `call` computes with
+    `self.embeddings`: they fold the whole table at each call.
     """
 
     @property
@@ -58,12 +58,12 @@ class AdaptedEmbedding(AdaptedCall, AdaptedTable):
 
 
 class AdaptedReversibleEmbedding(AdaptedEmbedding):
-    """A reversible embedding, transformed in both directions alike.
+    """A reversible embedding, transformed in both directions.
 
         y = E[ids] G        logits = h (E G)ᵀ = (h Gᵀ) Eᵀ
 
-    With `tie_weights=False` the reverse direction has a matrix of its own,
-    which stays as it is.
+    With `tie_weights=False` the reverse direction has its own matrix, which is
+    not transformed.
     """
 
     def call(self, inputs: Tensor, reverse: bool = False) -> Tensor:

@@ -11,12 +11,12 @@ from keras import ops
 
 from keras_ether.adapters import optimizer_state
 from keras_ether.adapters import weights_file
-from keras_ether.adapters.acting_strength import ActingStrength
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.adapters.call import Call
 from keras_ether.adapters.quantized_kernel import quantizing_error
 from keras_ether.adapters.reduction import Reduced
+from keras_ether.adapters.runtime_strength import RuntimeStrength
 from keras_ether.ops import placement
 from keras_ether.ops import reflections
 from keras_ether.ops.backend import at_least_float32
@@ -31,20 +31,20 @@ from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 
-class Adapter(Reduced, ActingStrength, keras.layers.Layer):
+class Adapter(Reduced, RuntimeStrength, keras.layers.Layer):
     """The trained transformation of one kernel, `H W G`.
 
-    It is a sub-layer of the layer whose kernel it transforms, so Keras tracks,
-    saves and places the vectors while that layer's own variables keep their
-    plain format. It is not called: the outer layer asks it to transform inputs,
-    outputs or the kernel.
+    It is a sub-layer of the layer whose kernel it transforms. So Keras tracks,
+    saves and places the vectors, and that layer's own variables keep their
+    plain format. It has no `call`: the outer layer calls its methods to
+    transform inputs, outputs or the kernel.
 
     Args:
         config: An `AdapterConfig`: method, blocks, side and dropout.
         seed: Integer or `None`, for the random start and for dropout.
         values: Dictionary from the name of a vector, such as `"input_u"`, to
-            its first value, or `None` for the method's start. Nothing is drawn
-            then but a seed for dropout. Defaults to `None`.
+            its initial value. With values, only a seed for dropout is drawn.
+            Defaults to `None`, for the method's initial values.
         name: String, name of the layer. Defaults to `"ether"`.
 
     Raises:
@@ -61,8 +61,8 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
         seed = checked_seed(seed)
         if seed is None and (values is None or config.dropout):
             seed = random.randrange(2**31 - 1)
-        # Float32 under any dtype policy: 16 bits would lose a vector's small
-        # steps.
+        # Float32 under any dtype policy: small updates would be lost in 16
+        # bits.
         super().__init__(name=name, dtype="float32")
         self.config = config.resolved
         self.method = config.variant
@@ -75,7 +75,7 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
         # `keras_ether.adapters.weights_file`.
         self.base_fingerprint = None
         self.loading = None
-        # Handed over by a model while a file is written or read, see
+        # Set by a model while a file is written or read, see
         # `keras_ether.adapters.optimizer_state`. Hidden from Keras's trackers.
         self.__dict__["optimizers"] = []
 
@@ -108,9 +108,9 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
             raise ValueError(
                 f"The distribution can't place '{self.path}/{name}', the "
                 f"vectors of a kernel, of shape {value.shape}: {error} Rules "
-                "of a layout map for kernels should end in 'kernel', and one "
-                "for vectors should be '.*/ether/.*'; without one they are "
-                "replicated."
+                "of a layout map for kernels should end in 'kernel', and a "
+                "rule for vectors should be '.*/ether/.*'. Without a rule, "
+                "vectors are replicated."
             ) from error
 
     def _start(self) -> dict[str, np.ndarray]:
@@ -124,7 +124,7 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
         }
 
     def restart(self) -> None:
-        """Resets the vectors to their start."""
+        """Resets the vectors to their initial values."""
         for name, value in self._start().items():
             getattr(self, name).assign(value)
 
@@ -141,7 +141,7 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
             for name in self.method.weights
         ]
 
-    def draw_kept(self, training: bool | Tensor | None = False) -> dict:
+    def draw_keep_masks(self, training: bool | Tensor | None = False) -> dict:
         """Draws which blocks dropout keeps in one call, by side.
 
         Args:
@@ -153,17 +153,17 @@ class Adapter(Reduced, ActingStrength, keras.layers.Layer):
         """
         if not self.config.dropout or training is False:
             return {}
-        kept = {}
+        masks = {}
         for side in self.widths:
             drawn = keras.random.uniform(
                 (self.blocks, 1, 1), seed=self.seed_generator
             )
-            kept[side] = drawn >= self.config.dropout
+            masks[side] = drawn >= self.config.dropout
             if training is not True:
-                kept[side] = ops.logical_or(
-                    kept[side], ops.logical_not(training)
+                masks[side] = ops.logical_or(
+                    masks[side], ops.logical_not(training)
                 )
-        return kept
+        return masks
 
     def trained_factors(self, side: str) -> Factors | None:
         """The factors of one side's blocks, at full strength.

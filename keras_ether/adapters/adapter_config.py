@@ -9,6 +9,8 @@ from keras_ether import methods
 from keras_ether.ops import values
 from keras_ether.types import Sizes
 
+__all__ = ["AdapterConfig"]
+
 
 @dataclass(frozen=True)
 class AdapterConfig:
@@ -77,7 +79,7 @@ class AdapterConfig:
         object.__setattr__(self, "rate_multiplier", multiplier)
 
     @classmethod
-    def asked_for(
+    def from_arguments(
         cls,
         method: str | None,
         rank_blocks: int,
@@ -85,7 +87,7 @@ class AdapterConfig:
         dropout: float,
         strength: float | str | None,
     ) -> "AdapterConfig":
-        """The config that the arguments of `keras_ether.apply` mean."""
+        """The config for the arguments of `keras_ether.apply`."""
         if method is None:
             method = RECOMMENDED.method
             side = RECOMMENDED.side if side is None else side
@@ -100,7 +102,8 @@ class AdapterConfig:
         return methods.with_strength(
             methods.get(self.method),
             self.strength,
-            # What does not depend on it may be asked before it is known.
+            # Some fields don't depend on the multiplier and are read before it
+            # is known.
             self.rate_multiplier or 1.0,
         )
 
@@ -115,7 +118,7 @@ class AdapterConfig:
         return self.side or methods.get(self.method).side
 
     def for_network(self, kernels: int) -> "AdapterConfig":
-        """The config with the rate multiplier that it means in a network.
+        """The config with its rate multiplier resolved for a network.
 
         Args:
             kernels: Integer, how many kernels of the network are adapted.
@@ -132,7 +135,7 @@ class AdapterConfig:
         return dataclasses.replace(self, side=side)
 
     def for_sizes(self, sizes: Sizes) -> "AdapterConfig":
-        """The config with the side that it means for a kernel.
+        """The config with its side resolved for a kernel.
 
         Args:
             sizes: `(experts, d, f)` of the kernel.
@@ -208,7 +211,7 @@ class AdapterConfig:
         else:
             problem = "does not divide"
         near = sorted(sorted(fitting, key=lambda n: abs(n - blocks))[:4])
-        counts = f"Block counts near it that fit: {near}. Or" if near else ""
+        counts = f"Nearby numbers that fit: {near}. Or" if near else ""
         raise ValueError(
             f"`rank_blocks={blocks}` {problem} layer '{layer_path}', whose "
             f"kernel has d={inputs} inputs and f={outputs} outputs "
@@ -289,7 +292,7 @@ def checked_seed(seed: Any) -> int | None:
     return number
 
 
-# What no named method means: the best of those tried at Adam's default
+# The config if `method` is None: the best of those tried at Adam's default
 # rate, see `benchmarks/RESULTS.md`.
 RECOMMENDED = AdapterConfig(
     "ether+", side="single", strength=methods.LEARNED, rate_multiplier=None

@@ -15,7 +15,7 @@ def check_boolean(value: Any, argument: str) -> bool:
 
     Raises:
         ValueError: if it is not one. Other truthy values are rejected: a path
-            or a number in the place of a flag is a mistake.
+            or a number instead of a flag is a mistake.
     """
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(

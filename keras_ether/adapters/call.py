@@ -1,4 +1,4 @@
-"""What one call of an adapted layer knows, settled before it computes."""
+"""The record of one call of an adapted layer, made before it computes."""
 
 import contextlib
 import functools
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Call:
-    """The record of one call, made at the layer's door and passed down.
+    """The record of one call, made when the layer is called and passed down.
 
-    Where `keras.RematScope` runs a call again in the backward pass, it does so
-    outside of the call around it, which knows whether this is training and
-    whose examples these are, and another dropout could be drawn. So the record
-    is made before the first run, and serves both.
+    `keras.RematScope` runs a call again in the backward pass, outside of the
+    outer call. The second run would not know whether it trains and which
+    examples it has, and would draw another dropout mask. So the record is made
+    before the first run, and both runs use it.
 
     Attributes:
         training: Whether it is a training call; a tensor in a call that JAX
             rematerializes.
-        kept: Which blocks dropout keeps, by side: boolean tensors of shape
-            `(blocks, 1, 1)`. Empty if dropout is inactive.
-        examples: What answers for examples with adapters of their own, or
-            `None`.
-        activation: The layer's activation, or one in place of it.
+        keep_masks: Which blocks dropout keeps, by side: boolean tensors of
+            shape `(blocks, 1, 1)`. Empty if dropout is inactive.
+        examples: The `Examples` of a call in which each example has its own
+            adapter, or `None`.
+        activation: The layer's activation, or a replacement.
     """
 
     training: bool | Tensor
-    kept: dict[str, Tensor]
+    keep_masks: dict[str, Tensor]
     examples: Examples | None
     activation: Callable | None
 
@@ -59,19 +59,19 @@ class Call:
             activation = keras.remat(activation)
         return cls(
             training,
-            layer.ether.draw_kept(training),
+            layer.ether.draw_keep_masks(training),
             per_example.current(),
             activation,
         )
 
     @classmethod
     def outside(cls) -> "Call":
-        """The record where no layer is called: nothing trains or is dropped."""
+        """The record outside of any call: no training, no dropout."""
         return cls(False, {}, None, None)
 
     @property
     def gradient(self) -> bool:
-        """Whether a gradient may be asked of what is computed now."""
+        """Whether a gradient of the current computation may be needed."""
         return is_gradient_wanted(self.training)
 
     def factors(self, adapter: "Adapter") -> Sides:
@@ -79,24 +79,25 @@ class Call:
 
         Returns:
             Dictionary from `"input"` and `"output"` to `(left, right)`, or to
-            `None` for a side that is not transformed. Where each example has
-            its own, they have one more axis, the first.
+            `None` for a side that is not transformed. If each example has its
+            own factors, these have the batch as an additional first axis.
         """
         # One snapshot: both sides act at one strength.
         strength = None
         if self.examples is None:
-            strength = snapshot(adapter.strength)
+            strength = snapshot(adapter.runtime_strength)
         found: Sides = dict.fromkeys(("input", "output"))
         for side in adapter.widths:
             if self.examples is None:
                 trained = adapter.trained_factors(side)
-                assert trained is not None  # The side is one that has vectors.
+                assert trained is not None  # It has vectors.
                 left, right = trained[0] * strength, trained[1]
             else:
-                # At full strength: that of this model is not theirs.
+                # At full strength: this model's strength does not apply to
+                # them.
                 left, right = self.examples.factors(adapter, side)
-            if self.kept:
-                left = left * keras.ops.cast(self.kept[side], left.dtype)
+            if self.keep_masks:
+                left = left * keras.ops.cast(self.keep_masks[side], left.dtype)
             found[side] = left, right
         return found
 

@@ -1,10 +1,10 @@
 """Reversible changes of users' objects, and the owners that hold them.
 
-Every alteration of a user's model (a flag, a class, a method, a sub-layer, a
+Every change of a user's model (a flag, a class, a method, a sub-layer, a
 compiled function, an optimizer's slots, a value) is one `Change`. A
-`Transaction` makes several of them, all or none. Changes that last are kept
-with the layer that they alter, under a name, for the owners that hold them:
-they are undone when the last owner lets go.
+`Transaction` makes several changes, all or none. Lasting changes are stored on
+the layer that they alter, under a name, with their owners. They are undone when
+the last owner releases them.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from keras_ether.types import Layer
 from keras_ether.types import Variable
 
 RECORD = "_ether_changes"
-# Larger values are kept in a temporary file until a transaction ends.
+# Larger values are stored in a temporary file until a transaction ends.
 LARGEST_IN_MEMORY = 2**20
 
 MISSING: Any = object()
@@ -35,7 +35,7 @@ MISSING: Any = object()
 class Change(Protocol):
     """One alteration of one object, and its inverse.
 
-    Both methods may run any number of times, and be interrupted anywhere: a
+    Both methods may run any number of times, and may be interrupted anywhere. A
     second `do` changes nothing, nor does `undo` before `do`.
     """
 
@@ -68,7 +68,7 @@ class Attribute:
         self.before: list[Any] = []
 
     def do(self) -> None:
-        # It may be done already, where the undoing of it was interrupted.
+        # It may be done already, if its undoing was interrupted.
         if not self.before:
             self.before = [self.entries.get(self.name, MISSING)]
         self._set(self.value)
@@ -94,7 +94,7 @@ class Method(Attribute):
     Args:
         layer: A Keras layer or optimizer.
         name: String, name of a method of it.
-        function: The function called in its place.
+        function: The function that replaces it.
     """
 
     def __init__(self, layer: Any, name: str, function: Callable) -> None:
@@ -115,7 +115,7 @@ class Method(Attribute):
         return getattr(type(self.layer), self.name).__get__(self.layer)
 
     def undo(self) -> None:
-        # Another function may have been put in front of this one.
+        # Another function may have replaced this one.
         if self.entries.get(self.name) is self.value:
             super().undo()
 
@@ -176,7 +176,7 @@ class Value:
     Args:
         variable: A Keras variable.
         value: Array, or a function that computes it when it is assigned.
-        backup: Keeps the previous value.
+        backup: Stores the previous value.
     """
 
     def __init__(
@@ -198,8 +198,8 @@ class Value:
 class Backup:
     """Values from before a transaction.
 
-    Large ones are in a temporary file: in memory, those of a whole model would
-    take as much of it again as the model.
+    Large values are in a temporary file: in memory, the values of a whole model
+    would need as much memory as the model.
 
     Attributes:
         file: The file, or `None` as long as it is not needed.
@@ -209,7 +209,7 @@ class Backup:
         self.file: Any = None
 
     def keep(self, variable: Variable) -> Callable[[], Any]:
-        """Keeps the current value, and returns a function that gives it."""
+        """Stores the current value, and returns a function that returns it."""
         value = variable.value
         # An array spread over several processes can't be copied to a host, and
         # need not be: JAX does not change arrays.
@@ -251,8 +251,8 @@ class Owner:
     """One call of `apply` or `load_adapter`, which holds changes of layers.
 
     Attributes:
-        adapted: The layers that have its adapters. It has let go of all else
-            once there is none.
+        adapted: The layers that have its adapters. Without any, it has released
+            everything.
         layers: The layers whose changes it holds.
     """
 
@@ -262,12 +262,12 @@ class Owner:
 
 
 class Held:
-    """Changes of one layer under one name, and who holds them.
+    """Changes of one layer under one name, and their owners.
 
     Attributes:
         changes: The changes, in the order in which they were made.
         owners: The owners that hold them.
-        data: What else is kept with them.
+        data: Other data that is stored with them.
     """
 
     def __init__(self, data: Any = None) -> None:
@@ -299,7 +299,7 @@ class Transaction:
     """Changes that are made one after the other.
 
     Attributes:
-        layers: The layers of which lasting changes were made or undone.
+        layers: The layers whose lasting changes were made or undone.
         backup: The values from before.
     """
 
@@ -338,11 +338,11 @@ class Transaction:
 
         Args:
             layer: A Keras layer.
-            name: String, what the changes are for.
-            owner: The owner that holds them, beside others.
+            name: String, the purpose of the changes.
+            owner: The owner that holds them, besides other owners.
             changes: Function that returns the changes. It is called if no other
                 owner holds some of this name.
-            data: What else is kept with them.
+            data: Other data that is stored with them.
         """
         found = held(layer, name)
         if found is None:

@@ -32,7 +32,7 @@ def why_unknown(layer: Layer) -> str | None:
     """The reason why a layer of an unknown kind is skipped.
 
     Returns:
-        `None` if the layer has no matrices of its own, or is of a known kind.
+        `None` if the layer owns no matrices, or has a known kind.
     """
     if kind_of(layer) or is_adapter(layer):
         return None
@@ -57,14 +57,14 @@ def refusal_reason(layer: Layer, config: AdapterConfig) -> str | None:
         return "it has no input side"
     experts, inputs, _ = view_of(layer).sizes(kernel_shape(layer))
     if experts > 1 and inputs == 1:
-        return "each of its groups sees a single channel"
+        return "each of its groups has a single channel"
     if not computes_itself(layer, kind):
         return None
     name = type(layer).__name__
     if not _call_reads_kernel(layer, kind):
         return f"the `call` of {name} does not read `self.{kind.kernel}`"
     if config.dropout:
-        return f"the `call` of {name} folds the kernel, without `dropout`"
+        return f"the `call` of {name} folds the kernel and excludes `dropout`"
     return None
 
 
@@ -84,8 +84,8 @@ def why_constant(layer: Layer, config: AdapterConfig) -> str | None:
 def _call_reads_kernel(layer: Layer, kind: Kind) -> bool:
     """Whether a subclass's `call` reads its kernel's property.
 
-    Decided by the names that its code uses, following `super().call(...)` up to
-    the class in the table, which reads it.
+    The decision is made from the names that its code uses, following
+    `super().call(...)` up to the class in the table, which reads the kernel.
     """
     bases = type(layer).__mro__
     own = bases[: bases.index(kind.layer_class)]

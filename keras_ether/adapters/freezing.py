@@ -1,7 +1,7 @@
 """Layers that are frozen, or kept trainable, while a model is adapted.
 
-The configuration of a layer that was frozen or thawed, and so a file of its
-model, has the flag from before.
+The configuration of such a layer, and so a file of its model, has the flag from
+before the change.
 """
 
 import functools
@@ -19,7 +19,7 @@ from keras_ether.types import Layer
 from keras_ether.types import Variable
 
 FROZEN = "frozen"
-KEPT = "kept trainable"
+TRAINABLE = "kept trainable"
 
 
 def own_variables(layer: Layer) -> list[Variable]:
@@ -50,10 +50,9 @@ def freeze(
         made: The transaction that it is part of.
         layer: A Keras layer.
         owner: The owner that holds it frozen.
-        trainable: The new value of the layer's own flag: true if one of its
-            sub-layers trains. A layer whose flag is false also computes as in
-            inference, which keeps batch normalization's moving statistics
-            unchanged.
+        trainable: The new value of the layer's own flag: true if a sub-layer
+            trains. A layer whose flag is false also computes as in inference,
+            so batch normalization's moving statistics don't change.
     """
     variables = own_variables(layer)
     # Float8 scales are overwritten with their gradients, and must be.
@@ -111,7 +110,7 @@ def freeze_since(
 
 
 def is_frozen(layer: Layer) -> bool:
-    """Whether an owner holds the layer frozen, whatever its flags are."""
+    """Whether an owner holds the layer frozen, with any flags."""
     return changes.held(layer, FROZEN) is not None
 
 
@@ -136,17 +135,17 @@ def set_flags(layer: Layer, trainable: bool, flags: Iterable[bool]) -> None:
             variable.trainable = flag
 
 
-def keep(
+def keep_trainable(
     made: changes.Transaction,
     layer: Layer,
     owner: changes.Owner,
     start: tuple[np.ndarray, ...] | None = None,
 ) -> None:
-    """Keeps a layer trainable, even if it, or all of its model, was frozen.
+    """Keeps a layer trainable, even if the layer or its model was frozen.
 
-    A layer that trains in full is no part of an adapter, so removing the
-    adapters would leave it with what it has learned. A copy of its weights is
-    kept in host memory.
+    Such a layer trains in full and has no adapter, so removing the adapters
+    does not reset it. For a reset, a copy of its weights is kept in host
+    memory.
 
     Args:
         made: The transaction that it is part of.
@@ -156,9 +155,9 @@ def keep(
             has. Defaults to `None`.
     """
     made.release(layer, FROZEN)
-    if start is None and not is_kept(layer):
+    if start is None and not is_kept_trainable(layer):
         start = _values_of(layer)
-    made.hold(layer, KEPT, owner, lambda: _thawing(layer), start)
+    made.hold(layer, TRAINABLE, owner, lambda: _thawing(layer), start)
 
 
 def _thawing(layer: Layer) -> Iterable[changes.Change]:
@@ -170,23 +169,23 @@ def _thawing(layer: Layer) -> Iterable[changes.Change]:
     return _setting(layer, True, thawed, True)
 
 
-def is_kept(layer: Layer) -> bool:
+def is_kept_trainable(layer: Layer) -> bool:
     """Whether an owner keeps the layer trainable."""
-    return changes.held(layer, KEPT) is not None
+    return changes.held(layer, TRAINABLE) is not None
 
 
-def let_go(
+def release_all(
     made: changes.Transaction, layer: Layer, owners: set[changes.Owner]
 ) -> None:
-    """Undoes `freeze` and `keep` of some owners."""
-    for name in (FROZEN, KEPT):
+    """Undoes `freeze` and `keep_trainable` of some owners."""
+    for name in (FROZEN, TRAINABLE):
         made.release(layer, name, owners)
 
 
 def start_assignments(
     path: str, layer: Layer
 ) -> list[tuple[Variable, np.ndarray]]:
-    """Pairs of variable and value that put a kept layer back to its start.
+    """Pairs of variable and value that reset a trainable layer.
 
     Args:
         path: The layer's path, for the message.
@@ -205,15 +204,15 @@ def start_assignments(
             else f"its weights have other shapes now, {shapes}"
         )
         raise ValueError(
-            f"Layer '{path}' can't be put back to its start: {why}. Pass "
-            "`reset_head=False`, and set its weights yourself."
+            f"The weights of layer '{path}' can't be reset: {why}. Pass "
+            "`reset_head=False`, and set the weights yourself."
         )
     return list(zip(own, start, strict=True))
 
 
 def start_of(layer: Layer) -> tuple[np.ndarray, ...] | None:
     """The weights that a layer had when it was first kept trainable."""
-    found = changes.held(layer, KEPT)
+    found = changes.held(layer, TRAINABLE)
     return None if found is None else found.data
 
 

@@ -175,7 +175,7 @@ def config_for(layer: Layer, config: AdapterConfig) -> AdapterConfig:
     if config.side == "input":
         raise ValueError(
             f"Layer '{layer.name}' of class {layer.__class__.__name__} has no "
-            "input side. `side` must be 'output', or None. Received: "
+            "input side. `side` must be 'output' or None. Received: "
             f"side={config.side!r}"
         )
     return config.on_side("output")

@@ -1,10 +1,10 @@
 """An optimizer's variables in the files of an adapted model.
 
-Keras stores them by their order, and a model that reads a file takes them for
-its own if it has as many. Those of an adapted model are for vectors, and a
-plain model trains kernels and biases in their place. So they are written with
-an adapter, where no plain model looks, and the optimizer's own entry stays
-empty. The model hands its optimizer to one of its adapters before Keras saves
+Keras stores these variables in order, and a model that reads a file loads them
+if it has the same number. An adapted model's optimizer variables belong to
+vectors, but a plain model trains kernels and biases. So they are written with
+an adapter, where no plain model reads them, and the optimizer's own entry stays
+empty. The model passes its optimizer to one of its adapters before Keras saves
 or loads them.
 """
 
@@ -23,7 +23,7 @@ PREFIX = "optimizer_"
 
 
 def save(adapter: "Adapter", store: Any) -> None:
-    """Writes the variables of the optimizers that were handed over."""
+    """Writes the variables of the optimizers that the model passed."""
     optimizers, adapter.optimizers[:] = list(adapter.optimizers), []
     for i, optimizer in enumerate(optimizers):
         for j, variable in enumerate(optimizer.variables):
@@ -31,7 +31,7 @@ def save(adapter: "Adapter", store: Any) -> None:
 
 
 def load(adapter: "Adapter", store: Any) -> None:
-    """Reads the variables of the optimizers that were handed over."""
+    """Reads the variables of the optimizers that the model passed."""
     optimizers, adapter.optimizers[:] = list(adapter.optimizers), []
     for i, optimizer in enumerate(optimizers):
         start = f"{PREFIX}{i}_"

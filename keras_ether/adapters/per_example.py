@@ -1,10 +1,11 @@
 """Separate vectors for each example of a batch, within one call.
 
 A caller with many adapters for one model opens a context around the model's
-call, whose `Examples` give each example's factors. Layers ask at each call, and
-keep nothing. To rematerialize activations, Keras runs a layer's call again in
-the backward pass, outside of the call around it. Adapted layers then open the
-context again themselves; `rematerialized_call` does so for other layers.
+call, whose `Examples` give each example's factors. Layers look it up at each
+call and store nothing. To rematerialize activations, Keras runs a layer's call
+again in the backward pass, outside of the call around it. Adapted layers then
+open the context again themselves; `rematerialized_call` does so for other
+layers.
 """
 
 import contextlib
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
 
 
 class NoExamplesError(ValueError):
-    """A layer can't tell the examples of a call from each other."""
+    """A layer can't compute each example of a call separately."""
 
 
 class Examples(Protocol):
-    """Answers for the examples of one call."""
+    """The factors and weights of the examples of one call."""
 
     def factors(self, adapter: "Adapter", side: str) -> Factors:
         """`(left, right)` of one side, `(batch, blocks, k, width)` each."""
@@ -110,9 +111,8 @@ def refuse_kernel(layer: Layer, attribute: str) -> None:
     if current() is None:
         return
     raise NoExamplesError(
-        f"Layer '{layer.path}' was asked for its `{attribute}` within a call "
-        "in which every example has an adapter of its own: no single "
-        f"transformed `{attribute}` exists. Make the code that reads it call "
-        "the layer, or leave the layer out, by `exclude` of "
-        "`keras_ether.apply`."
+        f"The `{attribute}` of layer '{layer.path}' was read within a call in "
+        "which each example has its own adapter, so there is no single "
+        f"`{attribute}`. Call the layer instead, or leave it out with "
+        "`exclude` of `keras_ether.apply`."
     )

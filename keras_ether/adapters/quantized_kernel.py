@@ -1,8 +1,8 @@
-"""Integer kernels: dequantizing them, and rounding to their codes again.
+"""Integer kernels: dequantizing and quantizing again.
 
-Keras keeps an int8 or int4 kernel as codes with scales per output, or per group
-of inputs with zero points. A new kernel is rounded by Keras's own `quantize` on
-a plain layer that holds it, and so by the scheme and the quantizers of the
+Keras stores an int8 or int4 kernel as integer codes with scales per output, or
+per group of inputs with zero points. Keras's own `quantize`, on a plain layer
+that holds the new kernel, rounds it with the scheme and the quantizers of the
 original layer.
 """
 
@@ -130,16 +130,16 @@ def check_mergeable(layers: dict, requantize: bool) -> None:
         if mode in CALIBRATED:
             raise ValueError(
                 f"Layer '{path}' can't be merged: its kernel is quantized "
-                f"('{mode}') by calibration data, which are not here to fit "
-                "the product's codes to. Keep the adapter active, or call "
-                "`keras_ether.remove`; or merge before quantizing."
+                f"('{mode}') with calibration data, and quantizing the merged "
+                "kernel would need these data. Keep the adapter active, call "
+                "`keras_ether.remove`, or merge before quantizing."
             )
         if mode in INTEGERS and not requantize:
             raise ValueError(
                 f"Layer '{path}' can't be merged without rounding: its kernel "
                 f"is quantized ('{mode}'). `keras_ether.merge(model, "
-                "requantize=True)` rounds the merged kernels to it and says "
-                "what that changes; or keep the adapter active, or call "
+                "requantize=True)` rounds the merged kernel and warns of the "
+                "rounding error. Or keep the adapter active, or call "
                 "`keras_ether.remove`."
             )
 

@@ -1,13 +1,13 @@
 """Weights files of adapted layers whose kernels are integers.
 
-They keep the promise of `keras_ether.adapters.weights_file`, that no file holds
-a base kernel in place of the fine-tuned one.
+As in `keras_ether.adapters.weights_file`, no file holds a base kernel instead
+of the fine-tuned kernel.
 
-- int8 and int4: the file holds the fine-tuned kernel, rounded to such codes
-  again, and a warning gives the rounding error. An adapted layer over the same
-  base keeps its codes and loads the vectors, bit for bit.
-- GPTQ and AWQ: codes can't be fitted without the calibration data, so saving is
-  an error. Adapter files hold the vectors alone.
+- int8 and int4: the file holds the fine-tuned kernel, quantized again, and a
+  warning states the rounding error. An adapted layer over the same base keeps
+  its codes and loads the vectors, bit for bit.
+- GPTQ and AWQ: quantizing needs the calibration data, so saving is an error.
+  Adapter files hold only the vectors.
 """
 
 import warnings
@@ -32,7 +32,7 @@ class IntegerFile(AdaptedFile):
         return quantized_kernel.code_variables(self)
 
     def entries_of_file(self) -> Callable[[Any], Any]:
-        if self.ether.is_switched_off or weights_file.is_of_base():
+        if self.ether.is_switched_off or weights_file.is_saving_base():
             return lambda value: value
         rounded = quantized_kernel.round_effective(self)
         self._warn_of_error("The file holds", rounded.error)
@@ -62,13 +62,13 @@ class CalibratedFile(LayerMixin):
     """Mixin for an adapted GPTQ or AWQ layer: its weights files are refused."""
 
     def save_own_variables(self, store: Any) -> None:
-        if not (self.ether.is_switched_off or weights_file.is_of_base()):
+        if not (self.ether.is_switched_off or weights_file.is_saving_base()):
             raise ValueError(
                 f"Layer '{self.path}' has an ETHER adapter over a kernel that "
-                f"is quantized by '{self.quantization_mode}'. Weights files "
-                "hold fine-tuned kernels, and its codes can't be fitted again "
-                "without the calibration data. Save the adapter by "
-                "`keras_ether.save_adapter`, or while training by "
+                f"is quantized by '{self.quantization_mode}'. A weights file "
+                "holds the fine-tuned kernel, and quantizing it again would "
+                "need the calibration data. Save the adapter with "
+                "`keras_ether.save_adapter`, or in training with "
                 "`keras_ether.callbacks.AdapterCheckpoint`."
             )
         super().save_own_variables(store)

@@ -2,9 +2,9 @@
 
 Keras copies a layer by its `.keras` format, in which an adapted model is the
 plain model with the fine-tuned kernels. Layers with an adapter, and adapters,
-have a `__reduce__` of their own. A model or another layer around them is of a
-class without it, so Python is told of the class by `copyreg` when an adapter is
-put in. Layers of such classes without any adapter are left to Keras.
+have their own `__reduce__`. A model or another layer that contains them has a
+class without it, so `copyreg` registers the class when an adapter is inserted.
+Keras copies layers of such classes that have no adapter.
 """
 
 import copyreg
@@ -20,8 +20,8 @@ from keras_ether.types import LayerMixin
 _reducers: list[Callable[[Layer], tuple | None]] = []
 
 
-def use(reducer: Callable[[Layer], tuple | None]) -> None:
-    """Sets the function that says how a layer is copied.
+def set_reducer(reducer: Callable[[Layer], tuple | None]) -> None:
+    """Sets the function that copies a layer.
 
     Args:
         reducer: Function from a layer to the result of `__reduce__`, or to
@@ -37,12 +37,12 @@ class Reduced(LayerMixin):
         return _own_reduction(self) or super().__reduce__()
 
 
-def meet(layer: Layer) -> None:
-    """Tells Python of the class of a layer that holds adapters.
+def register_class(layer: Layer) -> None:
+    """Registers the class of a layer that contains adapters with Python.
 
-    Python keeps what it is told for ever, so only of classes that stay: those
-    that a module holds, or that are registered with Keras. Keras can't copy
-    layers of any other.
+    A registration is permanent, so only permanent classes are registered: those
+    in a module, or registered with Keras. Keras can't copy layers of other
+    classes.
     """
     layer_class = type(layer)
     if not issubclass(layer_class, Reduced) and _stays(layer_class):

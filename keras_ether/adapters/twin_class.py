@@ -1,4 +1,4 @@
-"""The class that a layer becomes when an adapter is put into it."""
+"""The class of a layer with an adapter."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -22,12 +22,12 @@ FILES = {
 }
 
 
-# The name of the changes that make a layer an adapted one.
+# The name of the changes that adapt a layer.
 ADAPTED = "adapted"
 
 
 def hold_standalone(layer: Layer, adapter: Adapter) -> None:
-    """Freezes a layer of its own adapter, and says how to make it plain.
+    """Freezes a layer of `keras_ether.layers`, and makes it removable.
 
     Args:
         layer: A layer of `keras_ether.layers`.
@@ -49,14 +49,14 @@ def hold_standalone(layer: Layer, adapter: Adapter) -> None:
 
 
 def adapting(layer: Layer, adapter: Adapter) -> Iterator[changes.Change]:
-    """The changes that make a plain layer an adapted one."""
+    """The changes that adapt a plain layer."""
     plain = type(layer)
     yield changes.Class(layer, adapted_class(layer), plain)
     yield changes.SubLayer(layer, kinds.ADAPTER, adapter)
 
 
 def adapted_class(layer: Layer) -> type:
-    """The class that a layer becomes when an adapter is put into it."""
+    """The class of a layer with an adapter."""
     kind = kinds.known_kind(layer)
     folds = kinds.computes_itself(layer, kind)
     mixin = kind.folded if folds else kind.adapted
@@ -81,13 +81,12 @@ def is_twin_class(layer_class: type) -> bool:
 
 
 def _twin(plain: Any, bases: tuple[type, ...]) -> type:
-    """A twin of a class that files name as they name the original.
+    """A subclass that Keras's files name as they name the original.
 
-    Keras's files name classes: containers keep their layers' weights under the
-    class's name, a configuration names class and module, or the name that the
-    class is registered by. The twin has all of these names, and layers made
-    from its configuration, for example by `clone_model`, are of the plain
-    class.
+    Keras's files name classes: containers store their layers' weights under the
+    class's name, and a configuration has the class and module, or the
+    registered name. The twin has all of these names. Layers made from its
+    configuration, for example by `clone_model`, have the plain class.
     """
     twin = type(
         plain.__name__,

@@ -1,10 +1,9 @@
 """Weights files that a plain model reads and an adapted model resumes from.
 
 A layer that `keras_ether.apply` adapted writes its *effective* kernel in its
-class's own format, so a model that knows nothing of this package gets the
-fine-tuned predictions. Beside it, under a path that a plain model never reads,
-the adapter writes the vectors, the state of its dropout and a fingerprint of
-the base kernel.
+class's own format, so a plain model gets the fine-tuned predictions. Under a
+path that a plain model never reads, the adapter writes the vectors, the state
+of its dropout and a fingerprint of the base kernel.
 
 Read into an adapted layer, such a file
 
@@ -15,13 +14,13 @@ Read into an adapted layer, such a file
   vectors to the identity, with a warning.
 
 A file without vectors is a base checkpoint, and loads as one. Keras reads a
-layer right before its sub-layers, so the layer hands what it has read to its
-adapter, which sets everything once it has read the vectors too. Whatever fails
-or interrupts the reading, the layer and its adapter are then as they were.
+layer right before its sub-layers, so the layer passes the values that it has
+read to its adapter. The adapter sets all values after it has read the vectors.
+If reading fails or is interrupted, the layer and its adapter are unchanged.
 
-Layers over integer kernels are the subject of `quantized_weights_file` beside
-this module. The layers of `keras_ether.layers` differ: they write their base
-kernel and their vectors, which only the same class reads.
+Module `quantized_weights_file` handles layers with integer kernels. The layers
+of `keras_ether.layers` differ: they write their base kernel and their vectors,
+which only the same class reads.
 """
 
 import contextlib
@@ -54,25 +53,25 @@ if TYPE_CHECKING:
 
 
 FINGERPRINT = "base_digest"
-# In files of before, by `sampled_fingerprint`.
+# In older files, by `sampled_fingerprint`.
 SAMPLED = "base_fingerprint"
 METHOD = "method"
 DROPOUT = "dropout_state"
-# The adapter's strength in the kernel beside it, where that is not 1.
+# The strength at which the file's kernel was folded, if it is not 1.
 STRENGTH = "strength"
 # The rate multiplier that a learned strength has, where that is not 1.
 MULTIPLIER = "rate_multiplier"
 
-_of_base = contextvars.ContextVar("of_base", default=False)
+_of_base = contextvars.ContextVar("saving_base", default=False)
 
 
 @contextlib.contextmanager
-def of_base() -> Iterator[None]:
+def saving_base() -> Iterator[None]:
     """Makes integer layers write their base codes, in the plain format.
 
-    For copies in memory, which get both the base and the vectors; a file must
-    hold the fine-tuned kernel. A context variable, so that another thread may
-    write a file meanwhile.
+    Copies in memory need both the base and the vectors, but a file must hold
+    the fine-tuned kernel. This is a context variable, so that another thread
+    may write a file at the same time.
     """
     token = _of_base.set(True)
     try:
@@ -81,16 +80,16 @@ def of_base() -> Iterator[None]:
         _of_base.reset(token)
 
 
-def is_of_base() -> bool:
-    """Whether the call is within `of_base`."""
+def is_saving_base() -> bool:
+    """Whether the call is within `saving_base`."""
     return _of_base.get()
 
 
 class AdaptedFile(LayerMixin):
     """Mixin for an adapted layer that saves and loads in its class's format.
 
-    A subclass says which variables hold the kernel, what a file holds in their
-    place, and how to take the adapter out of it again.
+    A subclass defines which variables hold the kernel, which entries of a file
+    replace them, and how to recover the base from these.
     """
 
     def kernel_variables(self) -> list[Variable]:
@@ -107,12 +106,12 @@ class AdaptedFile(LayerMixin):
 
     def save_own_variables(self, store: Any) -> None:
         entries: dict[str, Any] = {}
-        # PyTorch would keep what a gradient of the folded kernel needs.
+        # PyTorch would save tensors for a gradient of the folded kernel.
         with without_gradients():
             super().save_own_variables(entries)
             of_file = self.entries_of_file()
             for key in list(entries):
-                # Freed before the next one is made.
+                # Freed before the next kernel is made.
                 store[key] = as_array(of_file(entries.pop(key)))
         self.ether.base_fingerprint = _digest_of(self.kernel_variables())
         memory.return_freed()
@@ -144,7 +143,7 @@ class PlainFile(AdaptedFile):
 
 
 class Loading:
-    """What an adapted layer has read, until its adapter has read the vectors.
+    """The values that a layer has read, until its adapter has read its own.
 
     Args:
         layer: The layer, with its values from before.
@@ -188,15 +187,15 @@ class Loading:
         adapter.restart()
         warnings.warn(
             f"The file's weights for '{self.layer.path}' were saved over "
-            f"another base kernel. '{adapter.config.method}' cannot be taken "
-            "out of a kernel, so the fine-tuned kernel becomes the base and "
-            "its adapter starts at the identity again. The predictions are "
-            "the fine-tuned ones.",
+            f"another base kernel. '{adapter.config.method}' can't be "
+            "inverted, so the fine-tuned kernel becomes the base and its "
+            "adapter is reset to the identity. The predictions are those of "
+            "the fine-tuned model.",
             stacklevel=2,
         )
 
 
-# In place of a `Loading`, where reading the layer has failed.
+# Replaces a `Loading` if reading the layer has failed.
 NOT_READ: Any = object()
 
 
@@ -213,7 +212,7 @@ def save_vectors(adapter: "Adapter", store: Any) -> None:
         store[DROPOUT] = np.asarray(state, "int64")
     if adapter.base_fingerprint is not None:
         store[FINGERPRINT] = adapter.base_fingerprint
-        strength = to_numpy(adapter.strength)
+        strength = to_numpy(adapter.runtime_strength)
         if strength != 1.0:
             store[STRENGTH] = strength
         adapter.base_fingerprint = None
@@ -226,15 +225,15 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
         ValueError: if the layer's own variables could not be read, if the
             file's adapter has another method or vectors of other shapes, or if
             it was saved over another base, at a strength other than 1 or with a
-            method that can't be taken out of the kernel and does not start at
-            the identity. The layer and its adapter are then as they were.
+            method that can't be inverted and does not start at the identity.
+            The layer and its adapter are then unchanged.
     """
     loading, adapter.loading = adapter.loading, None
     if loading is NOT_READ:
-        # Keras goes on with the other layers, and reports all errors.
+        # Keras continues with the other layers, and reports all errors.
         raise ValueError(
-            f"Adapter '{adapter.path}' is left as it was, because the weights "
-            "of its layer can't be read."
+            f"Adapter '{adapter.path}' is not loaded, because the weights of "
+            "its layer can't be read."
         )
     pairs: list[tuple[Variable, Any]] = []
     same = None
@@ -294,15 +293,16 @@ def _check_method(adapter: "Adapter", store: Any) -> None:
         raise ValueError(
             f"The file's weights for adapter '{adapter.path}' were saved over "
             "another base, at strength "
-            f"{float(np.asarray(store[STRENGTH])):g}, which can't be taken out "
-            "of a kernel. Save it at `keras_ether.strength(model, 1.0)`."
+            f"{float(np.asarray(store[STRENGTH])):g}, at which the "
+            "transformation can't be inverted. Save the model at "
+            "`keras_ether.strength(model, 1.0)`."
         )
     if not method.orthogonal and not method.starts_at_identity:
         raise ValueError(
             f"The file's weights for adapter '{adapter.path}' were saved over "
-            f"another base. '{method.name}' can't be taken out of a kernel, "
-            "and does not start at the identity. Load the file over its own "
-            "base, or use `keras_ether.save_adapter`."
+            f"another base. '{method.name}' can't be inverted, and does not "
+            "start at the identity. Load the file over its own base, or use "
+            "`keras_ether.save_adapter`."
         )
 
 
@@ -322,9 +322,9 @@ def _read(adapter: "Adapter", store: Any) -> list[tuple[Variable, np.ndarray]]:
     }
     if method != adapter.method.name or received != expected:
         raise ValueError(
-            f"The file's vectors for adapter '{adapter.path}' are not those of "
-            f"this model. Expected: method='{adapter.method.name}', "
-            f"{expected}. Received: method='{method}', {received}."
+            f"The file's vectors for adapter '{adapter.path}' don't fit this "
+            f"model. Expected: method='{adapter.method.name}', {expected}. "
+            f"Received: method='{method}', {received}."
         )
     multiplier = np.asarray(store[MULTIPLIER]) if MULTIPLIER in store else 1.0
     own = adapter.config.rate_multiplier or 1.0

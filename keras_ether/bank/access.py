@@ -1,4 +1,4 @@
-"""Who uses a bank's rows now: calls together, and what changes rows alone."""
+"""The lock of a bank's rows: shared by calls, exclusive for changes."""
 
 import contextlib
 import threading
@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 
 class Access:
-    """A lock that many calls share, and that a change has alone.
+    """A readers-writer lock: shared by calls, exclusive for a change.
 
-    A thread that has it already gets it again. A change that waits goes before
-    calls that begin after it.
+    A thread may acquire it again. A waiting change precedes calls that begin
+    after it.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class Access:
         finally:
             with self._condition:
                 self._sharing[me] -= 1
-                # Threads come and go, and their numbers must not pile up.
+                # Entries of finished threads must not accumulate.
                 self._sharing += Counter()
                 self._condition.notify_all()
 

@@ -32,49 +32,50 @@ class AdapterBank:
     """Many adapters on one base; each example of a batch uses its own.
 
     The bank stacks the adapters' vectors, a row for each adapter. An integer
-    for each example selects the row that takes the place of the model's own
-    vectors. Every adapter also has its own head. The base is shared, and the
-    model passed works as before. Row 0 is the base itself, with the head that
-    the model has when the bank is made. Nothing is compiled again when adapters
-    are added or removed (Bini et al., ICML 2024, sections 1 and 3).
+    for each example, its id, selects a row, which replaces the model's own
+    vectors. Every adapter also has its own head. The adapters share the base.
+    Row 0 is the base itself, with the model's head at the time when the bank is
+    made. Adding or removing adapters triggers no compilation, and the model
+    passed works as before (Bini et al., ICML 2024, sections 1 and 3).
 
-    A trial certifies that no example gets the answer of another's adapter: it
-    compares mixed batches of random adapters with each of them alone, once for
-    every new kind of inputs (`predict`, `fit`, `generate`, another length).
-    That takes 12 forward passes of 5 to 13 examples, 10 for `fit`; in 16 bits
-    or with a quantized base 8 more, on TensorFlow 2 more. Threads may use a
-    bank together. What changes it waits for calls that run, and calls wait for
-    that.
+    A trial run checks that no example gets the answer of another adapter. It
+    compares batches of several random adapters with each adapter alone, once
+    for every new kind of inputs (`predict`, `fit`, `generate`, another length).
+    A trial takes 12 forward passes of 5 to 13 examples, or 10 for `fit`. In 16
+    bits or with a quantized base it takes 8 more, and on TensorFlow 2 more.
+    Threads may use a bank concurrently. A change of the bank waits for running
+    calls, and calls wait for the change.
 
     Args:
         model: A Keras model that `keras_ether.apply` or
-            `keras_ether.load_adapter` has adapted. It determines
-            which layers the bank's adapters may cover, their method and number
-            of blocks, and the shape of their heads.
-        capacity: Integer, the largest number of adapters.
-        trial: Inputs for the first trial, one example or more, as the model
-            takes them. Defaults to `None`, for inputs that are made up.
-        certify: Boolean, whether there are trials. Without one a model that
-            mixes the examples of a batch gives wrong answers unnoticed.
-            Defaults to `True`.
+            `keras_ether.load_adapter` has adapted. It determines the layers
+            that the bank's adapters may cover, their method and number of
+            blocks, and the shape of their heads.
+        capacity: Integer, the maximum number of adapters.
+        trial: Inputs for the first trial, one example or more, in the form that
+            the model takes. Defaults to `None`, for generated inputs.
+        certify: Boolean, whether to run trials. Without trials, a model that
+            mixes the examples of a batch silently gives wrong answers. Defaults
+            to `True`.
 
     Attributes:
-        model: A Keras model. It takes a dictionary of the inputs of `model`,
-            under the key `"inputs"` if they are not a dictionary, and of
-            `adapter_id`, one integer per example. Use it by `predict`,
-            `evaluate`, `fit`, `export` or a call. An id that no adapter has, or
-            no longer, is a `ValueError` where its value is known. In compiled
-            code of yours the output is NaN instead, or the lowest integer.
-        capacity: The argument.
+        model: A Keras model. It takes a dictionary: the inputs of `model`,
+            under the key `"inputs"` if they are not a dictionary, and
+            `adapter_id`, one integer per example. Use its `predict`,
+            `evaluate`, `fit` or `export`, or call it. An id without an adapter
+            in the bank raises a `ValueError` if its value is known. In your own
+            compiled code the output is NaN instead, or the lowest integer.
+        capacity: The argument `capacity`.
 
     Raises:
         ValueError: if `model` has no adapter; if `capacity` is not a positive
-            integer; if the trial finds that a layer does not compute each
-            example by itself, or can't run; or if a layer can't: its kernel is
-            float8 or read from outside of its call, its method has no thin
-            factors (`"oft"`, `"naive"`), or it trains beside the adapters and
-            is no `Dense`, `EinsumDense`, `LayerNormalization` or
-            `RMSNormalization`. The model then stays as it was.
+            integer; if the trial can't run, or finds a layer that does not
+            compute each example separately; or if a layer can't have a separate
+            adapter for each example: its kernel is float8 or read from outside
+            of its call, its method has no thin factors (`"oft"`, `"naive"`), or
+            the layer trains in full and is no `Dense`, `EinsumDense`,
+            `LayerNormalization` or `RMSNormalization`. An error leaves the
+            model unchanged.
 
     Example:
 
@@ -107,8 +108,8 @@ class AdapterBank:
         certify = arguments.check_boolean(certify, "certify")
         if isinstance(model, BankModel):
             raise ValueError(
-                "A bank is made of an adapted model, not of the model of "
-                f"another bank. Received: model={model!r}"
+                "`model` must be an adapted model, not the model of another "
+                f"bank. Received: model={model!r}"
             )
         self.capacity = rows
         structure = structure_of(model)
@@ -125,10 +126,10 @@ class AdapterBank:
         self._generator: generating.Generator | None = None
 
     def close(self) -> None:
-        """Leaves the model that was passed as it was before the bank.
+        """Closes the bank, and restores the methods of the model.
 
-        The bank can't be used any more. Leaving a `with` block of the bank
-        does the same.
+        A closed bank can't be used. The end of a `with` block closes the bank
+        too.
         """
         self.model.close()
 
@@ -144,17 +145,17 @@ class AdapterBank:
         return self._rows.names
 
     def add(self, name: str, source: Any = None, evict: bool = False) -> int:
-        """Adds an adapter, or replaces the one that has the name already.
+        """Adds an adapter, or replaces the adapter of that name.
 
-        A replacement keeps the id. Calls that run are awaited.
+        A replacement keeps the id. `add` waits for running calls.
 
         Args:
             name: String, the adapter's name.
-            source: String or `PathLike`, a file that `keras_ether.save_adapter`
-                wrote; an adapted model; or `None`, the default, for the start
-                that `keras_ether.apply` gives, with the base's head. Layers
-                that the bank covers and the adapter does not cover compute as
-                in the base.
+            source: String or `PathLike`, a file of `keras_ether.save_adapter`;
+                an adapted model; or `None`, the default, for the initial
+                vectors of `keras_ether.apply` and the base's head. Layers that
+                the bank covers and the adapter does not cover compute as in the
+                base.
             evict: Whether a full bank removes the least recently used adapter
                 that is not in use, see `using`. Defaults to `False`.
 
@@ -164,23 +165,23 @@ class AdapterBank:
         Raises:
             ValueError: if the bank is full, or the adapter does not fit: it was
                 trained over another base, has another method, other blocks or
-                another head, or covers layers that the bank does not. The bank
-                then stays as it was.
+                another head, or covers layers that the bank does not cover. An
+                error leaves the bank unchanged.
         """
         if not isinstance(name, str) or not name:
             raise ValueError(
-                "An adapter's name must be a string that is not empty. "
-                f"Received: name={name!r}"
+                "An adapter's name must be a non-empty string. Received: "
+                f"name={name!r}"
             )
         self.model.check_ready()
         content = None
         if source is not None:
             content = row_contents.content_from(source, name)
         with self.model.access.shared():
-            self.model.settle()
+            self.model.restore_values()
             values, covered = self._checked(content, name)
         with self.model.access.alone():
-            self.model.settle()
+            self.model.restore_values()
             return self.model.put(name, values, covered, evict)
 
     def _checked(
@@ -198,19 +199,19 @@ class AdapterBank:
         return values, row_contents.covered_by(content)
 
     def remove(self, name: str) -> None:
-        """Removes an adapter. Its id ends, and no adapter ever has it again.
+        """Removes an adapter. Its id is never used again.
 
         Raises:
             ValueError: if there is no such adapter, or it is in use, see
                 `using`.
         """
         with self.model.access.alone():
-            self.model.settle()
+            self.model.restore_values()
             self._rows.release(name)
             self.model.publish_ids()
 
     def ids(self, names: Sequence[str | None]) -> np.ndarray:
-        """The ids of adapters, one per example.
+        """Returns the ids of adapters, one per example.
 
         Args:
             names: List of names; `None` stands for the base.
@@ -225,14 +226,14 @@ class AdapterBank:
 
     @contextlib.contextmanager
     def using(self, names: Sequence[str | None]) -> Iterator[np.ndarray]:
-        """Keeps adapters in the bank within a `with` block.
+        """Protects adapters from removal within a `with` block.
 
         Args:
             names: List of names; `None` stands for the base.
 
         Yields:
-            Their ids, see `ids`. Within the block `remove` refuses these
-            adapters, and `add` evicts others.
+            The ids of the adapters, see `ids`. Within the block `remove`
+            refuses these adapters, and `add` evicts only others.
 
         Raises:
             ValueError: if there is no such adapter.
@@ -253,7 +254,7 @@ class AdapterBank:
     def predict(
         self, x: Any, names: Sequence[str | None], **kwargs: Any
     ) -> Any:
-        """Predictions, each example with its own adapter.
+        """Predicts, each example with its own adapter.
 
         Args:
             x: Inputs as the `predict` of the model takes them: arrays, or the
@@ -292,7 +293,7 @@ class AdapterBank:
         filepath = adapter_file.check_name(filepath)
         atomic_write.check_place(filepath)
         with self.model.access.shared():
-            self.model.settle()
+            self.model.restore_values()
             row = self._rows.row(name)
             content = row_contents.content_of_row(
                 self._structure,
@@ -328,7 +329,7 @@ class AdapterBank:
             return self._generator.generate(prompts, ids, kwargs)
 
     def _preprocessed(self, x: Any) -> Any:
-        """Inputs of the model, from raw ones of a task."""
+        """The model's inputs, from the raw inputs of a task."""
         preprocessor = getattr(self.model.base, "preprocessor", None)
         struct = base_inputs(self.model.base)
         is_ready = (

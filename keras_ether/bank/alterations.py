@@ -1,7 +1,7 @@
-"""What an open bank changes on a model's layers.
+"""The methods of a model's layers that an open bank replaces.
 
-Banks may share a model. A method is replaced when the first asks for it, and is
-back when the last lets go.
+Banks may share a model. The first bank replaces a method, and the last bank
+restores it.
 """
 
 import functools
@@ -25,7 +25,7 @@ class Alterations:
     """The replaced methods of one bank.
 
     Args:
-        of_heads: The layers that ask for weights of each example.
+        of_heads: The layers that use weights of each example.
         rematerialized: The layers that Keras may run again in the backward
             pass, outside of the bank's call.
     """
@@ -62,7 +62,7 @@ class Alterations:
         self._held.append((layer, name))
 
     def undo(self) -> None:
-        """Gives the layers their own methods back, now or very soon.
+        """Restores the layers' own methods, now or very soon.
 
         Garbage may be collected while this or another bank changes a layer.
         """

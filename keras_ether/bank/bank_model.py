@@ -38,7 +38,7 @@ from keras_ether.types import Tensor
 
 
 class BankModel(Loops, NamedWeights, keras.Model):
-    """Computes each example with the adapter that its `adapter_id` names.
+    """Computes each example with the adapter of its `adapter_id`.
 
     `keras_ether.AdapterBank` makes it, as its attribute `model`.
 
@@ -55,8 +55,8 @@ class BankModel(Loops, NamedWeights, keras.Model):
         struct = base_inputs(base)
         if isinstance(struct, dict) and ADAPTER_ID in struct:
             raise ValueError(
-                f"Model '{base.name}' has an input '{ADAPTER_ID}' of its own, "
-                "and a bank takes its ids by that name."
+                f"Model '{base.name}' has an input '{ADAPTER_ID}', but a bank "
+                "uses this name for its ids."
             )
         super().__init__(name=f"{base.name}_bank", dtype=base.dtype_policy)
         self.base = base
@@ -98,7 +98,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
             [layer for layer, _ in self._heads],
             [
                 layer
-                for layer in internals.everything_in(base)
+                for layer in internals.layers_in(base)
                 if internals.is_rematerialized(layer)
             ],
         )
@@ -108,7 +108,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
         self.__dict__["_undo"] = undo
 
     def close(self) -> None:
-        """Leaves the base as it was."""
+        """Restores the base."""
         with self.access.alone():
             self.__dict__["_is_open"] = False
             self._undo()
@@ -134,10 +134,10 @@ class BankModel(Loops, NamedWeights, keras.Model):
         if training and step is None:
             internals.give_back(self._values_left)
             raise ValueError(
-                "The model of an `AdapterBank` trains by its own `fit` or "
-                "`train_on_batch` alone: they let each adapter train as if "
-                "alone. Within another model, or in a loop of yours, call it "
-                "with `training=False`."
+                "The model of an `AdapterBank` trains only in its own `fit` or "
+                "`train_on_batch`, where each adapter trains as if alone. "
+                "Within another model, or in your own loop, call it with "
+                "`training=False`."
             )
         ids = ops.convert_to_tensor(ids)
         values = concrete(ids)
@@ -166,11 +166,11 @@ class BankModel(Loops, NamedWeights, keras.Model):
         return BankExamples(self._stack_of, ids, rows, repeated, row)
 
     def split(self, inputs: dict[str, Any]) -> tuple[Tensor, Any]:
-        """The ids, and the inputs in the form in which the base takes them."""
+        """The ids, and the inputs in the form that the base takes."""
         if not isinstance(inputs, dict) or ADAPTER_ID not in inputs:
             shown = sorted(inputs) if isinstance(inputs, dict) else type(inputs)
             raise ValueError(
-                f"The model of an `AdapterBank` takes a dictionary with "
+                "The model of an `AdapterBank` takes a dictionary with "
                 f"'{ADAPTER_ID}', one integer per example, and the inputs of "
                 f"'{self.base.name}', under the key '{INPUTS}' if they are not "
                 f"a dictionary. Received: {shown}"
@@ -197,15 +197,15 @@ class BankModel(Loops, NamedWeights, keras.Model):
                 if not np.array_equal(to_numpy(ids), self.marked_ids()):
                     raise ValueError(
                         "Weights of other adapters were loaded into the "
-                        "`AdapterBank`, past its names. `load_weights` of its "
-                        "model brings names with the weights."
+                        "`AdapterBank` without their names. `load_weights` of "
+                        "its model loads names and weights."
                     )
         for layer, adapter in self._adapters:
             if getattr(layer, "ether", None) is not adapter:
                 raise ValueError(
-                    f"Layer '{layer.path}' of model '{self.base.name}' no "
-                    "longer has the adapter that it had when the `AdapterBank` "
-                    "was made: it was merged or removed since. Make a new bank."
+                    f"The adapter of layer '{layer.path}' of model "
+                    f"'{self.base.name}' was merged or removed since the "
+                    "`AdapterBank` was made. Make a new bank."
                 )
         for layer, variables in self._heads:
             if not heads.is_as_it_was(layer, variables):
@@ -224,11 +224,11 @@ class BankModel(Loops, NamedWeights, keras.Model):
             inputs: What a user passes to the model.
             certify: Whether inputs of a new kind may have a trial now.
                 Defaults to `True`.
-            trains: Whether adapters are to train on them. Defaults to `False`.
+            trains: Whether adapters train on them. Defaults to `False`.
 
         Raises:
-            ValueError: if an id is none of an adapter in the bank, if there is
-                not one for each example, or if a trial fails.
+            ValueError: if an id belongs to no adapter in the bank, if the
+                number of ids is not that of the examples, or if a trial fails.
         """
         ids, x = self.split(inputs)
         values = None if _is_symbolic(x) else concrete(ids)
@@ -247,14 +247,14 @@ class BankModel(Loops, NamedWeights, keras.Model):
             if not len(found) or not self.certificates.is_new(x, kind):
                 continue
             if certify:
-                self.settle()
+                self.restore_values()
                 self.certificates.certify_call(x, training)
             elif BACKEND == "jax":
-                # A loop has the weights, and there will be no other look.
+                # A loop holds the weights, and no later check will run.
                 raise ValueError(
-                    "Inputs of a new kind, such as of another length, came "
-                    "from another thread in the middle of a loop, where no "
-                    "trial can run. Call the bank's model on some first."
+                    "Another thread passed inputs of a new kind, such as of "
+                    "another length, during a loop, where no trial can run. "
+                    "Call the bank's model on such inputs first."
                 )
         return {**inputs, ADAPTER_ID: found}
 
@@ -267,33 +267,34 @@ class BankModel(Loops, NamedWeights, keras.Model):
         covered: Iterable[str],
         evict: bool,
     ) -> int:
-        """Puts an adapter in a row, in the place of another if need be.
+        """Puts an adapter in a row; it may replace or evict another one.
 
         Returns:
             Its id.
         """
         row = self.table.make_room(name, evict)
         try:
-            # A graph may run without the bank's lock: who went has no id.
+            # A graph may run without the bank's lock: a removed adapter has no
+            # id.
             self.publish_ids()
             self.write(row, values)
         except BaseException:
-            # What is left in the row is nobody's.
+            # The row now belongs to no adapter.
             self.table.release(name, is_lost=True)
             self.publish_ids()
             raise
-        self.table.settle(name, row, covered)
+        self.table.assign(name, row, covered)
         self.publish_ids()
         return int(self.table.ids[row])
 
     def publish_ids(self) -> None:
-        """Lets compiled code know which ids there are."""
+        """Sets the variable from which compiled code reads the valid ids."""
         self.__dict__["_mark"] += np.int32(1)
         self.current.assign(self.marked_ids())
         self.remember()
 
     def marked_ids(self) -> np.ndarray:
-        """What `current` holds, if the values are those of the bank's names."""
+        """The value of `current` if the values belong to the bank's names."""
         return np.append(self.table.ids, self._mark)
 
     def write(self, row: int, values: dict[str, Any]) -> None:
@@ -350,9 +351,9 @@ class BankModel(Loops, NamedWeights, keras.Model):
 
     def save(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
-            "The model of an `AdapterBank` can't be saved as a whole: "
-            "`bank.save(name, file)` saves an adapter, `bank.model.export` "
-            "makes a SavedModel of all."
+            "The model of an `AdapterBank` can't be saved as a whole. "
+            "`bank.save(name, file)` saves one adapter, and "
+            "`bank.model.export` writes a SavedModel with all adapters."
         )
 
     def get_config(self) -> None:

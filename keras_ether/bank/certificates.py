@@ -1,4 +1,4 @@
-"""What the trials of a bank have certified, and by which calls are checked."""
+"""The kinds of inputs that have passed a trial, and checks of calls."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from keras_ether.bank import trial
 from keras_ether.bank.examples import Asked
 from keras_ether.bank.names import INPUTS
 from keras_ether.bank.structure import Structure
-from keras_ether.ops.traced import forget_recorded
+from keras_ether.ops.traced import clear_traces
 from keras_ether.types import Model
 
 CALL, TRAINING = "call", "training"
 
 
 class Certificates:
-    """How often layers ask in a call, by the kind of its inputs.
+    """How often layers look up factors or weights in a call, by kind of inputs.
 
     Args:
         base: The adapted model.
@@ -37,10 +37,10 @@ class Certificates:
         self._asked: dict[tuple, Counter[Asked]] = {}
 
     def start(self, batch: Any) -> None:
-        """The first trial, over inputs passed or over made-up ones.
+        """The first trial, with the inputs passed or with generated inputs.
 
         Raises:
-            ValueError: if the trial fails, or no inputs can be made up.
+            ValueError: if the trial fails, or no inputs can be generated.
         """
         if not self.runs_trials:
             return
@@ -50,15 +50,15 @@ class Certificates:
                 batch = trial.inputs_for(self.base, symbols)
         if batch is None:
             raise ValueError(
-                f"No inputs of model '{self.base.name}' can be made up for a "
-                "trial of whether its adapters can be mixed in a batch. Pass "
-                "some as `trial`: `AdapterBank(model, capacity, trial=x)`, in "
-                "the form in which the model takes them."
+                f"No inputs of model '{self.base.name}' can be generated to "
+                "test whether its adapters can be mixed in a batch. Pass "
+                "inputs in the form that the model takes: `AdapterBank(model, "
+                "capacity, trial=x)`."
             )
         if not all(getattr(x, "shape", ()) for x in tree.flatten(batch)):
             raise ValueError(
-                "`trial` must be arrays of one example or more, in the form in "
-                f"which the model takes them. Received: trial={batch!r}"
+                "`trial` must be arrays of one example or more, in the form "
+                f"that the model takes. Received: trial={batch!r}"
             )
         self.certify_call(batch)
 
@@ -110,22 +110,22 @@ class Certificates:
         except (ValueError, MemoryError):
             raise
         except Exception as error:
-            forget_recorded(error)
+            clear_traces(error)
             reason = str(error).strip().partition("\n")[0]
             raise per_example.NoExamplesError(
-                f"The trial of model '{self.base.name}', of whether its "
-                "adapters can be mixed in a batch, failed by a "
+                f"The trial of model '{self.base.name}', which tests whether "
+                "its adapters can be mixed in a batch, failed with a "
                 f"{type(error).__name__}: {reason} (A `jax.jit` within the "
-                "model keeps what it recorded before.)"
+                "model still runs the code that it traced before.)"
             ) from error
 
     def check(self, asked: Counter[Asked], inputs: Any) -> None:
-        """Raises a `ValueError` unless layers asked as a trial saw them.
+        """Raises a `ValueError` if lookups differ from those of a trial.
 
-        Where no trial was of such inputs, as in any other.
+        Without a trial of such inputs, any other trial counts.
 
         Args:
-            asked: How often each did in a call.
+            asked: How often each was looked up in a call.
             inputs: Inputs of the call.
         """
         known = self._asked.get((CALL, _signature(inputs)))
@@ -139,10 +139,10 @@ class Certificates:
             raise _asking_error(key, asked, f"{known[key]} times in its trial")
 
     def check_all(self, asked: Counter[Asked]) -> None:
-        """Raises a `ValueError` unless all asked that have something."""
+        """Raises a `ValueError` if an adapter or weight was not looked up."""
         missing = trial.expected(self.structure) - set(asked)
         if missing:
-            raise _asking_error(min(missing), asked, "each has to")
+            raise _asking_error(min(missing), asked, "it has to at least once")
 
 
 def call_kind(training: bool) -> str:
@@ -156,7 +156,7 @@ def base_inputs(base: Model) -> Any:
         inputs = base.inputs
         return inputs[0] if inputs else None
     if not getattr(base, "inputs", None):
-        # What a model of a class of its own was built for.
+        # The inputs that a subclassed model was built for.
         shape = (base.get_build_config() or {}).get("input_shape")
         is_one = isinstance(shape, tuple | list) and not any(
             isinstance(size, tuple | list) for size in shape
@@ -169,16 +169,16 @@ def base_inputs(base: Model) -> Any:
 def _asking_error(key: Asked, asked: Counter[Asked], wanted: str) -> ValueError:
     path, _ = key
     return ValueError(
-        f"Layer '{path}' asked {asked[key]} times for the adapters of this "
-        f"call's examples, and {wanted}: it would compute with other values. "
-        "A `tf.function` or `jax.jit` within the model keeps what it recorded "
-        "before. Inputs of another kind want a trial of their own: call the "
-        "bank's model on some first."
+        f"Layer '{path}' used the adapters of this call's examples "
+        f"{asked[key]} times, but {wanted}. It would compute wrong values. A "
+        "`tf.function` or `jax.jit` within the model still runs the code that "
+        "it traced before. For another kind of inputs, call the bank's model "
+        "on such inputs first, for a trial."
     )
 
 
 def _signature(inputs: Any) -> tuple | None:
-    """What a trial of inputs holds for: dtypes and sizes but for the batch."""
+    """The kind of inputs: dtypes and sizes without the batch."""
     parts = tree.flatten(inputs)
     if not all(hasattr(x, "shape") and hasattr(x, "dtype") for x in parts):
         return None

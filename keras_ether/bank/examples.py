@@ -24,12 +24,12 @@ from keras_ether.types import Layer
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
-# What asks: a layer's structural path, and the side of its adapter or "".
+# A lookup: a layer's structural path, and the side of its adapter or "".
 Asked = tuple[str, str]
 
 
 class BankExamples:
-    """Answers layers for the examples of one call, see `per_example`.
+    """The factors and weights for the examples of one call, see `per_example`.
 
     Args:
         stacks: Dictionary from the id of an `Adapter`, or of a layer of the
@@ -42,8 +42,8 @@ class BankExamples:
             Defaults to `None`.
 
     Attributes:
-        asked: How often each adapter and layer of the head was asked for.
-        axes: The sizes of inner axes of the inputs of layers that asked.
+        asked: How often each adapter and layer of the head was looked up.
+        axes: The sizes of inner axes of the inputs of these layers.
         row: Int32 tensor of shape `(batch,)`, the row of each example.
     """
 
@@ -87,8 +87,8 @@ class BankExamples:
         stack = self.stacks.get(id(adapter))
         if stack is None:
             raise ValueError(
-                f"Adapter '{adapter.path}' was not there when the "
-                "`AdapterBank` was made. Make a new bank."
+                f"Adapter '{adapter.path}' was added after the `AdapterBank` "
+                "was made. Make a new bank."
             )
         self.asked[stack.layer_path, side] += 1
         gathered = {
@@ -120,8 +120,9 @@ class BankExamples:
     ) -> Any:
         """The outputs of `base` for examples of the base, `each` for others.
 
-        Outputs for the base must equal the base's own to the bit, and products
-        with many matrices are rounded differently from those with one.
+        Outputs for the base must equal the base's own outputs bit for bit, but
+        products with many matrices are rounded differently from a product with
+        one.
 
         Args:
             layer: The layer of the head.
@@ -130,13 +131,13 @@ class BankExamples:
         """
         rows = self.stacks[id(layer)].rows
         row = ops.full((1,), BASE, "int32")
-        of_base = base(
+        saving_base = base(
             {
                 n: ops.stop_gradient(take_rows(v, row)[0])
                 for n, v in rows.items()
             }
         )
-        return where_each(self.is_base, of_base, each)
+        return where_each(self.is_base, saving_base, each)
 
     def check(self, layer: Layer, inputs: Tensor) -> Tensor:
         """The inputs of a layer, whose leading axis has to be the batch."""
@@ -152,10 +153,9 @@ class BankExamples:
             return inputs
         raise per_example.NoExamplesError(
             f"The leading axis of the inputs of layer '{layer.path}' must be "
-            f"the batch, one example for each of {self.size} adapter ids: each "
-            "has an adapter of its own. Received: inputs of shape "
-            f"{tuple(inputs.shape)}. Leave the layer out, by `exclude` of "
-            "`keras_ether.apply`."
+            f"the batch, with one example for each of {self.size} adapter ids. "
+            f"Received: inputs of shape {tuple(inputs.shape)}. Leave the layer "
+            "out with `exclude` of `keras_ether.apply`."
         )
 
     def check_outputs(self, outputs: Any) -> None:
@@ -164,15 +164,15 @@ class BankExamples:
             leading = y.shape[0] if len(y.shape) else 1
             if leading != self.size and None not in (leading, self.size):
                 raise per_example.NoExamplesError(
-                    "Every output of a bank's base must have one part for each "
-                    f"example. Received: {self.size} examples and an output of "
-                    f"shape {tuple(y.shape)}"
+                    "Every output of a bank's base must have the batch as its "
+                    f"first axis. Received: {self.size} examples and an output "
+                    f"of shape {tuple(y.shape)}"
                 )
 
     def marked(self, outputs: Any, current: Variable) -> Any:
         """Outputs that are NaN, or the lowest integer, for an invalid id.
 
-        The ids of rows are read here, after all values: an id that ended in
+        The ids of rows are read here, after all values, so an id that ended in
         between is invalid.
         """
         with after(tree.flatten(outputs)):
@@ -200,6 +200,7 @@ def _filling(y: Tensor) -> float | int:
     if dtype.startswith("int"):
         return int(np.iinfo(dtype).min)
     raise per_example.NoExamplesError(
-        f"A bank can't mark outputs of dtype {dtype} where an id has no "
-        "adapter. Let the model return floats or signed integers."
+        "For an id without an adapter, a bank returns NaN or the lowest "
+        f"integer, which dtype {dtype} does not have. The model must return "
+        "floats or signed integers."
     )

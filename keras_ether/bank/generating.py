@@ -1,9 +1,9 @@
 """Generation by tasks like KerasHub's, each prompt with its own adapter.
 
 A task compiles a loop around its `generate_step`, which gets the inputs. A
-stand-in for the task, an object of a subclass with the task's attributes, adds
-the ids to these inputs, and its own `generate_step` opens the context for them.
-The task itself stays as it is.
+stand-in for the task is an object of a subclass with the task's attributes. It
+adds the ids to these inputs, and its own `generate_step` opens the context for
+them. The task itself does not change.
 """
 
 import threading
@@ -45,8 +45,8 @@ class Generator:
         missing = [n for n in NEEDED if not callable(getattr(task, n, None))]
         if missing:
             raise ValueError(
-                f"Model '{task.name}' can't generate: it has no {missing}. A "
-                "causal or sequence-to-sequence task of KerasHub can."
+                f"Model '{task.name}' can't generate: it has no {missing}. Use "
+                "a causal or sequence-to-sequence task of KerasHub."
             )
         self.model = model
         self.task = task
@@ -83,7 +83,7 @@ def _generating_class(task_class: Any) -> type:
             examples = self.bank_model.examples(ids, repeated=True)
             with per_example.computing_for(examples):
                 outputs = super().generate_step(inputs, *args, **kwargs)
-            # How often depends on whether loops are recorded or run.
+            # The number of lookups depends on whether loops are traced or run.
             self.bank_model.certificates.check_all(examples.asked)
             return outputs
 
@@ -131,7 +131,7 @@ def _generating_class(task_class: Any) -> type:
 
 
 def _few_tokens(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The first prompts, with room for few tokens more."""
+    """The first prompts, with space for a few more tokens."""
     first = {
         name: to_numpy(keras.ops.convert_to_tensor(x[: max(trial.SIZES)]))
         for name, x in inputs.items()

@@ -1,8 +1,8 @@
 """Layers of a head, with separate weights for each example of a bank's call.
 
-For each class that can be one, the product with a weight for each example is
-written here. Such a layer keeps its class. While a bank is open, its `call`
-first asks whether the examples of the current call have their own weights, and
+This module has the product with a weight for each example, for each class that
+a head may have. The layers keep their classes. While a bank is open, a layer's
+`call` uses the examples' own weights if the current call has them, and
 otherwise computes as before.
 """
 
@@ -42,18 +42,18 @@ def _einsum(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
     if example in kernel or outputs[0] != example:
         raise per_example.NoExamplesError(
             f"In equation '{layer.equation}' of layer '{layer.path}' the batch "
-            "is not the first axis, and each example has a head of its own."
+            "is not the first axis, which each example's own head needs."
         )
     batch = ops.shape(own["kernel"])[0]
     y = ops.einsum(
         f"{example}{repeat}{inputs[1:]},{example}{kernel}"
         f"->{example}{repeat}{outputs[1:]}",
-        _apart(x, batch),
+        _split_repeats(x, batch),
         own["kernel"],
     )
     if "bias" in own:
-        y = y + _against(own["bias"], y)
-    y = _together(y, x)
+        y = y + _aligned(own["bias"], y)
+    y = _merge_repeats(y, x)
     return y if layer.activation is None else layer.activation(y)
 
 
@@ -68,7 +68,7 @@ def _normalization(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
             for name, value in own.items()
         },
     )
-    y = _apart(plain.call(x), batch)
+    y = _split_repeats(plain.call(x), batch)
     axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
     rank = len(x.shape)
     # The batch, its repeats, then the axes of one example.
@@ -78,7 +78,7 @@ def _normalization(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
         if name in own:
             values = ops.cast(own[name], y.dtype)
             y = operation(y, ops.reshape(values, (-1, 1, *sizes)))
-    return _together(y, x)
+    return _merge_repeats(y, x)
 
 
 # The product of each class, and the names of the weights that it knows.
@@ -103,19 +103,19 @@ def check(path: str, layer: Layer, variables: dict[str, Variable]) -> None:
     Args:
         path: String, the layer's path.
         layer: A Keras layer, or the model itself.
-        variables: Those of its own weights that train or move, by name.
+        variables: Its own weights that train or change, by name.
     """
     reason = _refusal_reason(layer, variables)
     if reason:
         raise ValueError(
             f"Adapters can't each have their own weights {sorted(variables)} "
             f"of layer '{path}': {reason}. Set its `trainable` to False, or "
-            "merge each adapter into a model of its own."
+            "merge each adapter into a separate model."
         )
 
 
 def is_as_it_was(layer: Layer, variables: list[Variable]) -> bool:
-    """Whether a layer that `check` has passed still computes with these."""
+    """Whether a checked layer still computes with these variables."""
     return (
         type(layer) in PRODUCTS
         and layer.quantization_mode is None
@@ -138,7 +138,7 @@ def call(layer: Layer, original: Callable, *args: Any, **kwargs: Any) -> Any:
     values = examples.weights_of(layer)
     if values is None:
         return original(*args, **kwargs)
-    # The inputs; the classes above take nothing else that would change them.
+    # The inputs: other arguments don't change the outputs of these classes.
     x = args[0] if args else next(iter(kwargs.values()))
     x = examples.check(layer, x)
     product, _ = PRODUCTS[type(layer)]
@@ -150,18 +150,18 @@ def call(layer: Layer, original: Callable, *args: Any, **kwargs: Any) -> Any:
     )
 
 
-def _apart(x: Tensor, batch: Any) -> Tensor:
+def _split_repeats(x: Tensor, batch: Any) -> Tensor:
     """`(r * batch, ...)` as `(batch, r, ...)`."""
     shape = ops.shape(x)
     return reshape(x, (batch, shape[0] // batch, *shape[1:]))
 
 
-def _together(y: Tensor, like: Tensor) -> Tensor:
-    """Undoes `_apart`."""
+def _merge_repeats(y: Tensor, like: Tensor) -> Tensor:
+    """Undoes `_split_repeats`."""
     return reshape(y, (ops.shape(like)[0], *ops.shape(y)[2:]))
 
 
-def _against(values: Tensor, y: Tensor) -> Tensor:
+def _aligned(values: Tensor, y: Tensor) -> Tensor:
     """Values of each example, along the last axes of `(batch, r, ...)`."""
     ones = (1,) * (len(y.shape) - len(values.shape))
     return reshape(values, (-1, *ones, *values.shape[1:]))
@@ -190,12 +190,12 @@ def _stand_in(layer: Layer, own: dict[str, Tensor]) -> Layer:
 
 def _refusal_reason(layer: Layer, variables: dict[str, Variable]) -> str | None:
     if kinds.is_adapted(layer):
-        return "they train or move beside its adapter"
+        return "the layer has an adapter too"
     if type(layer) not in PRODUCTS:
         known = sorted(c.__name__ for c in PRODUCTS)
         return (
             f"it is a {type(layer).__name__}, and products with weights of "
-            f"each example exist for {known} alone"
+            f"each example exist only for {known}"
         )
     if layer.quantization_mode is not None:
         return f"it is quantized ('{layer.quantization_mode}')"
@@ -203,7 +203,7 @@ def _refusal_reason(layer: Layer, variables: dict[str, Variable]) -> str | None:
     held = {id(v): v.name for v in vars(layer).values() if is_variable(v)}
     for name, variable in variables.items():
         if name not in names or held.get(id(variable)) != name:
-            return f"the layer has weights beside {sorted(names)}"
+            return f"a bank knows only {sorted(names)} of this class"
         if not variable.trainable:
             return f"'{name}' does not train, though its layer does"
     if len(variables) != len(layer.variables):

@@ -12,7 +12,7 @@ from keras import ops
 
 from keras_ether import _keras_internals as internals
 from keras_ether.bank import step as steps
-from keras_ether.bank.edges import Watch
+from keras_ether.bank.data_checks import Watch
 from keras_ether.bank.own_loss import own_losses
 from keras_ether.bank.own_optimizer import OwnOptimizer
 from keras_ether.bank.stacks import BASE
@@ -25,7 +25,7 @@ _COMPILE = inspect.signature(keras.Model.compile)
 
 
 class Loops(keras.Model):
-    """A model whose loops look at ids, and are whole to other threads.
+    """A model whose loops check ids, and are atomic for other threads.
 
     A subclass has the attributes of `BankModel`.
     """
@@ -55,10 +55,9 @@ class Loops(keras.Model):
     def compute_loss(self, *args: Any, **kwargs: Any) -> Tensor:
         if steps.current() is not None and self.losses:
             raise ValueError(
-                f"Model '{self.base.name}' adds losses of its own while it "
-                "computes (`add_loss`, `activity_regularizer`), over all "
-                "examples of a batch. Adapters can't train on them each as "
-                "alone."
+                f"Model '{self.base.name}' adds losses over all examples of a "
+                "batch (`add_loss`, `activity_regularizer`), so its adapters "
+                "can't train each as if alone."
             )
         return super().compute_loss(*args, **kwargs)
 
@@ -142,7 +141,7 @@ class Loops(keras.Model):
         name: str,
         access: Callable[[], contextlib.AbstractContextManager],
     ) -> None:
-        """Lets one run of a compiled function be whole to other threads."""
+        """Makes one run of a compiled function atomic for other threads."""
         function = getattr(self, name)
         if getattr(function, "is_whole", False):
             return
@@ -155,7 +154,7 @@ class Loops(keras.Model):
         setattr(self, name, run)
 
     def one_call(self) -> contextlib.AbstractContextManager:
-        """A context in which several calls are one to other threads."""
+        """A context in which several calls are atomic for other threads."""
         if BACKEND == "jax":
             return self.access.alone()
         return self.access.shared()
@@ -167,41 +166,41 @@ class Loops(keras.Model):
             [], contextlib.AbstractContextManager
         ] = contextlib.nullcontext,
     ) -> Iterator[None]:
-        """Around a loop of Keras's, or one step, with `access` all the time.
+        """A context for a loop of Keras, or one step, which holds `access`.
 
-        No id that was checked ends before a step has answered by it.
+        No checked id ends before a step has used it.
         """
         if BACKEND != "jax":
             with access():
                 yield
             return
-        # On JAX it takes the variables' values away, and writes them back.
+        # On JAX a loop takes the variables' values and writes them back.
         with self.access.alone():
-            self.settle()
+            self.restore_values()
             optimizer = self.optimizer.variables if self.optimizer else []
             variables = [*self.variables, *self.metrics_variables, *optimizer]
             before = internals.values_held(variables)
             try:
                 yield
             except BaseException:
-                # Not if it fails: the values that it began with are left.
-                self.settle()
+                # Not if the loop fails: the values from its start remain.
+                self.restore_values()
                 internals.give_back(before)
                 raise
             finally:
                 self.remember()
 
     def remember(self) -> None:
-        """Keeps the values, which a loop of a model around this one takes.
+        """Keeps the values, which a loop of an outer model takes.
 
-        If it fails, JAX has nothing else that would give them back.
+        If that loop fails, JAX can't restore them otherwise.
         """
         if BACKEND == "jax":
             held = internals.values_held(self.variables)
             self.__dict__["_values_left"] = held
 
-    def settle(self) -> None:
-        """Gives variables the values back that a loop of JAX has, if any."""
+    def restore_values(self) -> None:
+        """Restores the values of variables that a loop of JAX has taken."""
         if BACKEND == "jax":
             self.jax_state_sync()
 
@@ -221,14 +220,14 @@ class Loops(keras.Model):
             for what in ("regularizer", "constraint"):
                 if getattr(variable, what, None) is not None:
                     raise ValueError(
-                        f"Weight '{name}' has a {what}, and adapters of a bank "
-                        "can't train with one. Make the layer without it."
+                        f"Weight '{name}' has a {what}, with which adapters of "
+                        "a bank can't train. Make the layer without it."
                     )
         for callback in callbacks if isinstance(callbacks, list) else []:
             if isinstance(callback, keras.callbacks.SwapEMAWeights):
                 raise ValueError(
-                    "`SwapEMAWeights` would put averages in the place of all "
-                    "adapters, also of those that do not train. Leave it out."
+                    "`SwapEMAWeights` would replace all adapters by averages, "
+                    "including adapters that don't train. Leave it out."
                 )
         strategy = getattr(self, "distribute_strategy", None)
         if getattr(strategy, "num_replicas_in_sync", 1) > 1:

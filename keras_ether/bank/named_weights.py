@@ -11,7 +11,7 @@ from keras_ether.ops.backend import snapshot
 
 
 class NamedWeights(keras.Model):
-    """A model whose weights say which adapter is in which row.
+    """A model whose weights files name the adapter of each row.
 
     A subclass has the attributes of `BankModel`.
     """
@@ -38,13 +38,13 @@ class NamedWeights(keras.Model):
             # Of a model around this one. Keras goes on to load the values.
             self.current.assign(np.full(self.current.shape, NO_ID))
             raise ValueError(
-                "The file has other adapters than the bank has now, or in "
-                "other rows. `load_weights` of the bank's own model brings "
-                "names with the weights."
+                "The file has other adapters than the bank, or in other rows. "
+                "`load_weights` of the bank's own model loads names and "
+                "weights."
             )
 
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
-        """See `keras.Model.load_weights`: the names come with the weights.
+        """See `keras.Model.load_weights`. It loads the adapters' names too.
 
         Ids of before end.
         """
@@ -55,7 +55,7 @@ class NamedWeights(keras.Model):
                 super().load_weights(*args, **kwargs)
                 if self._names_read is None:
                     raise ValueError(
-                        "The file does not say which adapter is in which row: "
+                        "The file does not name the adapter of each row: "
                         "`save_weights` of a bank's model did not write it."
                     )
             except Exception:
@@ -64,7 +64,7 @@ class NamedWeights(keras.Model):
                 raise
             finally:
                 self.__dict__["_is_loading"] = False
-            self.table.start_again(self._names_read)
+            self.table.replace_all(self._names_read)
             self.publish_ids()
 
     def set_weights(self, weights: list[Any]) -> None:
@@ -73,7 +73,7 @@ class NamedWeights(keras.Model):
         with self.access.alone():
             if not np.array_equal(ids, self.marked_ids()):
                 raise ValueError(
-                    "These weights are not of the adapters that the bank has "
-                    "now. `load_weights` brings names with the weights."
+                    "These weights do not belong to the adapters in the bank. "
+                    "`load_weights` loads names and weights."
                 )
             super().set_weights(weights)

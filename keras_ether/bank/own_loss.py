@@ -1,4 +1,4 @@
-"""Losses in which each adapter has that of its own examples, as if alone.
+"""Losses that are reduced over each adapter's own examples, as if alone.
 
 Keras reduces a loss over a batch, with the masks and the sample weights of the
 whole batch. Here the same is done over the examples of each adapter. The
@@ -53,10 +53,10 @@ class OwnLoss(keras.losses.Loss):
         known = type(loss).__call__ is keras.losses.Loss.__call__
         if not known or loss.reduction not in ("sum", *MEANS):
             raise ValueError(
-                "Adapters of a bank can't each train by loss "
-                f"'{loss.name}': it must reduce the batch by one of "
-                f"{['sum', *MEANS]}, in Keras's own `__call__`. Received: "
-                f"{type(loss).__name__} with reduction={loss.reduction!r}"
+                f"Adapters of a bank can't train with loss '{loss.name}': it "
+                f"must reduce the batch by one of {['sum', *MEANS]}, in "
+                f"Keras's own `__call__`. Received: {type(loss).__name__} with "
+                f"reduction={loss.reduction!r}"
             )
         super().__init__(name=loss.name, reduction=loss.reduction)
         self.loss = loss
@@ -82,9 +82,8 @@ class OwnLoss(keras.losses.Loss):
         values = self.call(y_true, y_pred)
         if not len(values.shape) or step.is_other_size(values.shape[0]):
             raise ValueError(
-                f"Loss '{self.name}' must have one value for each example, so "
-                "that each adapter has its own. Received: values of shape "
-                f"{tuple(values.shape)}"
+                f"Loss '{self.name}' must have one value per example. "
+                f"Received: values of shape {tuple(values.shape)}"
             )
         self._try(y_true, y_pred)
         masks.append(internals.mask_of(values))
@@ -122,7 +121,7 @@ class OwnLoss(keras.losses.Loss):
             given = tree.pack_sequence_as((y_true, y_pred), arrays)
             return to_numpy(self.call(*given))[1:]
 
-        with traced.at_once(), traced.no_gradient():
+        with traced.eagerly(), traced.no_gradient():
             with traced.same_draws():
                 one = of_second()
             with traced.same_draws():
@@ -130,9 +129,8 @@ class OwnLoss(keras.losses.Loss):
         if not np.allclose(one, other, atol=1e-6, equal_nan=True):
             raise ValueError(
                 f"Loss '{self.name}' compares or mixes the examples of a "
-                "batch, so adapters of a bank can't each train by their own. "
-                "Pass a loss in which each example's value depends on that "
-                "example alone."
+                "batch, so adapters of a bank can't train with it. Pass a loss "
+                "whose value for an example depends on that example alone."
             )
         self._tried.add(shapes)
 

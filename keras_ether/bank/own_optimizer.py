@@ -1,9 +1,9 @@
-"""An optimizer that trains each row of a bank as another would train it alone.
+"""An optimizer that trains each row of a bank as if it were alone.
 
-The other one is built for the values of a single adapter. All that it keeps
-(moments, averages, its count of steps) has a row for each adapter here. In a
-step, the adapters of the batch are put through it one by one, by Keras's own
-code. Nothing else changes.
+It wraps the user's optimizer, which is built for a single adapter. All state of
+that optimizer (moments, averages, its step count) has a row for each adapter
+here. In a step, the inner optimizer updates the adapters of the batch one by
+one, with Keras's own code. Nothing else changes.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ REFUSED = (
     keras.optimizers.LossScaleOptimizer,
     keras.optimizers.MultiOptimizer,
 )
-# No value that a moment would start at.
+# A value that no moment starts at.
 START = 0.7
 
 
 class OwnOptimizer(keras.optimizers.Optimizer):
-    """Puts each adapter of a batch through an optimizer for one.
+    """Updates each adapter of a batch with an optimizer for a single adapter.
 
     Args:
         alone: A Keras optimizer.
@@ -51,19 +51,18 @@ class OwnOptimizer(keras.optimizers.Optimizer):
     def __init__(self, alone: Optimizer, rows: int, access: Access) -> None:
         if isinstance(alone, REFUSED):
             raise ValueError(
-                f"{type(alone).__name__} can't train adapters of a bank each "
-                "as alone: it ties them to one another. Pass the optimizer "
-                "within it (under `mixed_float16`, with `auto_scale_loss="
-                "False` and a `loss_scale_factor` of its own). Received: "
-                f"optimizer={alone!r}"
+                f"{type(alone).__name__} can't train adapters of a bank, "
+                "because it couples them. Pass its inner optimizer (under "
+                "`mixed_float16`, with `auto_scale_loss=False` and a "
+                f"`loss_scale_factor`). Received: optimizer={alone!r}"
             )
         super().__init__(learning_rate=0.0, name=alone.name)
         self.rows = rows
-        # Hidden from the tracker: what the other one keeps changes within a
-        # step, and is not this one's state.
+        # Hidden from the tracker: the inner optimizer's state changes within a
+        # step, and is not the state of this one.
         self.__dict__.update(alone=alone, access=access)
         if isinstance(internals.rate_set(alone), keras.Variable):
-            # One rate for all, which compiled code is to read.
+            # One learning rate for all, which compiled code reads.
             self._track_variable(internals.rate_set(alone))
 
     def build(self, variables: list[Variable]) -> None:
@@ -81,12 +80,12 @@ class OwnOptimizer(keras.optimizers.Optimizer):
             internals.set_variable_path(one, variable.path)
         self.alone.build(single)
         rate = internals.rate_set(self.alone)
-        kept = [v for v in self.alone.variables if v is not rate]
-        start = [to_numpy(v) for v in kept]
+        slots = [v for v in self.alone.variables if v is not rate]
+        start = [to_numpy(v) for v in slots]
         if any(np.allclose(value, START) for value in start):
             raise ValueError(
-                f"{type(self.alone).__name__} can't train adapters of a bank: "
-                "what it keeps starts at the values that it trains."
+                f"{type(self.alone).__name__} can't train adapters of a bank, "
+                "because its state starts at the values of the weights."
             )
         states = [
             self.add_variable(
@@ -95,10 +94,10 @@ class OwnOptimizer(keras.optimizers.Optimizer):
                 initializer=_repeated(value),
                 name=f"{one.name}_of_each",
             )
-            for one, value in zip(kept, start, strict=True)
+            for one, value in zip(slots, start, strict=True)
         ]
         self.__dict__.update(
-            single=single, kept=kept, start=start, states=states
+            single=single, slots=slots, start=start, states=states
         )
         # Which rows trained since the last `fit` began.
         self.trained = self.add_variable(
@@ -123,7 +122,7 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         return self.alone.get_config()
 
     def restart_row(self, row: int) -> None:
-        """Forgets what was kept of the adapter in a row."""
+        """Resets the state of the adapter in a row."""
         if self.built:
             set_row(
                 [*self.states, self.trained],
@@ -132,7 +131,7 @@ class OwnOptimizer(keras.optimizers.Optimizer):
             )
 
     def begin(self) -> None:
-        """Forgets which rows trained before."""
+        """Clears the record of trained rows."""
         if self.built:
             self.trained.assign(np.zeros(self.rows, "int32"))
 
@@ -144,9 +143,8 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         step = steps.current()
         if step is None:
             raise ValueError(
-                "The optimizer of a bank's model must know whose examples a "
-                "gradient is of: train by `fit` or `train_on_batch` of "
-                "`bank.model`."
+                "The optimizer of a bank's model needs the adapter of each "
+                "example. Train with `fit` or `train_on_batch` of `bank.model`."
             )
         if not self.built:
             self.build(list(trainable_variables or ()))
@@ -166,16 +164,16 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         grads: list[Tensor | None],
         stacks: list[Variable],
     ) -> None:
-        """All adapters at once, without a change in any variable of one."""
+        """Updates all adapters at once, without the inner variables."""
         trains = step.is_first()
-        # Others write back what the base's row has.
+        # Other examples write back the values of the base's row.
         rows = ops.where(trains, step.row, 0)
         given = [g for g in grads if g is not None]
         values = [
             [take_rows(v, rows) for v in part]
             for part in (stacks, self.states, given)
         ]
-        places = {id(v): i for i, v in enumerate(self.kept)}
+        indices = {id(v): i for i, v in enumerate(self.slots)}
         rate = internals.rate_set(self.alone)
 
         def update(elements: Any) -> Any:
@@ -183,18 +181,18 @@ class OwnOptimizer(keras.optimizers.Optimizer):
             left = iter(slopes)
             own, state = self.alone.stateless_apply(
                 [
-                    tensor(rate) if v is rate else state[places[id(v)]]
+                    tensor(rate) if v is rate else state[indices[id(v)]]
                     for v in self.alone.variables
                 ],
                 [None if g is None else next(left) for g in grads],
                 own,
             )
-            kept = [
+            slots = [
                 value
                 for v, value in zip(self.alone.variables, state, strict=True)
                 if v is not rate
             ]
-            return own, kept
+            return own, slots
 
         new = ops.vectorized_map(update, values)
         for variables, before, after in zip(
@@ -221,7 +219,7 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         grads: list[Tensor | None],
         stacks: list[Variable],
     ) -> None:
-        """One adapter after the other, in a loop of the graph."""
+        """Updates one adapter after another, in a loop of the graph."""
         trains = step.is_first()
 
         def update(i: Tensor, done: Tensor) -> Tensor:
@@ -254,10 +252,10 @@ class OwnOptimizer(keras.optimizers.Optimizer):
 
     @contextlib.contextmanager
     def _loaded(self, row: Any, stacks: list[Variable]) -> Iterator[None]:
-        """The values of a row in the other optimizer's variables."""
+        """Loads a row into the inner optimizer's variables."""
         pairs = list(
             zip(
-                [*self.single, *self.kept],
+                [*self.single, *self.slots],
                 [*stacks, *self.states],
                 strict=True,
             )
@@ -270,7 +268,7 @@ class OwnOptimizer(keras.optimizers.Optimizer):
             write_row(stack, row, tensor(one))
 
     def finalize_variable_values(self, var_list: list[Variable]) -> None:
-        """Puts averages in the place of values, where they are kept.
+        """Reindices values by their averages, if the optimizer has averages.
 
         Only in rows that trained since `begin`.
         """

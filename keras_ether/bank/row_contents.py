@@ -32,7 +32,7 @@ def content_from(source: Any, name: str) -> AdapterFile:
         return save_and_load.content_of(source)
     raise ValueError(
         f"Adapter '{name}' must be the path of an adapter file, an adapted "
-        f"model, or None for a fresh start. Received: {source!r}"
+        f"model, or None for initial vectors. Received: {source!r}"
     )
 
 
@@ -78,7 +78,7 @@ def values_for(content: AdapterFile, structure: Structure) -> dict[str, Any]:
 def fresh_values(
     structure: Structure, head: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The start that `apply` gives, with the given head."""
+    """The initial vectors of `apply`, with the given head."""
     rng = np.random.default_rng(random.getrandbits(64))
     values = dict(head)
     for path, layer in structure.adapted.items():
@@ -121,8 +121,8 @@ def _check_adapters(content: AdapterFile, structure: Structure) -> None:
     unknown = [path for path in groups if path not in structure.adapted]
     if unknown:
         raise ValueError(
-            f"it has adapters for {targets_lib.shorten(unknown)}, and the bank "
-            f"for {targets_lib.shorten(structure.adapted)} only."
+            f"it has adapters for {targets_lib.shorten(unknown)}, but the bank "
+            f"only for {targets_lib.shorten(structure.adapted)}."
         )
     for path, group in groups.items():
         wants = str(group.config)
@@ -138,8 +138,8 @@ def _check_head(content: AdapterFile, structure: Structure) -> None:
     received = {p: set(own) for p, own in content.header["weights"].items()}
     if expected != received:
         raise ValueError(
-            "the layers that train beside the adapters must be "
-            f"{_shown(expected)}. Received: {_shown(received)}"
+            f"the other trained layers must be {_shown(expected)}. Received: "
+            f"{_shown(received)}"
         )
 
 

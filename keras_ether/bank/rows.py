@@ -1,7 +1,7 @@
 """Which adapter has which row of a bank, by name and by id.
 
-An id is `generation * rows + row`. Every adapter that comes into a row gets the
-row's next generation, so that no id ever names a second adapter.
+An id is `generation * rows + row`. Every new adapter in a row gets the row's
+next generation, so no id is used twice.
 """
 
 import difflib
@@ -35,9 +35,9 @@ class Rows:
         self.ids = np.full(rows, NO_ID, "int32")
         self.ids[BASE] = BASE
         self._generations = np.zeros(rows, "int64")
-        # The row that was freed longest ago is taken first.
+        # Free rows, the longest unused first.
         self._free = list(range(1, rows))
-        # The least recently used adapter comes first.
+        # The least recently used adapter is first.
         self._row_of: OrderedDict[str, int] = OrderedDict()
         self._pins: Counter[str] = Counter()
         self._lock = threading.RLock()
@@ -83,14 +83,14 @@ class Rows:
         """Undoes `pin`."""
         with self._lock:
             self._pins.subtract({n for n in names if n is not None})
-            # Names come and go, and must not pile up.
+            # Names of removed adapters must not accumulate.
             self._pins += Counter()
 
     def make_room(self, name: str, evict: bool) -> int:
-        """The row that an adapter is to have.
+        """The row for an adapter that will be added.
 
-        An adapter that has the name already keeps it until `settle`; another
-        one goes from a full bank.
+        An adapter of that name keeps its row until `assign`. A full bank
+        evicts another adapter.
 
         Args:
             name: String.
@@ -98,7 +98,8 @@ class Rows:
                 may go.
 
         Raises:
-            ValueError: if there is no room, or no id. Nothing has changed then.
+            ValueError: if there is no free row, or no id. Nothing has changed
+                then.
         """
         with self._lock:
             if name in self._row_of:
@@ -108,25 +109,24 @@ class Rows:
                 return self._free[0]
             if not evict:
                 raise ValueError(
-                    "The bank is full: it has room for "
-                    f"{len(self._row_of)} adapters. Remove one, or pass "
-                    "`evict=True` to remove the least recently used one, "
-                    f"'{next(iter(self._row_of))}'."
+                    f"The bank is full: it has room for {len(self._row_of)} "
+                    "adapters. Remove one, or pass `evict=True` to remove the "
+                    f"least recently used one, '{next(iter(self._row_of))}'."
                 )
             idle = (name for name in self._row_of if not self._pins[name])
             victim = next(idle, None)
             if victim is None:
                 raise ValueError(
                     f"The bank is full, and all of its {len(self._row_of)} "
-                    "adapters are in use now, by `bank.using` or a call."
+                    "adapters are in use by `bank.using` or a call."
                 )
             row = self._row_of[victim]
             self.next_id(row)
             self.release(victim)
             return row
 
-    def settle(self, name: str, row: int, covered: Iterable[str]) -> None:
-        """Names a row; who replaces an adapter of that name keeps the id."""
+    def assign(self, name: str, row: int, covered: Iterable[str]) -> None:
+        """Gives a row to an adapter; a replacement keeps the id."""
         with self._lock:
             if self._row_of.get(name) != row:
                 self.ids[row] = self.next_id(row)
@@ -137,7 +137,7 @@ class Rows:
             self.covered[name] = tuple(covered)
 
     def release(self, name: str, is_lost: bool = False) -> None:
-        """Frees the row of an adapter, whose id ends for ever.
+        """Frees the row of an adapter and ends its id.
 
         Args:
             name: String.
@@ -153,32 +153,32 @@ class Rows:
             row = self.row(name)
             if self._pins[name] and not is_lost:
                 raise ValueError(
-                    f"Adapter '{name}' is in use, by `bank.using` or a call, "
+                    f"Adapter '{name}' is in use by `bank.using` or a call, "
                     "and can't be removed now."
                 )
             del self._row_of[name], self.covered[name]
             self.ids[row] = NO_ID
             self._free.append(row)
 
-    def start_again(self, found: dict[str, tuple[int, Iterable[str]]]) -> None:
-        """Other adapters, by name in rows, whose ids are new."""
+    def replace_all(self, found: dict[str, tuple[int, Iterable[str]]]) -> None:
+        """Replaces all adapters by others, which get new ids."""
         for name in list(self._row_of):
             self.release(name, is_lost=True)
         self._free.sort()
         for name, (row, covered) in found.items():
-            self.settle(name, row, covered)
+            self.assign(name, row, covered)
 
     def next_id(self, row: int) -> int:
         """The id of the next adapter in a row.
 
         Raises:
-            ValueError: if all have been given away.
+            ValueError: if all have been used.
         """
         found = int(self._generations[row]) * len(self.ids) + row
         if found > LARGEST:
             raise ValueError(
-                f"All {self._generations[row]} ids of a row of the bank were "
-                "given away. Make a new bank."
+                f"All {self._generations[row]} ids of a row of the bank have "
+                "been used. Make a new bank."
             )
         return found
 
@@ -199,15 +199,15 @@ class Rows:
             )
         if ids.dtype.kind not in "iu":
             raise ValueError(
-                "`adapter_id` must hold integers, as `bank.ids(names)` gives "
+                "`adapter_id` must hold integers, as `bank.ids(names)` returns "
                 f"them. Received: dtype={ids.dtype}"
             )
         wide = np.where(ids > LARGEST, NO_ID, ids).astype("int64")
         found = (wide >= 0) & (self.ids[wide % len(self.ids)] == wide)
         if not found.all():
             raise ValueError(
-                f"`adapter_id` must hold ids of adapters that are in the bank "
-                f"now; an id ends when its adapter is removed. Received: "
+                "`adapter_id` must hold ids of adapters in the bank. An id "
+                "ends when its adapter is removed. Received: "
                 f"{[int(i) for i in ids[~found][:8]]}"
             )
         return wide.astype("int32")

@@ -12,7 +12,7 @@ from keras_ether.types import Tensor
 
 @dataclass(frozen=True)
 class Step:
-    """Who trains in a step.
+    """The examples that train in a step.
 
     Attributes:
         row: Int32 tensor of shape `(batch,)`, the row of each example; the
@@ -42,8 +42,8 @@ class Step:
     def is_first(self) -> Tensor:
         """Whether an example is the first of its adapter, and trains it."""
         same = ops.equal(self.row[:, None], self.row[None, :])
-        place = ops.arange(ops.shape(self.row)[0])
-        before = ops.logical_and(same, place[None, :] < place[:, None])
+        index = ops.arange(ops.shape(self.row)[0])
+        before = ops.logical_and(same, index[None, :] < index[:, None])
         return ops.logical_and(
             self.trains, ops.logical_not(ops.any(before, axis=1))
         )

@@ -58,7 +58,7 @@ class Structure:
 
     @property
     def variables(self) -> dict[str, Variable]:
-        """All that an adapter has for itself, by tensor name."""
+        """All variables of one adapter, by tensor name."""
         vectors = {
             n: v for path in self.adapted for n, v in self.vectors(path).items()
         }
@@ -76,7 +76,7 @@ class Structure:
 
 
 def structure_of(model: Model) -> Structure:
-    """Reads a model, which stays as it is.
+    """Reads the structure of a model.
 
     Raises:
         ValueError: if there is no adapter, or a layer that can't compute each
@@ -89,10 +89,10 @@ def structure_of(model: Model) -> Structure:
         if reason:
             raise ValueError(
                 f"Layer '{path}' can't have an adapter for each example: "
-                f"{reason}. Leave it out, by `exclude` of `keras_ether.apply`."
+                f"{reason}. Leave it out with `exclude` of `keras_ether.apply`."
             )
     layers = tree.by_path
-    weights = contents.trained_beside(layers)
+    weights = contents.other_trained_weights(layers)
     for path, own in weights.items():
         heads.check(path or model.name, layers[path], own)
     return Structure(layers, adapted, weights)
@@ -131,7 +131,7 @@ def _method_refusal(adapter: Adapter) -> str | None:
     if not method.thin:
         return f"the blocks of '{method.name}' are not reflections of few rows"
     if not method.independent:
-        return f"a block of '{method.name}' depends on those beside it"
+        return f"a block of '{method.name}' depends on other blocks"
     if not method.identity_at_zero:
         return (
             f"zero weights of '{method.name}' are not declared to be the "

@@ -1,9 +1,10 @@
-"""The trial of a bank: mixed batches beside each adapter alone.
+"""The trial of a bank: mixed batches compared with each adapter alone.
 
-No look at shapes finds out whether a model keeps its examples apart. So it is
-run: with random adapters and heads, several in one batch, and beside it with
-each of them alone, by the model's own variables and without any of the bank's
-code. What is equal but for rounding, in two sizes of batches, is certified.
+Shapes don't tell whether a model computes each example separately. So the trial
+runs the model with several random adapters and heads in one batch. It compares
+the outputs with those of each adapter alone, computed with the model's own
+variables and without the bank's code. If they agree within rounding, in batches
+of two sizes, the model has passed.
 """
 
 import functools
@@ -47,14 +48,14 @@ FINE, COARSE, NEIGHBOURS = 1e-3, 0.3, 0.05
 
 
 class Trial:
-    """Runs a model's examples mixed and apart.
+    """Runs a model with several adapters in a batch, and with each alone.
 
     Args:
         base: The adapted model.
         structure: The bank's `Structure`.
         answer: Function from inputs to outputs, by way of the model.
-        draws: Whether an answer may depend on an example's place, as what a
-            sampler or dropout draws does. Defaults to `False`.
+        draws: Whether an answer may depend on an example's position in the
+            batch, as with a sampler or dropout. Defaults to `False`.
         repeated: See `BankExamples`. Defaults to `False`.
     """
 
@@ -83,7 +84,7 @@ class Trial:
             name: _random_rows(to_numpy(v), name in structure.head, rng)
             for name, v in structure.variables.items()
         }
-        # Keras's samplers on JAX know no variables but the model's.
+        # On JAX, Keras's samplers pass only the model's variables.
         is_compiled = BACKEND == "jax" and not repeated
         # Constants of a program that is compiled for them would be copied.
         self.held = [*base.variables, *self.stacked.values()] * is_compiled
@@ -91,7 +92,7 @@ class Trial:
         self._run_plain = compiled(self._compute_plain, is_compiled)
 
     def run(self, inputs: Any) -> Counter[Asked]:
-        """Certifies the model for inputs of this kind.
+        """Tests the model on inputs of this kind.
 
         Args:
             inputs: Arrays or tensors in the structure that the model takes,
@@ -101,8 +102,8 @@ class Trial:
             How often each adapter, and each layer of the head, was asked.
 
         Raises:
-            NoExamplesError: if any example got what its adapter alone would not
-                give, or if that can't be found out.
+            NoExamplesError: if any example's output differs from that of its
+                adapter alone, or if that can't be decided.
         """
         known = {a for v in self.base.variables for a in v.shape}
         known |= {a for x in tree.flatten(inputs) for a in x.shape[1:]}
@@ -118,8 +119,8 @@ class Trial:
             if len(asked) == 2:
                 return asked[0]
         raise per_example.NoExamplesError(
-            f"Model '{self.base.name}' has axes of all lengths in {SIZES}: "
-            "none is left for the size of a batch in a trial."
+            f"Model '{self.base.name}' has axes of all lengths in {SIZES}, so "
+            "no batch size is left for a trial."
         )
 
     def _run_size(self, batch: Any, rows: np.ndarray) -> None:
@@ -129,10 +130,10 @@ class Trial:
         alone = [self._alone(batch, row, self.table) for row in range(ROWS)]
         if all(_equal(y, alone[0], 0.0) for y in alone[1:]):
             raise per_example.NoExamplesError(
-                f"The answers of model '{self.base.name}' do not depend on its "
-                "adapters, in a trial with random ones: nothing can be found "
-                "out. Pass a batch of your own as `trial`. (A `tf.function` "
-                "within the model keeps what it was traced with.)"
+                f"The outputs of model '{self.base.name}' do not depend on its "
+                "adapters, so a trial can't test them. Pass your own batch as "
+                "`trial`. (A `tf.function` within the model still runs the "
+                "code that it traced before.)"
             )
         fits = self._are_apart(mixed, alone, batch, rows, self.table)
         if fits and not self.draws:
@@ -147,7 +148,7 @@ class Trial:
     def _record(self, batch: Any) -> None:
         """Lets a `tf.function` within the model record the model as it is.
 
-        It would go on to answer by the adapters of the trial.
+        Otherwise it would keep computing with the adapters of the trial.
         """
         if BACKEND == "tensorflow":
             self._answer([], batch)
@@ -160,7 +161,7 @@ class Trial:
         rows: np.ndarray,
         table: dict[str, np.ndarray],
     ) -> bool:
-        """Whether mixed answers are those of each row alone."""
+        """Whether the outputs of a mixed batch are those of each row alone."""
         if not _equal(mixed, _picked(alone, rows), self._tolerance):
             return False
         if self._tolerance != COARSE:
@@ -174,7 +175,7 @@ class Trial:
     def _mixed(
         self, batch: Any, rows: np.ndarray, table: dict[str, np.ndarray]
     ) -> list[np.ndarray]:
-        """The bank's answers, each example by the adapter of its row."""
+        """The bank's outputs, each example with the adapter of its row."""
         for name, variable in self.stacked.items():
             variable.assign(table[name])
         values = [v.value for v in self.held]
@@ -190,7 +191,7 @@ class Trial:
             outputs = self._answer(mapping, batch)
         examples.check_outputs(outputs)
         if not self.repeated:
-            # The ids of what is generated are the bank's own.
+            # Generated ids are outputs, not adapter ids.
             check_markable(outputs)
         self.examples = examples
         return outputs
@@ -198,7 +199,7 @@ class Trial:
     def _alone(
         self, batch: Any, row: int, table: dict[str, np.ndarray]
     ) -> list[np.ndarray]:
-        """The model's answers with one adapter, by the plain path."""
+        """The model's outputs with one adapter, without the bank's code."""
         values = [v.value for v in self.held]
         own = {name: value[row] for name, value in table.items()}
         strength = np.float32(row != BASE)
@@ -211,12 +212,12 @@ class Trial:
         mapping = [
             *zip(self.held, values, strict=True),
             *((v, own[n]) for n, v in self.structure.variables.items()),
-            *((layer.ether.strength, strength) for layer in adapted),
+            *((layer.ether.runtime_strength, strength) for layer in adapted),
         ]
         return self._answer(mapping, batch)
 
     def _answer(self, mapping: list, batch: Any) -> Any:
-        # In the scope, seeds and statistics stay as they are.
+        # In the scope, seeds and statistics don't change.
         with keras.StatelessScope(mapping), no_gradient(), same_draws():
             return self.answer(batch)
 
@@ -225,15 +226,15 @@ class Trial:
         if not missing:
             return
         path, side = min(missing)
-        what = "its adapter" if side else "its weights"
+        what = "adapter" if side else "weights"
         raise per_example.NoExamplesError(
-            f"Layer '{path}' was not called by model '{self.base.name}' within "
-            f"the bank, and each example has {what} separately. Either the "
-            "model does not compute with it for these inputs, or it reads "
-            "weights of a layer without calling it, or it runs what a "
-            "`tf.function` or `jax.jit` within it recorded before. Let the "
-            "model call the layer, or leave it out: by `exclude` or "
-            "`trainable` of `keras_ether.apply`."
+            f"Model '{self.base.name}' did not call layer '{path}' within the "
+            f"bank, but each example has its own {what}. Either the model does "
+            "not use the layer for these inputs, or it reads the layer's "
+            "weights without calling it, or a `tf.function` or `jax.jit` "
+            "within it runs code that it traced before. Let the model call the "
+            "layer, or leave it out with `exclude` or `trainable` of "
+            "`keras_ether.apply`."
         )
 
     @functools.cached_property
@@ -246,16 +247,16 @@ class Trial:
         return COARSE if rounds else FINE
 
     def _problem(self, batch: Any, rows: np.ndarray) -> str:
-        """A text on the first layer whose adapters are not kept apart."""
+        """A message that names the first layer whose adapters are mixed."""
         paths = dict.fromkeys(s.layer_path for s in self.stack_of.values())
         found = [p for p in paths if not self._is_apart(p, batch, rows)]
         where = f"layer '{found[0]}'" if found else "its layers together"
         return (
-            f"Model '{self.base.name}' does not keep the examples of a batch "
-            f"apart: with another adapter for each, {where} gave other answers "
-            "than with each adapter alone. The examples may have been "
-            "reordered, or another axis put in the place of the batch. Leave "
-            "the layer out, by `exclude` of `keras_ether.apply`."
+            f"Model '{self.base.name}' does not compute each example of a "
+            f"batch separately: with several adapters in a batch, {where} gave "
+            "other outputs than with each adapter alone. The model may reorder "
+            "the examples, or move the batch axis. Leave the layer out with "
+            "`exclude` of `keras_ether.apply`."
         )
 
     def _is_apart(self, path: str, batch: Any, rows: np.ndarray) -> bool:
@@ -279,7 +280,7 @@ class Trial:
 def _random_rows(
     value: np.ndarray, is_head: bool, rng: np.random.Generator
 ) -> np.ndarray:
-    """Values of all rows: the base's, then random ones of some effect."""
+    """Values of all rows: the base's, then random values with an effect."""
     noise = rng.normal(size=(ROWS, *value.shape)).astype("float32")
     noise[BASE] = 0.0
     if not is_head:
@@ -289,7 +290,7 @@ def _random_rows(
 
 
 def expected(structure: Structure) -> set[Asked]:
-    """All that a model's layers could ask for."""
+    """All lookups that a model's layers can make."""
     return {
         (path, side)
         for path, layer in structure.adapted.items()
@@ -298,24 +299,24 @@ def expected(structure: Structure) -> set[Asked]:
 
 
 def inputs_for(base: Model, symbols: Any) -> Any:
-    """Made-up inputs that a model takes, or `None`."""
+    """Generated inputs that a model takes, or `None`."""
     rng = np.random.default_rng(0)
     for length in LENGTHS:
-        inputs = invented(symbols, max(SIZES), length, rng)
+        inputs = generated_inputs(symbols, max(SIZES), length, rng)
         try:
             with keras.StatelessScope(), no_gradient():
                 base(_rows_of(inputs, np.arange(2)), training=False)
         except Exception:
-            # It may not take this length.
+            # The model may not take this length.
             continue
         return inputs
     return None
 
 
-def invented(
+def generated_inputs(
     symbols: Any, size: int, length: int, rng: np.random.Generator
 ) -> Any:
-    """Made-up inputs of a model.
+    """Generated inputs of a model.
 
     Args:
         symbols: The symbolic inputs, with `shape` and `dtype`.
@@ -329,7 +330,7 @@ def invented(
         dtype = keras.backend.standardize_dtype(x.dtype)
         if keras.backend.is_float_dtype(dtype):
             return rng.normal(size=shape).astype("float32")
-        # Ids of any vocabulary, and masks that leave most.
+        # Ids of any vocabulary, and masks that keep most entries.
         return (rng.random(shape) < 0.75).astype(dtype)
 
     return tree.map_structure(invent, symbols)
@@ -360,7 +361,7 @@ def _to_numpy(outputs: Any) -> list[np.ndarray]:
 def _picked(
     alone: list[list[np.ndarray]], rows: Iterable[int]
 ) -> list[np.ndarray]:
-    """Of each example the answer by its own row."""
+    """For each example the output of its own row."""
     return [
         np.stack([alone[row][k][i] for i, row in enumerate(rows)])
         for k in range(len(alone[0]))
@@ -370,7 +371,7 @@ def _picked(
 def _equal(
     found: list[np.ndarray], wanted: list[np.ndarray], tolerance: float
 ) -> bool:
-    """Whether answers are equal but for rounding, example by example."""
+    """Whether outputs are equal within rounding, example by example."""
     for y, z in zip(found, wanted, strict=True):
         if y.shape != z.shape:
             return False

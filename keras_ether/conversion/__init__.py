@@ -1,8 +1,7 @@
 """Adapters in other forms: exact LoRA, PEFT folders, blends.
 
-An update of ETHER or ETHER+ is a matrix of low rank, known by formula, so the
-conversions lose nothing. They depend on adapters, surgery and saving, but not
-the other way round.
+An update of ETHER or ETHER+ is exactly a matrix of low rank, so these
+conversions are exact. They depend on `adapters`, `surgery` and `saving`.
 """
 
 from keras_ether.conversion.blending import blend

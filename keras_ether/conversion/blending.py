@@ -26,11 +26,11 @@ from keras_ether.types import Variable
 def blend(model: Layer, weights: Mapping, check_base: bool = True) -> Layer:
     """Adds a weighted sum of adapters to a base model, in place.
 
-    Each kernel becomes `W + Σ weight (H W G − W)`, and each weight that was
-    trained beside the adapters `w + Σ weight (w' − w)`, with `w` the model's
-    own. A new head that is random in `model` thus becomes the mean of the
-    files' heads if the weights add up to 1. One file at weight 1 gives the same
-    as `keras_ether.load_adapter` and `keras_ether.merge`.
+    Each kernel becomes `W + Σ weight (H W G − W)`. Each other trained weight
+    becomes `w + Σ weight (w' − w)`, where `w` is the model's value. If the
+    weights add up to 1, a new, random head in `model` becomes the weighted mean
+    of the files' heads. One file at weight 1 gives the same model as
+    `keras_ether.load_adapter` and `keras_ether.merge`.
 
     Args:
         model: A built Keras model or layer, the base, without adapters.
@@ -47,7 +47,7 @@ def blend(model: Layer, weights: Mapping, check_base: bool = True) -> Layer:
     Raises:
         ValueError: if there is no file, if a weight is not a finite number, if
             the model has adapters, if a file is damaged or does not fit, or if
-            a kernel is quantized. The model is then as it was.
+            a kernel is quantized. An error leaves the model unchanged.
 
     Example:
 
@@ -76,8 +76,8 @@ def blend(model: Layer, weights: Mapping, check_base: bool = True) -> Layer:
         if layer.quantization_mode in quantized_kernel.CODES:
             raise ValueError(
                 f"The kernel of layer '{path}' is quantized to "
-                f"{layer.quantization_mode}, and adapters can't be blended "
-                "into it. Blend before quantizing."
+                f"{layer.quantization_mode}, so adapters can't be blended into "
+                "it. Blend before quantizing."
             )
     sums = [_weight_sum(variable, terms) for variable, terms in others.values()]
     with changes.all_or_none() as made:
@@ -116,8 +116,8 @@ def _fill(
     fill = save_and_load.prepare(model, content, filepath, check_base)
     if fill.plan is None:
         raise ValueError(
-            f"Model '{model.name}' has adapters, and files are blended over a "
-            "base without any. Call `keras_ether.merge` or "
+            f"Model '{model.name}' has adapters, but `blend` needs a base "
+            "without adapters. Call `keras_ether.merge` or "
             "`keras_ether.remove` first."
         )
     return fill
@@ -139,8 +139,8 @@ def _weight_sum(variable: Variable, terms: list) -> np.ndarray:
     if "float" not in variable.dtype:
         if any(not np.array_equal(terms[0][1], other) for _, other in terms):
             raise ValueError(
-                f"The files differ in '{variable.path}', whole numbers that "
-                "can't be blended."
+                f"The files differ in '{variable.path}', which holds integers "
+                "and can't be blended."
             )
         return terms[0][1]
     total = base = value.astype(np.result_type(value.dtype, "float32"))

@@ -1,12 +1,12 @@
 """Adapters as Keras's own LoRA.
 
 Keras adds `lora_kernel_a @ lora_kernel_b` to a kernel, a product over the
-kernel's last axis: `a` has all axes of the kernel but the last, and then the
-rank. So Keras sees a query kernel `(d, heads, width)` as a `(d · heads, width)`
-matrix. An update that has rank `r` in the `(d, heads · width)` matrix has rank
-`r · heads` there, or less: at most `width`, and a block of the output side that
-lies in one head adds to that head alone. Its exact rank is found from the
-factors.
+kernel's last axis. The axes of `a` are all axes of the kernel but the last,
+then the rank. So Keras sees a query kernel `(d, heads, width)` as a `(d ·
+heads, width)` matrix. An update of rank `r` in the `(d, heads · width)` matrix
+has rank `r · heads` there, or less. The rank is at most `width`, and an output
+block within one head adds only to that head's rank. Its exact rank is found
+from the factors.
 """
 
 import math
@@ -34,21 +34,21 @@ TOLERANCE = 1e-12
 def to_lora(model: Layer) -> Layer:
     """Turns a model's adapters into enabled LoRA of Keras, in place.
 
-    The predictions stay the same. The model then supports all that Keras's LoRA
-    supports: `backbone.save_lora_weights` of KerasHub, further training of
+    The predictions stay the same. The model then supports everything that
+    Keras's LoRA supports: KerasHub's `backbone.save_lora_weights`, training
     `lora_kernel_a` and `lora_kernel_b`, and merging by `quantize` or `save`.
 
-    A KerasHub backbone's own `enable_lora` enables LoRA in it: all else in the
-    backbone is frozen, all layers have one rank, the largest that one needs,
-    with zeros in the others, and layers with the same names as adapted ones
-    have LoRA too, which adds nothing. In other models each layer has the rank
-    it needs, and the `trainable` flags become those from before `apply`, except
+    In a KerasHub backbone, its own `enable_lora` enables LoRA and freezes all
+    other weights. All layers then have one rank, the largest that a layer
+    needs, padded with zeros. Layers with the same names as adapted layers have
+    LoRA too, with zero updates. In other models each layer has the rank that it
+    needs. The `trainable` flags there become those from before `apply`, except
     for the kernels with LoRA.
 
     The rank of a `Dense` kernel is the one of `keras_ether.lora_factors`. Keras
-    splits the kernel of an `EinsumDense` before its last axis, so the rank of a
-    query kernel of shape `(d, heads, width)` is up to `heads` times that, and
-    at most `width`.
+    splits the kernel of an `EinsumDense` before its last axis. So a query
+    kernel of shape `(d, heads, width)` has a rank up to `heads` times as high,
+    and at most `width`.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
@@ -57,10 +57,9 @@ def to_lora(model: Layer) -> Layer:
         The model passed.
 
     Raises:
-        ValueError: if there is no adapter, or if one can't be LoRA: an adapter
-            that `keras_ether.lora_factors` refuses, or a kernel that is
-            quantized, constrained or an embedding's. The model is then as it
-            was.
+        ValueError: if there is no adapter, or if an adapter can't be LoRA:
+            `keras_ether.lora_factors` refuses it, or its kernel is quantized,
+            constrained or an embedding. An error leaves the model unchanged.
 
     Example:
 
@@ -103,7 +102,7 @@ def to_lora(model: Layer) -> Layer:
 
 def _refusal(layer: Layer) -> str | None:
     if not isinstance(layer, (keras.layers.Dense, keras.layers.EinsumDense)):
-        return "Keras's LoRA files hold those of Dense and EinsumDense alone"
+        return "Keras's LoRA files hold only Dense and EinsumDense layers"
     if layer.quantization_mode is not None:
         return f"the kernel is quantized to {layer.quantization_mode}"
     if layer.kernel_constraint is not None:
@@ -153,8 +152,8 @@ def _split_before_last(
     """
     experts, _, f = view.sizes(shape)
     height, width = math.prod(shape[:-1]), shape[-1]
-    beside = experts * (f // width)
-    if view.kernel[-1] not in view.columns or a.shape[2] * beside >= width:
+    slices = experts * (f // width)
+    if view.kernel[-1] not in view.columns or a.shape[2] * slices >= width:
         # The update itself, times the identity.
         update = a @ b
         labels = view.experts + view.rows + view.columns
@@ -165,13 +164,13 @@ def _split_before_last(
         return update, np.eye(width)
     # Each expert and each of the other outputs has its own columns and rows.
     rank = a.shape[2]
-    ones = np.eye(beside).reshape(experts, beside // experts, -1)
+    ones = np.eye(slices).reshape(experts, slices // experts, -1)
     wide: np.ndarray = np.einsum("edr,ecs->edcsr", a, ones)
     labels = view.experts + view.rows + view.columns[:-1]
     size_of = dict(zip(view.kernel, shape, strict=True))
     wide = wide.reshape([size_of[label] for label in labels] + [-1])
     axes = [labels.index(label) for label in view.kernel[:-1]]
     wide = wide.transpose([*axes, len(labels)]).reshape(height, -1)
-    parts = b.reshape(experts, rank, beside // experts, width)
-    rows = np.swapaxes(parts, 1, 2).reshape(beside * rank, width)
+    parts = b.reshape(experts, rank, slices // experts, width)
+    rows = np.swapaxes(parts, 1, 2).reshape(slices * rank, width)
     return wide, rows

@@ -33,8 +33,8 @@ def lora_factors(
     """The updates of a model's adapters as factors `A` and `B`, as in LoRA.
 
     A kernel `W`, as a `(d, f)` matrix, acts as `W + A B`. The rank is the
-    smallest that holds for all values of the vectors: the count of blocks `n`
-    for `"ether"`, `2n` for `"ether+"` on one side and `4n` on both.
+    smallest that holds for all values of the vectors: the number of blocks `n`
+    for `"ether"`, `2n` for `"ether+"` on one side and `4n` on both sides.
 
     If `keras_ether.strength` is not 1, the factors are those of the update at
     that strength.
@@ -45,11 +45,12 @@ def lora_factors(
             Defaults to `None`.
 
     Returns:
-        Dictionary from layer path to `(A, B)`, float32 arrays of shapes
-        `(d, rank)` and `(rank, f)`. The axes that a kernel of `EinsumDense`
+        Dictionary from layer path to `(A, B)`, float32 arrays of shapes `(d,
+        rank)` and `(rank, f)`. The axes that a kernel of `EinsumDense`
         contracts are flattened into `d` and the others into `f`, both in the
-        kernel's own order. For a bank of experts both arrays have the experts
-        as their first axis. For an embedding `d` is the size of the vocabulary.
+        kernel's own order. For kernels with experts, both arrays have the
+        experts as their first axis. For an embedding `d` is the size of the
+        vocabulary.
 
     Raises:
         ValueError: if there is no adapter, if an entry of `skip` names no

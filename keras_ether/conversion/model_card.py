@@ -48,19 +48,18 @@ def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
         "",
         "# LoRA form of an ETHER adapter",
         "",
-        f"Trained with `keras_ether` {version.__version__} and written by "
-        "`keras_ether.export_to_peft`. The update of",
-        "each kernel is of low rank by its formula, so this is the adapter "
-        "itself and not an",
-        "approximation of it.",
+        f"This adapter was trained with `keras_ether` {version.__version__}, "
+        "and `keras_ether.export_to_peft` wrote this folder.",
+        "The update of each kernel has low rank by its formula, so the folder "
+        "represents the adapter exactly.",
         "",
         "| | |",
         "| --- | --- |",
-        f"| base | {base or 'not noted'} |",
+        f"| base | {base or 'not given'} |",
         f"| methods | {_methods(layers)} |",
         f"| adapted kernels | {len(layers)} |",
         f"| trained parameters | {_parameters(layers):,} |",
-        f"| rank | {rank}, with zeros {config['r']} |",
+        f"| rank | {rank}, padded with zeros to {config['r']} |",
         "",
         "With PEFT:",
         "",
@@ -79,8 +78,8 @@ def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
         f"{config['r']} --lora-modules adapter=THIS_FOLDER",
         "```",
         "",
-        "The method: Bini et al., "
-        "[ETHER](https://arxiv.org/abs/2405.20271), ICML 2024.",
+        "The method is [ETHER](https://arxiv.org/abs/2405.20271) "
+        "(Bini et al., ICML 2024).",
     ]
     return "\n".join(lines) + "\n"
 

@@ -10,8 +10,8 @@ import numpy as np
 from keras_ether import version
 from keras_ether.adapters import kinds
 from keras_ether.conversion import low_rank_update
-from keras_ether.conversion import marks
 from keras_ether.conversion import model_card
+from keras_ether.conversion import probes
 from keras_ether.saving import atomic_write
 from keras_ether.saving import contents
 from keras_ether.saving.adapter_file import path_of
@@ -36,17 +36,17 @@ def export_to_peft(
 ) -> None:
     """Writes a task's adapters as a LoRA folder for PEFT and vLLM.
 
-    The updates of ETHER and ETHER+ are of low rank (see
-    `keras_ether.lora_factors`), so the folder holds the adapters exactly, for
-    use over the same base model in `transformers`. It holds
+    The updates of ETHER and ETHER+ have low rank (see
+    `keras_ether.lora_factors`), so the folder represents the adapters exactly,
+    for the same base model in `transformers`. The folder holds
     `adapter_config.json`, `adapter_model.safetensors` and a model card,
-    `README.md`. All kernels have one rank, the next of 8, 16, 32, 64, 128, 256,
-    320 and 512; smaller ones are padded with zeros.
+    `README.md`. All kernels have one rank: 8, 16, 32, 64, 128, 256, 320 or 512.
+    Smaller ranks are padded with zeros.
 
     KerasHub's own `export_to_transformers` gives the names and layouts of the
-    kernels in `transformers`. It exports a small model of the same layers into
-    a temporary folder beside `folder`. The base itself can be exported by
-    `keras_ether.remove(task).export_to_transformers(...)`.
+    kernels in `transformers`. It runs once, on a small model of the same
+    layers, and writes to a temporary folder next to `folder`. To export the
+    base itself, use `keras_ether.remove(task).export_to_transformers(...)`.
 
     Args:
         task: An adapted KerasHub task that has `export_to_transformers`: a
@@ -55,18 +55,18 @@ def export_to_peft(
         folder: String or `PathLike`. A missing folder is created; in an
             existing one only the three files above are replaced.
         base_model_name_or_path: String, the name of the base on Hugging Face's
-            hub, or a folder with it, to be noted in the folder. If the folder
-            exists, the names of the kernels are looked up in it. Defaults to
-            `None`.
+            hub, or a folder with the base. It is written to
+            `adapter_config.json`. If it is an existing folder, the names of the
+            kernels are checked against it. Defaults to `None`.
         skip: List of names or paths of layers whose adapters, or trained
             weights, are left out, or `None`. Defaults to `None`.
 
     Raises:
         ValueError: if there is no adapter, if KerasHub has no exporter for the
-            task, if an adapter has no such form (embeddings, convolutions, the
-            methods `"oft"` and `"naive"`), if weights train beside the
-            adapters, if a rank is above 512, or if a kernel is not in the
-            base's folder. Nothing is written then.
+            task, if an adapter has no low-rank form (embeddings, convolutions,
+            the methods `"oft"` and `"naive"`), if other weights train too, if a
+            rank is above 512, or if a kernel is not in the base's folder.
+            Nothing is written then.
 
     Example:
 
@@ -87,9 +87,13 @@ def export_to_peft(
     layers = _exportable(task, skip)
     parent = os.path.dirname(os.path.abspath(folder))
     with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as passing:
-        places = marks.places_of(task, layers, passing)
+        locations = probes.locations_of(task, layers, passing)
         loader = model_card.loader_of(passing)
-    loose = [p for p, place in places.items() if not _is_module(place.tensor)]
+    loose = [
+        p
+        for p, location in locations.items()
+        if not _is_module(location.tensor)
+    ]
     if loose:
         raise ValueError(
             f"The kernels of {targets_lib.shorten(loose)} are exported as "
@@ -97,9 +101,9 @@ def export_to_peft(
             "adapt. Pass these names as `skip` to leave them out."
         )
     tensors: dict[str, list] = {}
-    for path, place in places.items():
-        tensors.setdefault(place.tensor, []).append((place, layers[path]))
-    flags = {place.is_transposed for place in places.values()}
+    for path, location in locations.items():
+        tensors.setdefault(location.tensor, []).append((location, layers[path]))
+    flags = {location.is_transposed for location in locations.values()}
     if len(flags) > 1:
         raise ValueError(
             f"'{type(task).__name__}' is exported with kernels of both "
@@ -134,7 +138,7 @@ def export_to_peft(
 
 def _exportable(task: Model, skip: list[str] | None) -> dict:
     """The adapted layers to export, by path."""
-    if not hasattr(type(task), marks.EXPORT) or not hasattr(task, "backbone"):
+    if not hasattr(type(task), probes.EXPORT) or not hasattr(task, "backbone"):
         raise ValueError(
             "`task` must be a KerasHub task that has `export_to_transformers`, "
             f"such as a causal language model. Received: task={task!r} of type "
@@ -143,14 +147,14 @@ def _exportable(task: Model, skip: list[str] | None) -> dict:
     tree = verbs.adapted_tree(task)
     adapted = tree.adapted
     by_path = tree.by_path
-    trained = {p: by_path[p] for p in contents.trained_beside(by_path)}
+    trained = {p: by_path[p] for p in contents.other_trained_weights(by_path)}
     layers = low_rank_update.without({**adapted, **trained}, skip)
-    beside = [path for path in layers if path in trained]
-    if beside:
+    unsupported = [path for path in layers if path in trained]
+    if unsupported:
         raise ValueError(
-            f"The weights of {targets_lib.shorten(beside)} train beside the "
-            "adapters, and a LoRA folder has no place for them. Pass these "
-            "names as `skip` to leave them out."
+            f"The weights of {targets_lib.shorten(unsupported)} train too, but "
+            "a LoRA folder can't hold them. Pass these names as `skip` to "
+            "leave them out."
         )
     low_rank_update.check(layers, _refusal)
     if not layers:
@@ -161,7 +165,7 @@ def _exportable(task: Model, skip: list[str] | None) -> dict:
 def _refusal(layer: Layer) -> str | None:
     view = layer.ether.view
     if view.sizes(layer.ether.kernel_shape)[0] > 1:
-        return "a bank of experts is more than one matrix"
+        return "its kernel has experts, which are more than one matrix"
     kind = kinds.kind_of(layer)
     if kind is None or not kind.linear:
         return "LoRA folders hold no embeddings"
@@ -179,18 +183,18 @@ def _module(tensor: str) -> str:
 def _factors(*own: Any) -> tuple[np.ndarray, np.ndarray]:
     """`lora_A` and `lora_B` of one tensor, from those of its kernels.
 
-    `lora_A` is `(rank, inputs)` and `lora_B` `(outputs, rank)`, whatever the
-    tensor's layout. The ranks of kernels beside each other in one tensor
-    (GPT-2's query, key and value) add up, with zeros outside each kernel.
+    `lora_A` is `(rank, inputs)` and `lora_B` `(outputs, rank)`, for both
+    layouts of the tensor. The ranks of kernels in one tensor (GPT-2's query,
+    key and value) add up, with zeros outside each kernel.
     """
     first = own[0][0]
     # The shape and starts of the matrix in Keras's layout.
     turn = -1 if first.is_transposed else 1
     d, f = first.shape[::turn]
     a_parts, b_parts = [], []
-    for place, layer in own:
+    for location, layer in own:
         a, b = low_rank_update.factors_of(layer)
-        top, left = place.start[::turn]
+        top, left = location.start[::turn]
         wide_a = np.zeros((a.shape[1], d), "float32")
         wide_b = np.zeros((f, b.shape[0]), "float32")
         wide_a[:, top : top + a.shape[0]] = a.T
@@ -208,9 +212,9 @@ def _rank(modules: dict[str, tuple[np.ndarray, np.ndarray]]) -> int:
             return rank
     name = next(m for m, (a, _) in modules.items() if len(a) == largest)
     raise ValueError(
-        f"The update of '{name}' has rank {largest}, and the largest rank of a "
-        f"LoRA folder that vLLM takes is {RANKS[-1]}. Its rank grows with "
-        "`rank_blocks`: merge the model and export it whole instead."
+        f"The update of '{name}' has rank {largest}, but vLLM takes LoRA of "
+        f"rank {RANKS[-1]} at most. The rank grows with `rank_blocks`. Merge "
+        "the model and export it instead."
     )
 
 
@@ -237,7 +241,7 @@ def _check_base(folder: str, tensors: dict) -> None:
             raise ValueError(
                 f"The base in '{folder}' has no tensor '{name}' of shape "
                 f"{own[0][0].shape}. Received: {found.get(name)}. The adapter "
-                "would not act there."
+                "would have no effect on this base."
             )
 
 

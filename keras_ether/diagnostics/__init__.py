@@ -1,4 +1,4 @@
-"""The distance that adapters move a model, and the energy of its neurons."""
+"""Distances by which adapters move a model, and hyperspherical energies."""
 
 from keras_ether.diagnostics.diagnosis import Diagnosis
 from keras_ether.diagnostics.diagnosis import LayerDiagnosis

@@ -106,13 +106,13 @@ def diagnose(
 ) -> Diagnosis:
     """Measures how far adapters move a model; prints a table and returns it.
 
-    It measures adapters whether active or disabled, and does not change the
-    model. (Bini et al., ICML 2024, sections 3 and 5.3.)
+    It measures active and disabled adapters, and does not change the model
+    (Bini et al., ICML 2024, sections 3 and 5.3).
 
     A kernel's neurons are its outputs: each filter of a convolution over all
-    positions, each column of an embedding's table. In a bank of experts and in
-    the groups of a convolution, neurons are compared with those of the same
-    expert or group, and the energies are added.
+    positions, each column of an embedding table. In kernels with experts or
+    groups, neurons are compared within the same expert or group, and the
+    energies are added.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.

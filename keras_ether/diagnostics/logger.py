@@ -12,10 +12,10 @@ from keras_ether.diagnostics.diagnosis import diagnose
 class DistanceLogger(keras.callbacks.Callback):
     """Logs the distances of a model's adapters during training.
 
-    At the start and after every epoch it measures each adapted layer. The means
-    over the layers go into the epoch's logs, as `"ether_distance"` and
-    `"ether_kernel_distance"`, so that the history, the progress bar and all
-    later callbacks (`keras.callbacks.TensorBoard`, `CSVLogger`) include them.
+    It measures each adapted layer at the start and after every epoch. The means
+    over the layers are added to the epoch's logs, as `"ether_distance"` and
+    `"ether_kernel_distance"`. So the history, the progress bar and all later
+    callbacks (`keras.callbacks.TensorBoard`, `CSVLogger`) include them.
 
     Args:
         every: Integer, number of training steps between further measurements,

@@ -23,7 +23,7 @@ MOST_NUMBERS = 2**22
 def kernel_distance(before: Tensor, after: Tensor) -> float:
     """Relative distance of two kernels, `‖after − before‖ / ‖before‖`.
 
-    Frobenius norms, computed in float32.
+    The norms are Frobenius norms, computed in float32.
 
     Args:
         before: Tensor of any shape.
@@ -56,10 +56,10 @@ def hyperspherical_energy(kernel: Tensor) -> float:
 
         HE(W) = Σ_{i<j} 1 / ‖ŵᵢ − ŵⱼ‖        ŵ = w / ‖w‖
 
-    over all pairs of neurons, the kernel's columns; each pair counts once, so a
-    sum over `i ≠ j` is twice this (Bini et al., ICML 2024, section 5.3). It is
-    computed in tiles of pairs: a kernel of 4,096 x 11,008 needs memory for a
-    few copies of itself.
+    The sum is over all pairs of neurons, the kernel's columns. Each pair counts
+    once, so a sum over `i ≠ j` is twice this (Bini et al., ICML 2024, section
+    5.3). The sum is computed in tiles: a kernel of 4,096 x 11,008 needs memory
+    for a few copies of itself.
 
     Args:
         kernel: Tensor of shape `(..., inputs, outputs)`. Leading axes hold

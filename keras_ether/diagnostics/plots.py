@@ -1,4 +1,4 @@
-"""Plots of diagnoses. Drawing one imports matplotlib.
+"""Plots of diagnoses, with matplotlib.
 
 Each function returns a `matplotlib.figure.Figure`, which a notebook shows and
 `figure.savefig(path)` writes.
@@ -12,7 +12,7 @@ from keras_ether.diagnostics.diagnosis import LayerDiagnosis
 
 
 def plot_distances(diagnosis: Diagnosis) -> Any:
-    """Bars by layer: the transformation's distance, and the kernel's.
+    """Plots the distances of each layer's transformation and kernel as bars.
 
     Args:
         diagnosis: A `keras_ether.diagnostics.Diagnosis`.
@@ -45,7 +45,7 @@ def plot_distances(diagnosis: Diagnosis) -> Any:
 
 
 def plot_energy(diagnosis: Diagnosis) -> Any:
-    """Bars by layer: by how much the hyperspherical energy has changed.
+    """Plots the relative change of each layer's hyperspherical energy as bars.
 
     Args:
         diagnosis: A `keras_ether.diagnostics.Diagnosis` with energies.
@@ -74,7 +74,7 @@ def plot_energy(diagnosis: Diagnosis) -> Any:
 
 
 def plot_training(history: Any) -> Any:
-    """Lines over the training steps: every layer's distances.
+    """Plots every layer's distances over the training steps as lines.
 
     Args:
         history: The `history` of a `keras_ether.diagnostics.DistanceLogger`.

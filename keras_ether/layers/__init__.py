@@ -1,4 +1,4 @@
-"""Layers with a transformed kernel, to build models from."""
+"""Layers with an adapter, for building models."""
 
 from keras_ether.layers.ether_conv1d import EtherConv1D
 from keras_ether.layers.ether_conv2d import EtherConv2D

@@ -1,4 +1,4 @@
-"""What the layers of convolutions share: one constructor."""
+"""The constructor that the convolution layers share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from keras_ether.layers.ether_layer import StandaloneLayer
 
 
 class StandaloneConv(StandaloneLayer, AdaptedConv):
-    """A convolution with an adapter of its own, in any number of dimensions."""
+    """A convolution with its own adapter, in any number of dimensions."""
 
     def __init__(
         self,

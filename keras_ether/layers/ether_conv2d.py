@@ -10,15 +10,15 @@ class EtherConv2D(StandaloneConv, keras.layers.Conv2D):
     """A `Conv2D` layer whose frozen kernel is transformed by reflections.
 
     `output = activation(conv(inputs H, kernel) G + bias)`, with `H` on the
-    input channels and `G` on the filters, alike at every position. Each group
-    has its own blocks. See `keras_ether.layers.EtherDense` for the formula.
+    input channels and `G` on the filters, the same at every position. Each
+    group has its own blocks. See `keras_ether.layers.EtherDense` for the
+    formula.
 
     Args:
         filters: Integer, number `f` of filters.
         kernel_size: Integer or pair, the size of the window.
         strides: Integer or tuple, the step of the window. Defaults to 1.
-        padding: `"valid"`, `"same"` or, in one dimension, `"causal"`. Defaults
-            to `"valid"`.
+        padding: `"valid"` or `"same"`. Defaults to `"valid"`.
         data_format: `"channels_last"`, `"channels_first"`, or `None` for the
             one of Keras's configuration. Defaults to `None`.
         dilation_rate: Integer or tuple, the dilation of the window. Defaults to
@@ -53,9 +53,9 @@ class EtherConv2D(StandaloneConv, keras.layers.Conv2D):
         seed: Integer or `None`, for the random start and for dropout.
         strength: `None`, `"learned"` or a number in `(0, 1]`, see
             `keras_ether.apply`. Defaults to `None`.
-        rate_multiplier: Float or `None`, the factor of a learned strength on
-            the optimizer's rate: `1,800 / N` suits a network of `N` such
-            layers. `None`, the default, is 20 if the strength is learned.
+        rate_multiplier: Float or `None`, the factor by which a learned strength
+            multiplies the learning rate: `1,800 / N` suits a network of `N`
+            such layers. `None`, the default, is 20 if the strength is learned.
         **kwargs: Further keyword arguments of `keras.layers.Conv2D`,
             such as `name` and `dtype`.
 
@@ -73,3 +73,4 @@ class EtherConv2D(StandaloneConv, keras.layers.Conv2D):
     """
 
     plain_class = keras.layers.Conv2D
+    """The class of the layer without an adapter."""

@@ -13,9 +13,9 @@ from keras_ether.layers.ether_layer import StandaloneLayer
 class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
     """A `Dense` layer with a frozen kernel, transformed by trained reflections.
 
-    `output = activation((inputs H) kernel G + bias)`, where the block-diagonal
-    `H` and `G` are made of trained vectors (Bini et al., ICML 2024, sections
-    3.2 to 3.4). Kernel and bias are frozen, and meant to be loaded from a
+    It computes `output = activation((inputs H) kernel G + bias)`. The
+    block-diagonal `H` and `G` are made of trained vectors (Bini et al., ICML
+    2024, sections 3.2 to 3.4). Kernel and bias are frozen: load them from a
     pretrained layer.
 
     Args:
@@ -46,9 +46,9 @@ class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
         seed: Integer or `None`, for the random start and for dropout.
         strength: `None`, `"learned"` or a number in `(0, 1]`, see
             `keras_ether.apply`. Defaults to `None`.
-        rate_multiplier: Float or `None`, the factor of a learned strength on
-            the optimizer's rate: `1,800 / N` suits a network of `N` such
-            layers. `None`, the default, is 20 if the strength is learned.
+        rate_multiplier: Float or `None`, the factor by which a learned strength
+            multiplies the learning rate: `1,800 / N` suits a network of `N`
+            such layers. `None`, the default, is 20 if the strength is learned.
         **kwargs: Further keyword arguments of `keras.layers.Dense`,
             such as `name` and `dtype`.
 
@@ -72,6 +72,7 @@ class EtherDense(StandaloneLayer, AdaptedDense, keras.layers.Dense):
     """
 
     plain_class = keras.layers.Dense
+    """The class of the layer without an adapter."""
 
     def __init__(
         self,

@@ -13,10 +13,10 @@ from keras_ether.layers.ether_layer import StandaloneLayer
 class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
     """An `EinsumDense` layer whose frozen kernel is transformed by reflections.
 
-    The kernel is seen as a `(d, f)` matrix: `d` is the product of the axes that
-    the equation contracts, `f` that of the axes that it adds. Axes that input,
-    kernel and output share are experts, each with its own blocks. See
-    `keras_ether.layers.EtherDense` for the formula.
+    The kernel is treated as a `(d, f)` matrix: `d` is the product of the axes
+    that the equation contracts, `f` the product of the axes that it adds. Axes
+    that input, kernel and output share are experts, each with its own blocks.
+    See `keras_ether.layers.EtherDense` for the formula.
 
     Args:
         equation: Einsum equation, such as `"btd,dnh->btnh"`.
@@ -47,9 +47,9 @@ class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
         seed: Integer or `None`, for the random start and for dropout.
         strength: `None`, `"learned"` or a number in `(0, 1]`, see
             `keras_ether.apply`. Defaults to `None`.
-        rate_multiplier: Float or `None`, the factor of a learned strength on
-            the optimizer's rate: `1,800 / N` suits a network of `N` such
-            layers. `None`, the default, is 20 if the strength is learned.
+        rate_multiplier: Float or `None`, the factor by which a learned strength
+            multiplies the learning rate: `1,800 / N` suits a network of `N`
+            such layers. `None`, the default, is 20 if the strength is learned.
         **kwargs: Further keyword arguments of `keras.layers.EinsumDense`,
             such as `name` and `dtype`.
 
@@ -67,6 +67,7 @@ class EtherEinsumDense(StandaloneLayer, AdaptedDense, keras.layers.EinsumDense):
     """
 
     plain_class = keras.layers.EinsumDense
+    """The class of the layer without an adapter."""
 
     def __init__(
         self,

@@ -13,8 +13,9 @@ from keras_ether.layers.ether_layer import StandaloneLayer
 class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
     """An `Embedding` whose frozen table is transformed by trained reflections.
 
-    `output = embeddings[inputs] G`: ids have no input side, so every method
-    transforms the output. See `keras_ether.layers.EtherDense` for the formula.
+    `output = embeddings[inputs] G`: an embedding has no input side, so every
+    method transforms the output. See `keras_ether.layers.EtherDense` for the
+    formula.
 
     Args:
         input_dim: Integer, size of the vocabulary.
@@ -38,9 +39,9 @@ class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
         seed: Integer or `None`, for the random start and for dropout.
         strength: `None`, `"learned"` or a number in `(0, 1]`, see
             `keras_ether.apply`. Defaults to `None`.
-        rate_multiplier: Float or `None`, the factor of a learned strength on
-            the optimizer's rate: `1,800 / N` suits a network of `N` such
-            layers. `None`, the default, is 20 if the strength is learned.
+        rate_multiplier: Float or `None`, the factor by which a learned strength
+            multiplies the learning rate: `1,800 / N` suits a network of `N`
+            such layers. `None`, the default, is 20 if the strength is learned.
         **kwargs: Further keyword arguments of `keras.layers.Embedding`,
             such as `name` and `dtype`.
 
@@ -58,6 +59,7 @@ class EtherEmbedding(StandaloneLayer, AdaptedEmbedding, keras.layers.Embedding):
     """
 
     plain_class = keras.layers.Embedding
+    """The class of the layer without an adapter."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from keras_ether.adapters.adapter import Adapter
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.types import LayerMixin
 
-# A layer on its own doesn't know how many others its network has.
+# A layer doesn't know the number of adapted layers in its network.
 USUAL_KERNELS = 90
 
 
@@ -38,7 +38,7 @@ class StandaloneLayer(LayerMixin):
         self.ether = Adapter(kinds.config_for(self, config), seed=seed)
         self.method = method
         self.side = side
-        # The config holds plain numbers in place of NumPy's scalars.
+        # The config holds plain numbers instead of NumPy's scalars.
         self.rank_blocks = config.rank_blocks
         self.dropout = config.dropout
         self.strength = config.strength
@@ -70,5 +70,5 @@ class StandaloneLayer(LayerMixin):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
-        # Configs without it are older than it.
+        # Older configs lack it.
         return super().from_config({"rate_multiplier": 1.0} | config)

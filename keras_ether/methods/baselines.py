@@ -1,6 +1,6 @@
 """The paper's baselines as methods: OFT and the unconstrained control.
 
-Both train one whole `(width, width)` matrix per block, so their count of
+Both train one whole `(width, width)` matrix per block. Their number of
 trainable parameters, `d · d / n`, falls with the number of blocks.
 """
 
@@ -13,10 +13,11 @@ from keras_ether.types import Tensor
 
 
 def oft_factors(r: Tensor) -> tuple[Tensor, None]:
-    """Deviation from the identity of OFT's Cayley blocks (section 2).
+    """OFT's Cayley blocks minus the identity (section 2).
 
-    `Q = (I + S)(I − S)⁻¹` with the skew matrix `S = (R − Rᵀ) / 2`, so that
-    `Q − I = 2 (I − S)⁻¹ S`. Orthogonal for every `R`, the identity at zero.
+    `Q = (I + S)(I − S)⁻¹` with the skew matrix `S = (R − Rᵀ) / 2`, so that `Q −
+    I = 2 (I − S)⁻¹ S`. `Q` is orthogonal for every `R`, and the identity at
+    zero.
 
     Args:
         r: Tensor of shape `(blocks, width, width)`.
@@ -31,7 +32,7 @@ def oft_factors(r: Tensor) -> tuple[Tensor, None]:
 
 
 def naive_factors(matrix: Tensor) -> tuple[Tensor, None]:
-    """Deviation from the identity of unconstrained blocks (section 5.3).
+    """Unconstrained blocks minus the identity (section 5.3).
 
     Args:
         matrix: Tensor of shape `(blocks, width, width)`.
@@ -46,14 +47,14 @@ def naive_factors(matrix: Tensor) -> tuple[Tensor, None]:
 def zero_start(
     blocks: int, width: int, rng: np.random.Generator
 ) -> tuple[np.ndarray]:
-    """OFT's start: `R = 0`."""
+    """OFT's initial value: `R = 0`."""
     return (np.zeros((blocks, width, width), "float32"),)
 
 
 def identity_start(
     blocks: int, width: int, rng: np.random.Generator
 ) -> tuple[np.ndarray]:
-    """The control's start: every block is the identity."""
+    """The control's initial value: every block is the identity."""
     return (np.tile(np.eye(width, dtype="float32"), (blocks, 1, 1)),)
 
 
@@ -65,16 +66,16 @@ def shapes(width: int) -> tuple[tuple[int, ...], ...]:
 def random_start(
     blocks: int, width: int, rng: np.random.Generator
 ) -> tuple[np.ndarray]:
-    """OFT's start for a learned strength: entries uniform in ±1/√width."""
+    """OFT's initial value for a learned strength: uniform in ±1/√width."""
     limit = 1.0 / np.sqrt(width)
     matrix = rng.uniform(-limit, limit, (blocks, width, width))
     return (matrix.astype("float32"),)
 
 
-def random_start_beside_identity(
+def random_start_near_identity(
     blocks: int, width: int, rng: np.random.Generator
 ) -> tuple[np.ndarray]:
-    """The control's start for a learned strength: the identity and as much."""
+    """The control's value for a learned strength: `I` plus `random_start`."""
     (identity,) = identity_start(blocks, width, rng)
     return (identity + random_start(blocks, width, rng)[0],)
 
@@ -105,7 +106,7 @@ register(
         orthogonal=False,
         learning_rate=1e-3,
         min_width=1,
-        random_start=random_start_beside_identity,
+        random_start=random_start_near_identity,
         shapes=shapes,
         thin=False,
         starts_at_identity=True,

@@ -39,12 +39,12 @@ def ether_plus_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `(left, right)`, float32 tensors of shape `(blocks, 2, width)`.
     """
-    # Stacked, so that the same operations compute both norms.
+    # Stacked, so that one operation computes both norms.
     pair = stack([float32(u), float32(v)])
     r = reciprocal_norm(pair)
     u_hat, v_hat = unstack(pair * r)
-    # The gradient is that of `v̂ − û`, the value `(v − u r_u / r_v) r_v`:
-    # compilers fuse the difference into an operation that rounds only one
+    # The gradient is that of `v̂ − û`, the value `(v − u r_u / r_v) r_v`.
+    # Compilers fuse the plain difference into an operation that rounds only one
     # product, and is not zero for `u = v`.
     p = v_hat - u_hat
     u, v = unstack(ops.stop_gradient(pair))
@@ -56,10 +56,10 @@ def ether_plus_factors(u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 def _random_normals(
     blocks: int, width: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Vectors uniform in ±1/√width, about 0.58 long as in the authors' code.
+    """Vectors uniform in ±1/√width, of norm about 0.58 as in the authors' code.
 
-    The length sets how far one step of an optimizer turns a vector, so the
-    paper's learning rates hold only for vectors of this length.
+    The norm determines how far one step of an optimizer turns a vector, so the
+    paper's learning rates hold only for vectors of this norm.
     """
     limit = 1.0 / np.sqrt(width)
     return rng.uniform(-limit, limit, (blocks, width)).astype("float32")

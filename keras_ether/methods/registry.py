@@ -1,8 +1,8 @@
-"""The table of methods: trained weights, start and formula of each.
+"""The table of methods: trained weights, initial values and formula of each.
 
-A method is one function from its weights to the factors of its blocks, one
-function that gives the start, and one entry here. All methods share everything
-else (the call, dropout, merging, distances, files).
+A method is a function from its weights to the factors of its blocks, a function
+that returns the initial weights, and an entry in this table. All methods share
+the rest (the call, dropout, merging, distances, files).
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 
 from keras_ether.ops import values
 
-# The package's own methods, which a user can't replace.
+# The package's own methods, which users can't replace.
 OWN = ("ether", "ether+", "naive", "oft")
 SIDES = ("input", "output", "both", "narrow", "single")
 # The number of blocks that a method's learning rate is meant for.
@@ -30,33 +30,34 @@ class Method:
         factors: Function from the method's weights, in order, to the factors
             `(left, right)` of its blocks, see `keras_ether.ops.reflections`.
         weights: Names of the method's weights, the arguments of `factors`.
-        start: Function from `(blocks, width, rng)` to the start of those
-            weights, a tuple of float32 arrays whose first axis is `blocks`;
-            `rng` is a `numpy.random.Generator`.
+        start: Function from `(blocks, width, rng)` to the initial weights, a
+            tuple of float32 arrays whose first axis is `blocks`. `rng` is a
+            `numpy.random.Generator`.
         side: The side that is transformed by default: `"input"`, `"output"`,
             `"both"`, `"narrow"` for the shorter of the two, or `"single"` for
             the input side, and the output side of a table, which has no other.
         orthogonal: Whether every block is orthogonal, so that its transpose
             inverts it.
-        learning_rate: A learning rate for Adam that is a good first try with
-            four blocks, see `learning_rate_for`.
+        learning_rate: The learning rate for Adam to try first with four blocks,
+            see `learning_rate_for`.
         min_width: Integer, the width of the smallest block that can train. A
             unit vector of one entry is a constant. Defaults to 2.
-        random_start: A start away from the identity, for a learned strength, if
-            `start` gives the identity. Defaults to `None`.
-        turns: Whether the weights are vectors whose length does not matter.
+        random_start: Function of initial weights that are not the identity, for
+            a learned strength, if `start` returns the identity. Defaults to
+            `None`.
+        turns: Whether the weights are vectors whose norm does not matter.
             Defaults to `False`.
         shapes: Function from the width of a block to the shapes of its
             weights, a tuple of tuples. With `None` each is `(width,)`.
             Defaults to `None`.
         thin: Whether `factors` returns two matrices of few rows, and not whole
             blocks `(left, None)`. A bank needs it. Defaults to `True`.
-        independent: Whether the factors of each block depend on its own weights
-            alone. Blocks of several layers or examples may then be computed by
-            one call of `factors`. A bank needs it. Defaults to `True`.
-        starts_at_identity: Whether `start` gives blocks that are exactly the
-            identity. A weights file over another base needs it, if the method
-            is not orthogonal. Defaults to `False`.
+        independent: Whether the factors of each block depend only on its own
+            weights. One call of `factors` may then compute blocks of several
+            layers or examples. A bank needs it. Defaults to `True`.
+        starts_at_identity: Whether `start` returns blocks that are exactly the
+            identity. If the method is not orthogonal, loading a weights file
+            over another base needs it. Defaults to `False`.
         identity_at_zero: Whether blocks whose weights are all zero are exactly
             the identity. A bank needs it. Defaults to `False`.
     """
@@ -86,7 +87,7 @@ class Method:
     def initial(
         self, blocks: int, width: int, rng: np.random.Generator
     ) -> dict[str, np.ndarray]:
-        """The start of the weights, by name.
+        """The initial weights, by name.
 
         Raises:
             ValueError: if `start` returns arrays of other shapes than `shapes`
@@ -97,19 +98,19 @@ class Method:
         expected = tuple((blocks, *shape) for shape in self.shapes_of(width))
         if received != expected:
             raise ValueError(
-                f"The start of method '{self.name}' must have the shapes "
-                f"{expected} for {blocks} blocks of width {width}. Received: "
-                f"{received}. Its field `shapes` declares the shapes for one "
-                "block."
+                f"The initial weights of method '{self.name}' must have the "
+                f"shapes {expected} for {blocks} blocks of width {width}. "
+                f"Received: {received}. Its field `shapes` declares the shapes "
+                "for one block."
             )
         return dict(zip(self.weights, found, strict=True))
 
     def learning_rate_for(self, rank_blocks: int) -> float:
-        """A learning rate for Adam that is a good first try.
+        """The learning rate for Adam to try first.
 
-        A step turns a vector of `width` numbers, 0.58 long, by up to `rate *
-        √width / 0.58`. With fewer and wider blocks than four, a lower rate thus
-        gives the same turn. This does not hold for more blocks, nor for a
+        A step turns a vector of `width` entries and norm 0.58 by up to `rate *
+        √width / 0.58`. With fewer than four, wider blocks, a lower rate thus
+        gives the same angle. This does not hold for more blocks, nor for a
         learned strength, which tolerates a wide range of learning rates. The
         measurements are in `benchmarks/RESULTS.md`.
 
@@ -138,8 +139,8 @@ FLAGS = (
 def register(method: Method) -> Method:
     """Adds a method to the table.
 
-    It replaces a method of yours that has the same name. Models that are
-    adapted already keep the method that they were adapted by.
+    It replaces your own method of the same name. Models that are adapted
+    already keep the old method.
 
     Args:
         method: A `Method`.
@@ -148,7 +149,7 @@ def register(method: Method) -> Method:
         The method.
 
     Raises:
-        ValueError: if the name is that of one of the package's own methods, or
+        ValueError: if the name belongs to one of the package's own methods, or
             a field is not as `Method` documents.
     """
     _check(method)

@@ -1,12 +1,12 @@
-"""A method at another strength.
+"""Methods with a fixed or learned strength.
 
-It is a `Method` like any other, made of a registered one, so that calls,
-files, merging and all else treat it alike.
+The result is a `Method` made from a registered method, so calls, files and
+merging need no special case.
 
 With a learned strength, the trained variables are a method's weights divided by
 a factor, the rate multiplier. Adam's step does not depend on the scale of the
-gradient, so a rate `r` then moves the weights as a rate of `multiplier * r`
-would without the factor, while layers beside the adapters train at `r` itself.
+gradient. So a learning rate `r` moves the weights as `multiplier * r` would
+without the factor. Other layers train at `r`.
 """
 
 import dataclasses
@@ -25,14 +25,14 @@ LEARNED = "learned"
 # 1.2e-2 for 210 (SmolLM2-135M), see `benchmarks/RESULTS.md`: in a residual
 # network the changes of all kernels add up.
 KERNELS_AT_ONE = 1_800
-# What holds of many kernels does not of two.
+# The rule for many kernels does not hold for two.
 LARGEST = 100.0
-# Adam's default in Keras: the right first rate, by the multiplier.
+# Adam's default in Keras, the rate that the multiplier is made for.
 LEARNING_RATE = 1e-3
 
 
 def rate_multiplier(kernels: int) -> float:
-    """The rate multiplier that makes Adam's default the right first rate.
+    """The rate multiplier for which Adam's default is the rate to try first.
 
     Args:
         kernels: Integer, how many kernels of a network have a learned strength.
@@ -56,7 +56,7 @@ def with_strength(
             to 1.
 
     Returns:
-        A `Method`, `method` itself where nothing differs.
+        A `Method`: `method` itself if the strength is `None`.
     """
     if strength is None:
         return method
@@ -66,7 +66,7 @@ def with_strength(
 
 
 def bounded(weight: Tensor) -> Tensor:
-    """The strength of a trained weight, within ±1 whatever is learned.
+    """The strength of a trained weight, always within ±1.
 
     The distance of a block from the identity is thus at most that of the
     method's own block, 2 for ETHER and ETHER+ (sections 3.2 and 3.3).
@@ -81,14 +81,14 @@ def bounded(weight: Tensor) -> Tensor:
 
 
 def _of_learned_strength(method: Method, multiplier: float) -> Method:
-    """Blocks `I + s (block − I)`, with one trained `s` a block, 0 at first.
+    """Blocks `I + s (block − I)`, with one trained `s` per block, initially 0.
 
     `s = tanh(multiplier t)`, and the other weights are `multiplier` times the
-    variables. Where only the directions of the weights count, that product is
-    left out.
+    variables. If only the directions of the weights matter, that product is
+    omitted.
 
-    The gradient of `s` is zero where the block is the identity, and the block's
-    is where `s` is zero. So the other weights start away from the identity.
+    The gradient of `s` is zero if the block is the identity, and the block's
+    gradient is zero if `s` is zero. So the initial block is not the identity.
     """
 
     def factors(*variables: Tensor) -> Factors:

@@ -1,8 +1,8 @@
 """Operations whose `keras.ops` call overhead is high on PyTorch.
 
-`keras.ops` looks for symbolic tensors among all arguments, and makes needless
-casts. For the small arrays here that takes many times as long as the operation,
-and an adapted layer runs many of them at each step.
+`keras.ops` searches all arguments for symbolic tensors, and makes needless
+casts. For the small arrays here this takes many times as long as the operation,
+and an adapted layer runs many such operations at each step.
 
 On TensorFlow some operators are slow, and tensors lack the methods that JAX's
 and PyTorch's share.
@@ -70,11 +70,11 @@ def matmul(x: Tensor, matrix: Tensor) -> Tensor:
 
 
 def dense_product(x: Tensor, kernel: Tensor) -> Tensor:
-    """`keras.ops.matmul(x, kernel)`, rounded as in a plain trained layer.
+    """`keras.ops.matmul(x, kernel)`, rounded as in a plain layer that trains.
 
-    PyTorch multiplies all rows at once if the kernel has a gradient. Without
-    one, like a folded kernel within a gradient by hand, it may multiply sample
-    by sample, with other rounding.
+    PyTorch multiplies all rows at once if the kernel has a gradient. Without a
+    gradient, as for a folded kernel in a custom gradient, it may multiply
+    sample by sample, which rounds differently.
     """
     if BACKEND != "torch" or len(x.shape) < 3:
         return ops.matmul(x, kernel)
@@ -88,10 +88,10 @@ def batch_matmul(x: Tensor, y: Tensor) -> Tensor:
 
 
 def add_product(x: Tensor, rows: Tensor, matrix: Tensor) -> Tensor:
-    """`x + rows @ matrix`, in one pass over `x` where the backend has one.
+    """`x + rows @ matrix`, in one pass over `x` if the backend can.
 
-    For a matrix, or for three stacks of them. PyTorch has one: there, memory
-    traffic dominates these operations.
+    The arguments are matrices, or stacks of matrices. PyTorch has such an
+    operation, and memory traffic dominates the time there.
     """
     if BACKEND != "torch":
         return x + matmul(rows, matrix)
@@ -105,11 +105,11 @@ def add_product(x: Tensor, rows: Tensor, matrix: Tensor) -> Tensor:
 
 
 def add_to(x: Tensor, y: Tensor) -> Tensor:
-    """`x + y`, in the memory of `x` where the backend's arrays can be changed.
+    """`x + y`, in the memory of `x` if the backend's arrays are mutable.
 
-    For an `x` without other references: PyTorch's writes to new memory leave
-    the cache. Not under automatic differentiation or `torch.vmap`, nor if the
-    sum has another dtype.
+    `x` must have no other references. On PyTorch, writing to new memory would
+    leave the cache. Under automatic differentiation or `torch.vmap`, or if the
+    sum has another dtype, the result is a new tensor.
     """
     if not may_overwrite() or x.dtype != y.dtype:
         return x + y
@@ -160,7 +160,7 @@ def sum_last(x: Tensor) -> Tensor:
 
 
 def reciprocal_norm(x: Tensor) -> Tensor:
-    """`1 / ‖x‖` along the last axis, which is kept, and 1 for a zero vector."""
+    """`1 / ‖x‖` along the last axis, kept as 1, and 1 for a zero vector."""
     squared = sum_last(x * x)
     # A zero is replaced before `rsqrt`, not after: the gradient of an infinity
     # is NaN even if its value is discarded.
@@ -185,7 +185,8 @@ def _diagonal(x: Tensor) -> Tensor:
 def snapshot(variable: Variable) -> Tensor:
     """The current value of a variable, which later assignments don't change.
 
-    PyTorch assigns in place, and its gradients refuse tensors changed since.
+    PyTorch assigns in place, and its gradients refuse tensors that were
+    changed.
     """
     return variable.value.clone() if BACKEND == "torch" else tensor(variable)
 
@@ -213,11 +214,12 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if dtype_name(x) == "float64" else ops.cast(x, "float32")
 
 
-def in_this_form(x: Tensor) -> Tensor:
-    """`x`, which with its gradient is computed in the form that it has.
+def with_barrier(x: Tensor) -> Tensor:
+    """`x`, behind a barrier that XLA's rewriting does not cross.
 
-    XLA would move the reshaping of a few rows in front of the product that
-    makes them, and copy all that is multiplied there into another order.
+    XLA would move the reshaping of a few rows before the product that computes
+    them, and copy the operands of the product into another order. The same
+    holds for the gradient.
     """
     return jax.lax.optimization_barrier(x) if BACKEND == "jax" else x
 
@@ -227,8 +229,8 @@ def replace_row(
 ) -> list[Tensor]:
     """Copies of arrays of JAX in which one row is another, by one program.
 
-    Row by row it is a program for each array, which takes most of the time, as
-    it would to make a tensor of each value.
+    Replacing rows one by one would run a program for each array, which takes
+    most of the time. So would making a tensor of each value.
     """
     values = [
         np.asarray(value).astype(array.dtype)
@@ -238,10 +240,11 @@ def replace_row(
 
 
 def precise_products() -> contextlib.AbstractContextManager:
-    """A context in which products of float32 are products of float32.
+    """A context in which float32 products are computed in float32.
 
-    On a TPU they are of bfloat16 unless JAX is told otherwise: quick enough for
-    a training step, and not for a kernel that is written once and kept.
+    On a TPU, JAX computes them in bfloat16 by default. That is fast and precise
+    enough for a training step, but not for a kernel that is written once and
+    stored.
     """
     if BACKEND == "jax":
         return jax.default_matmul_precision("highest")
@@ -249,7 +252,7 @@ def precise_products() -> contextlib.AbstractContextManager:
 
 
 def without_gradients() -> contextlib.AbstractContextManager:
-    """A context in which PyTorch keeps nothing for a gradient."""
+    """A context in which PyTorch stores nothing for a gradient."""
     return torch.no_grad() if BACKEND == "torch" else contextlib.nullcontext()
 
 
@@ -259,12 +262,12 @@ def is_transformed() -> bool:
 
 
 def is_for_gpu() -> bool:
-    """Whether XLA compiles for a GPU what JAX traces now."""
+    """Whether JAX traces now for XLA on a GPU."""
     return BACKEND == "jax" and jax.default_backend() == "gpu"
 
 
 def not_compiled(function: Callable) -> Callable:
-    """A function that PyTorch's compiler does not look into."""
+    """A function that PyTorch's compiler does not trace."""
     return torch.compiler.disable(function) if BACKEND == "torch" else function
 
 
@@ -279,7 +282,7 @@ def is_sparse(x: Tensor) -> bool:
 
 
 def map_values(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function(x)`, or of the values of a ragged tensor of TensorFlow.
+    """`function(x)`, applied to the values of a ragged tensor of TensorFlow.
 
     Args:
         function: Function that maps the last axis of a tensor.

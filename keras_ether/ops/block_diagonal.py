@@ -1,9 +1,9 @@
 """Products of rows with the thin factors of block-diagonal matrices.
 
 A factor has a few rows of `width` numbers for each block, `(blocks, k, width)`.
-Few in all, they are best written as one block-diagonal matrix; many, as one for
-each group of blocks. `arrange` chooses, and products with rows take either.
-Those with a kernel choose for themselves.
+If it has few rows in all, one block-diagonal matrix is best; if many, one for
+each group of blocks. `arrange` chooses the form, and products with rows take
+both. Products with a kernel choose for themselves.
 """
 
 from keras import ops
@@ -21,20 +21,20 @@ from keras_ether.ops.backend import transposed_product
 from keras_ether.types import Tensor
 
 # A block-diagonal matrix is mostly zero. With more rows than this, products
-# with the whole of it take longer than those with its blocks.
+# with the whole matrix take longer than products with its blocks.
 MAX_ROWS = 16
 
 
 def arrange(factor: Tensor) -> Tensor:
-    """A factor in the form in which products with rows are cheapest.
+    """A factor in the form that makes products with rows cheapest.
 
     Args:
         factor: Tensor of shape `(blocks, k, width)`.
 
     Returns:
-        A block-diagonal matrix, `(blocks * k, blocks * width)`, or, where that
-        has too many rows, those of groups of blocks, `(groups, group * k, group
-        * width)`.
+        A block-diagonal matrix, `(blocks * k, blocks * width)`. If that has too
+        many rows, the block-diagonal matrices of groups of blocks, `(groups,
+        group * k, group * width)`.
     """
     blocks, k, width = factor.shape
     group = _group(blocks, k)
@@ -46,14 +46,14 @@ def arrange(factor: Tensor) -> Tensor:
 
 
 def _group(blocks: int, k: int) -> int:
-    """How many blocks make a matrix: a number that divides theirs."""
+    """The number of blocks per matrix, which divides the number of blocks."""
     if is_for_gpu() and k == 1:
-        # Its products with single rows are sums there, and fuse.
+        # There, its products with single rows are sums, which fuse.
         return 1
     if blocks * k <= MAX_ROWS:
         return blocks
     if BACKEND != "torch":
-        # Compilers make loops of their own for the products of single blocks.
+        # Compilers generate separate loops for the products of single blocks.
         return 1
     fitting = range(MAX_ROWS // k, 0, -1)
     return next((n for n in fitting if blocks % n == 0), 1)
@@ -111,7 +111,7 @@ def _each_block(x: Tensor, matrices: Tensor) -> Tensor:
 
 
 def flatten(x: Tensor) -> Tensor:
-    """`x` with all its leading axes made one."""
+    """`x` with all leading axes merged."""
     return x if len(x.shape) == 2 else reshape(x, (-1, ops.shape(x)[-1]))
 
 
@@ -124,8 +124,8 @@ def kernel_rows(factor: Tensor, kernel: Tensor) -> Tensor:
         kernel: Matrix with `blocks * width` rows.
     """
     if len(factor.shape) == 3 and (BACKEND != "torch" or factor.shape[0] == 1):
-        # PyTorch multiplies each block with its own rows of the kernel, which
-        # are there without copying. Compiled, one product takes no longer.
+        # PyTorch multiplies each block with its own rows of the kernel, without
+        # copying them. In compiled code one product takes no longer.
         factor = arrange(factor)
     if len(factor.shape) == 2:
         return factor @ kernel
@@ -135,7 +135,7 @@ def kernel_rows(factor: Tensor, kernel: Tensor) -> Tensor:
 
 
 def add_outer(matrix: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    """`matrix + pᵀ q`, for factors of which `arrange` may have left one."""
+    """`matrix + pᵀ q`, for factors with or without groups."""
     if len(p.shape) == 2:
         return add_spread(matrix, transpose(p), q)
     blocks, k, width = p.shape
@@ -145,12 +145,12 @@ def add_outer(matrix: Tensor, p: Tensor, q: Tensor) -> Tensor:
 
 
 def split(x: Tensor, factor: Tensor) -> Tensor:
-    """The last axis of `x` as the blocks of `factor` and what is in each."""
+    """The last axis of `x` split into the blocks of `factor`."""
     blocks, _, width = factor.shape
     return reshape(x, (*ops.shape(x)[:-1], blocks, width))
 
 
 def join(x: Tensor) -> Tensor:
-    """The last two axes of `x` made one."""
+    """The last two axes of `x` merged."""
     *leading, blocks, width = ops.shape(x)
     return reshape(x, (*leading, blocks * width))

@@ -14,9 +14,10 @@ class ConvView:
     """The input, the kernel and the output of a convolution, seen as matrices.
 
     At every position of its window a kernel holds one `(d, f)` matrix from
-    input channels to filters, and all of them are transformed alike. Each group
-    of a grouped convolution reads only its own channels: groups are the experts
-    of `keras_ether.ops.matrix_view.MatrixView`, each with its own blocks.
+    input channels to filters. All of these are transformed in the same way.
+    Each group of a grouped convolution reads only its own channels: groups are
+    the experts of `keras_ether.ops.matrix_view.MatrixView`, each with its own
+    blocks.
 
     Args:
         channels_first: Whether the channel axis comes before the spatial axes

@@ -1,10 +1,10 @@
-"""Functions whose derivative is written by hand, on any backend.
+"""Functions with a custom derivative, on any backend.
 
-Each backend wants it in a form of its own. JAX takes a tangent, from which it
-makes gradients, forward mode and every mixture of them. TensorFlow takes a
-gradient. `keras.ops.custom_gradient` on PyTorch keeps the function's arguments
-and nothing else, and what it computes a second time takes longer than all that
-is saved: a `torch.autograd.Function` keeps the intermediate values too.
+Each backend needs its own form. JAX takes a tangent, from which it derives
+gradients, forward mode and every mixture of both. TensorFlow takes a gradient.
+On PyTorch, `keras.ops.custom_gradient` saves only the function's arguments, and
+recomputing the rest takes longer than the custom gradient gains. So a
+`torch.autograd.Function` saves the intermediate values too.
 """
 
 from collections.abc import Callable
@@ -19,33 +19,33 @@ from keras import ops
 from keras_ether.ops.backend import is_transformed
 from keras_ether.types import Arrays
 from keras_ether.types import Gradients
-from keras_ether.types import Kept
+from keras_ether.types import Saved
 from keras_ether.types import Tensor
 
 BACKEND = keras.backend.backend()
 
-Forward: TypeAlias = Callable[..., tuple[Tensor, Kept]]
-Backward: TypeAlias = Callable[[Arrays, Kept, Tensor], Gradients]
-Tangent: TypeAlias = Callable[[Arrays, Kept, Tensor, Arrays], Tensor]
+Forward: TypeAlias = Callable[..., tuple[Tensor, Saved]]
+Backward: TypeAlias = Callable[[Arrays, Saved, Tensor], Gradients]
+Tangent: TypeAlias = Callable[[Arrays, Saved, Tensor, Arrays], Tensor]
 
 
 def with_gradient(
     forward: Forward, backward: Backward, tangent: Tangent | None = None
 ) -> Callable[..., Tensor]:
-    """A function of arrays with a derivative of its own.
+    """A function of arrays with a custom derivative.
 
     Args:
         forward: Function of arrays that returns its output, an array, and the
             intermediate values that `backward` and `tangent` use: a tuple of
             tuples of arrays.
-        backward: Function `(arguments, kept, upstream)` that returns a gradient
-            for each of the arguments, or, for an expensive, rarely needed
+        backward: Function `(arguments, saved, upstream)` that returns a
+            gradient for each argument, or, for an expensive, rarely needed
             gradient, a function without arguments that computes it.
-        tangent: Function `(arguments, kept, output, tangents)` that returns the
-            tangent of the output, or an array that is broadcast to it, linear
-            in `tangents`; a tangent that is zero is `None`. Without this
-            function the derivative on JAX is left to JAX, which suits functions
-            that it differentiates as well by itself. Defaults to `None`.
+        tangent: Function `(arguments, saved, output, tangents)` that returns
+            the tangent of the output, or an array that is broadcast to it. It
+            is linear in `tangents`, where a zero tangent is `None`. Without
+            this function, JAX differentiates `forward`, for functions where
+            that is as efficient. Defaults to `None`.
 
     Returns:
         A function of the same arguments that returns the output. It can be
@@ -60,11 +60,11 @@ def with_gradient(
     def function(
         *arguments: Tensor,
     ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
-        output, kept = forward(*arguments)
+        output, saved = forward(*arguments)
 
         def gradient(upstream: Tensor) -> tuple[Tensor, ...]:
-            found = backward(arguments, kept, upstream)
-            # The compiler leaves out what nobody asks for.
+            found = backward(arguments, saved, upstream)
+            # The compiler removes unused gradients.
             return tuple(g() if callable(g) else g for g in found)
 
         return output, gradient
@@ -73,12 +73,12 @@ def with_gradient(
 
 
 def is_gradient_wanted(training: bool | Tensor | None) -> bool:
-    """Whether a gradient may be asked of what is computed now.
+    """Whether a gradient of the current computation may be needed.
 
     Args:
         training: The `training` of the call, a boolean or a tensor. PyTorch
-            knows better by itself: a call that is run again in the backward
-            pass is not told.
+            does not use it: a call that runs again in the backward pass does
+            not get it.
 
     Returns:
         Boolean.
@@ -88,12 +88,12 @@ def is_gradient_wanted(training: bool | Tensor | None) -> bool:
     return training is not False
 
 
-def gradients_by_hand_serve(x: Tensor) -> bool:
-    """Whether a gradient by hand is what a derivative would use now.
+def custom_gradient_applies(x: Tensor) -> bool:
+    """Whether a derivative would use a custom gradient now.
 
-    Not under the transforms of `torch.func`, in forward mode and while PyTorch
-    exports a model, which see plain operations only, and not under
-    `torch.autocast`, whose casts a gradient by hand does not know of.
+    It would not under transforms of `torch.func`, in forward mode and while
+    PyTorch exports a model, which need plain operations. Nor would it under
+    `torch.autocast`, whose casts a custom gradient does not apply.
 
     Args:
         x: Tensor, an argument of the function.
@@ -117,11 +117,11 @@ def _for_jax(
         return forward(*arguments)[0]
 
     def rule(arguments: Arrays, tangents: Arrays) -> tuple[Tensor, Tensor]:
-        output, kept = forward(*arguments)
+        output, saved = forward(*arguments)
         tangents = [
             None if isinstance(t, SymbolicZero) else t for t in tangents
         ]
-        found = tangent(arguments, kept, output, tangents)
+        found = tangent(arguments, saved, output, tangents)
         return output, ops.broadcast_to(found, output.shape)
 
     function.defjvp(rule, symbolic_zeros=True)
@@ -171,21 +171,21 @@ if BACKEND == "torch":
             backward: Backward,
             *arguments: Tensor,
         ) -> Tensor:
-            output, kept = forward(*arguments)
+            output, saved = forward(*arguments)
             ctx.functions = forward, backward
-            ctx.counts = [len(arguments), *map(len, kept)]
-            ctx.save_for_backward(*arguments, *chain.from_iterable(kept))
+            ctx.counts = [len(arguments), *map(len, saved)]
+            ctx.save_for_backward(*arguments, *chain.from_iterable(saved))
             return output
 
         @staticmethod
         def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
             forward, backward = ctx.functions
             saved = iter(ctx.saved_tensors)
-            arguments, *kept = [tuple(islice(saved, n)) for n in ctx.counts]
+            arguments, *saved = [tuple(islice(saved, n)) for n in ctx.counts]
             if torch.is_grad_enabled() or is_transformed():
-                # For a second derivative, or several upstream gradients. What
-                # was kept does not know where it comes from.
-                _, kept = forward(*arguments)
-            found = backward(arguments, kept, upstream)
+                # For a second derivative, or several upstream gradients: the
+                # saved values have no gradient history.
+                _, saved = forward(*arguments)
+            found = backward(arguments, saved, upstream)
             needed = ctx.needs_input_grad[2:]
             return None, None, *map(_where_needed, found, needed)

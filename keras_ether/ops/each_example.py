@@ -1,9 +1,8 @@
 """Products in which every example of a batch has its own factors.
 
-A stack holds the values of many adapters, `(rows, ...)`, and an integer names
-the row of each example. One gather takes the rows that a batch needs. The
-factors of example `b` then act on the rows of `x[b]`, by two thin products of
-stacks of matrices.
+A stack holds the values of many adapters, `(rows, ...)`, and an integer selects
+the row of each example. One gather takes the rows of a batch. The factors of
+example `b` then act on the rows of `x[b]`, as two thin batched matrix products.
 """
 
 import math
@@ -29,8 +28,8 @@ from keras_ether.types import Factors
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
-# With fewer rows per example and factor than this, the additional rows cost
-# more than the passes saved: while generating, say.
+# With fewer rows per example and factor than this, for example in generation,
+# the additional rows cost more than the saved passes.
 MIN_ROWS_BESIDE = 8
 
 
@@ -39,8 +38,8 @@ def multiply_each(
 ) -> Tensor:
     """Multiplies the rows of each example by its own block-diagonal matrix.
 
-    `y[b] = x[b] @ diag(I + left[b]ᵀ right[b])`. Zero factors are the identity
-    exactly.
+    `y[b] = x[b] @ diag(I + left[b]ᵀ right[b])`. Zero factors give exactly the
+    identity.
 
     Args:
         x: Tensor of shape `(r * batch, ..., blocks * width)`. If `r` is not 1,
@@ -63,21 +62,22 @@ def multiply_each(
     else:
         s = _project(rows, _arrange(left))
         if BACKEND == "jax" and is_float32(x):
-            # Less to compute on CPUs; to accelerators, which train in 16 bits,
-            # blocks as an axis are another layout in memory.
+            # This needs less computation on CPUs. On accelerators, which train
+            # in 16 bits, a separate axis of blocks would need another memory
+            # layout.
             y = _add_blocks(rows, reshape(s, (batch, -1, blocks, k)), right)
         else:
             y = _add_product(rows, s, _arrange(right), owned)
     return reshape(y, shape)
 
 
-def add_beside_each(
+def add_unfolded_each(
     y: Tensor, x: Tensor, kernel: Tensor, left: Tensor, right: Tensor
 ) -> Tensor:
     """`multiply_each(x, left, right) @ kernel`, from the product with `x`.
 
     `y[b] + (x[b] leftᵀ) (right kernel)`: no transformed inputs are written.
-    Zero factors leave `y` as it is, exactly.
+    Zero factors give exactly `y`.
 
     Args:
         y: Tensor of shape `(rows, f)`, `x @ kernel`. Nothing else may refer to
@@ -105,14 +105,14 @@ def add_beside_each(
     return reshape(_add_product(y, s, right, owned=True), shape)
 
 
-def beside_pays(
+def unfolded_is_cheaper(
     x: Tensor, kernel: Tensor, view: MatrixView, inputs: Factors | None
 ) -> bool:
-    """Whether `add_beside_each` is cheaper than transforming the inputs.
+    """Whether `add_unfolded_each` is cheaper than transforming the inputs.
 
-    It is for wide inputs of many rows: it reads them once and does not write
-    them, and multiplies as many more rows by the kernel as examples have
-    factors.
+    It is cheaper for wide inputs of many rows, which it reads once and does not
+    write. In return it multiplies one more row by the kernel for each factor of
+    each example.
 
     Args:
         x: Inputs of the layer.
@@ -128,7 +128,7 @@ def beside_pays(
         return False
     _, d, f = view.sizes(kernel.shape)
     blocks, k, _ = inputs[0].shape[1:]
-    # PyTorch's additions in place make up for it on square kernels too.
+    # On PyTorch, additions in place make this cheaper for square kernels too.
     if d < f or (d == f and BACKEND != "torch") or blocks * k > MAX_ROWS:
         return False
     if dtype_name(x) != dtype_name(kernel):
@@ -161,7 +161,7 @@ def _project_blocks(rows: Tensor, left: Tensor) -> Tensor:
     rows = reshape(rows, (batch, -1, blocks, width))
     if BACKEND != "jax":
         return ops.einsum("btnw,bnkw->btnk", rows, left)
-    # XLA has no quick product of many thin matrices on CPUs.
+    # XLA has no fast product of many thin matrices on CPUs.
     sums = [ops.sum(rows * left[:, None, :, i], axis=-1) for i in range(k)]
     return ops.stack(sums, axis=-1)
 
@@ -175,7 +175,7 @@ def _add_blocks(rows: Tensor, s: Tensor, right: Tensor) -> Tensor:
     if BACKEND != "jax":
         y = ops.einsum("btnk,bnkw->btnw", s, right)
         return rows + reshape(y, ops.shape(rows))
-    # XLA fuses sums into the pass that writes their total, and writes the
+    # XLA fuses sums into the pass that writes their total, but writes the
     # result of a product to memory.
     if blocks * k > MAX_ROWS:
         return rows + sum(
@@ -183,7 +183,7 @@ def _add_blocks(rows: Tensor, s: Tensor, right: Tensor) -> Tensor:
             * reshape(right[:, :, i], (batch, 1, blocks * width))
             for i in range(k)
         )
-    # Block by block, where each element needs no look which block it is in.
+    # Block by block: no element needs to compute its block's index.
     parts = [
         rows[..., n * width : (n + 1) * width]
         + sum(s[..., n, i : i + 1] * right[:, None, n, i] for i in range(k))
@@ -244,7 +244,7 @@ def where_each(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def take_rows(variable: Variable, ids: Tensor) -> Tensor:
-    """The rows of a variable that `ids` name, all of which must exist.
+    """The rows of a variable at `ids`, which must all exist.
 
     Args:
         variable: Variable of shape `(rows, ...)`, without autocasting.
@@ -267,7 +267,7 @@ def set_row(
 ) -> None:
     """Sets one row of variables of shape `(rows, ...)`, and no other.
 
-    A new `row` compiles nothing, and where the backend's arrays can be changed,
+    A new `row` triggers no compilation. If the backend's arrays are mutable,
     only the row is written.
 
     Args:
@@ -281,7 +281,7 @@ def set_row(
         values = replace_row(stacks, row, values)
     else:
         values = [
-            # TensorFlow wants a list of rows; to add an axis would take long.
+            # TensorFlow needs a list of rows, and adding an axis takes long.
             ops.convert_to_tensor(
                 np.asarray(value)[None] if BACKEND == "tensorflow" else value,
                 dtype=variable.dtype,
@@ -315,7 +315,7 @@ def write_row(variable: Variable, row: Any, value: Tensor) -> None:
 
 
 def dense_gradient(gradient: Tensor) -> Tensor:
-    """A gradient as one tensor, with the slices of a gather added up."""
+    """A gradient as one tensor, with the slices of a gather summed."""
     if BACKEND != "tensorflow":
         return gradient
     # `ops.convert_to_tensor` would leave slices as they are.

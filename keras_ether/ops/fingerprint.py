@@ -1,14 +1,15 @@
 """Short digests that distinguish bases.
 
-A digest counts every entry. With `b` the bits of an entry as float32, `i` its
-place and `w` fixed odd numbers, it is a hash of the shape and of two sums
+A digest depends on every entry. Let `b` be the bits of an entry as float32, `i`
+its index and `w` fixed odd numbers. The digest is a hash of the shape and of
+two sums
 
     Σᵢ w(i − i mod N) w(i mod N) (b ⊕ (b >> 16))        modulo 2³²
 
-with `N = CHUNK`. They need one read of the memory, on the device that holds it,
-and can be taken in any order: by chunks, or by shards. A change of one entry
-always changes both sums, since the weights are odd. Shifting moves the upper
-bits down, because 16-bit values and small integers leave the lower ones zero.
+with `N = CHUNK`. The sums read the memory once, on its own device, in any
+order: by chunks, or by shards. A change of one entry always changes both sums,
+since the weights are odd. The shift moves the upper bits down, because 16-bit
+values and small integers have zeros in the lower bits.
 """
 
 import functools
@@ -29,7 +30,7 @@ if BACKEND == "jax":
 
 # Entries summed at once: few enough for a processor's cache.
 CHUNK = 2**18
-# Each starts another sequence of weights.
+# Each seed gives another sequence of weights.
 SEEDS = (0x243F6A88, 0x85A308D3)
 MASK = 0xFFFFFFFF
 
@@ -83,8 +84,9 @@ def fingerprint_all(variables: dict, digest_of: Callable = fingerprint) -> str:
 def sampled_fingerprint(kernel: Tensor) -> np.ndarray:
     """The digest in files of format_version 1 and 2, and in old weights files.
 
-    It counts all values of a kernel of up to 4,096, and about as many of a
-    larger one. Only used to compare with those files.
+    It depends on all values of a kernel of up to 4,096 entries, and on about
+    4,096 values of a larger kernel. It is only used to compare with those
+    files.
 
     Args:
         kernel: See `fingerprint`.
@@ -111,7 +113,7 @@ def sampled_fingerprint(kernel: Tensor) -> np.ndarray:
 
 
 def _spread(size: int, count: int) -> np.ndarray:
-    """Places below `size`: both ends, and others without a regular step."""
+    """Indices below `size`: both ends, and others without a regular step."""
     places = (np.arange(count) * GOLDEN % 1.0 * size).astype("int64")
     places = np.unique([*places, 0, size - 1])
     return places.astype("int32" if size <= MAX_PLACES else "int64")
@@ -143,7 +145,7 @@ def _on_host(values: Any) -> np.ndarray | None:
         return np.asarray(values) if is_here else None
     is_bfloat16 = dtype_name(values) == "bfloat16"
     if is_bfloat16:
-        # NumPy lacks it, and the package `ml_dtypes` has it.
+        # NumPy lacks this dtype, and the package `ml_dtypes` has it.
         values = ops.view(values, "int16")
     try:
         view = np.from_dlpack(values)
@@ -155,7 +157,7 @@ def _on_host(values: Any) -> np.ndarray | None:
 
 
 def _weights(places: Any, seed: int) -> Any:
-    """An odd number of 32 bits for each place, which looks random."""
+    """A pseudo-random odd 32-bit number for each index."""
     u = np.uint32
     x = places * u(0x9E3779B1) + u(seed)
     x = (x ^ (x >> u(15))) * u(0x85EBCA77)
@@ -174,7 +176,7 @@ def _weight_of_start(start: int, seed: int) -> int:
 def _bits(values: np.ndarray) -> np.ndarray:
     """The bits of values as float32."""
     if values.dtype.name == "bfloat16":
-        # In half the time of a cast.
+        # This takes half the time of a cast.
         return values.view("uint16").astype("uint32") << np.uint32(16)
     return values.astype("float32", copy=False).view("uint32")
 
@@ -215,7 +217,7 @@ if BACKEND == "jax":
 
     @jax.jit
     def _sums_of_shards(values: Tensor) -> list[Tensor]:
-        """The two sums by one pass, each device over what it holds."""
+        """The two sums in one pass, each device over its own shards."""
         bits = jax.lax.bitcast_convert_type(
             values.astype("float32"), jnp.uint32
         )

@@ -17,7 +17,7 @@ from keras_ether.ops.forms import sum_of
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.types import Arrays
 from keras_ether.types import Gradients
-from keras_ether.types import Kept
+from keras_ether.types import Saved
 from keras_ether.types import Tensor
 
 
@@ -42,7 +42,7 @@ def layer_output(
 
 def _fold(
     view: MatrixView, x: Tensor, kernel: Tensor, *rest: Tensor
-) -> tuple[Tensor, Kept]:
+) -> tuple[Tensor, Saved]:
     pairs = pairs_of(rest)
     folded = add_pairs(view.kernel_matrix(kernel), pairs)
     rows = view.inputs_matrix(x)
@@ -54,10 +54,10 @@ def _fold(
 def _fold_gradients(
     view: MatrixView,
     arguments: Arrays,
-    kept: Kept,
+    saved: Saved,
     upstream: Tensor,
 ) -> Gradients:
-    (x, kernel, *rest), ((folded,), projections) = arguments, kept
+    (x, kernel, *rest), ((folded,), projections) = arguments, saved
     rows, dy = view.inputs_matrix(x), view.outputs_matrix(upstream)
     gradients: list[Tensor] = []
     for (p, q), s in zip(pairs_of(rest), projections, strict=True):
@@ -76,11 +76,11 @@ def _fold_gradients(
 def _fold_tangent(
     view: MatrixView,
     arguments: Arrays,
-    kept: Kept,
+    saved: Saved,
     y: Tensor,
     tangents: Arrays,
 ) -> Tensor:
-    (x, kernel, *rest), ((folded,), projections) = arguments, kept
+    (x, kernel, *rest), ((folded,), projections) = arguments, saved
     dx, d_kernel, *d_rest = tangents
     rows = view.inputs_matrix(x)
     found = []

@@ -1,9 +1,8 @@
 """Functions that the forms of a product with a low-rank term share.
 
 A form consists of a forward function, its gradient and its tangent, see
-`custom_gradient.with_gradient`, which all take a `MatrixView` first. The
-arguments are inputs, kernel, `p` and `q` once or twice, and a bias if there is
-one.
+`custom_gradient.with_gradient`. All take a `MatrixView` first, then inputs,
+kernel, `p` and `q` once or twice, and a bias if there is one.
 """
 
 import functools
@@ -15,11 +14,11 @@ from keras import ops
 from keras_ether.ops.backend import reshape
 from keras_ether.types import Arrays
 from keras_ether.types import Gradients
-from keras_ether.types import Kept
+from keras_ether.types import Saved
 from keras_ether.types import Tensor
 
 Form: TypeAlias = tuple[
-    Callable[..., tuple[Tensor, Kept]],
+    Callable[..., tuple[Tensor, Saved]],
     Callable[..., Gradients],
     Callable[..., Tensor],
 ]

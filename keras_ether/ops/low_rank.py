@@ -1,17 +1,17 @@
 """The product of inputs with a transformed kernel, without a weight gradient.
 
-`x H W G` can be had by transforming the activations on either side of `x W`
-(`reflections.multiply`), or by one product with the folded kernel `H W G`. The
-second touches `W` where the first touches all of `x` and `y`, and is cheaper
-wherever activations have more rows than the kernel. The expensive part of it is
-the gradient of the folded kernel, a whole `xᵀ g`. It is not needed: whatever
-the method and the side, a folded kernel is `W + Σ pᵀ q` with pairs of a few
-rows, whose gradients are products of a few rows too.
+There are two ways to compute `x H W G`: transform the activations on both sides
+of `x W` (`reflections.multiply`), or multiply by the folded kernel `H W G`. The
+first reads and writes all of `x` and `y`, the second only `W`, which is cheaper
+if activations have more rows than the kernel. The expensive part would be the
+gradient of the folded kernel, a whole `xᵀ g`. It is not needed: for every
+method and side, a folded kernel is `W + Σ pᵀ q` with pairs `p`, `q` of a few
+rows. Their gradients are products of a few rows too.
 
-In 16 bits, which is what accelerators train in, memory traffic decides, and the
-pairs are beside the product: `y = x W + Σ (x pᵀ) q`. A compiler adds them where
-it writes the product, no folded kernel is written, kept or rounded. On a GPU,
-XLA does not, for the rows of two sides: there these fold in 16 bits too.
+Accelerators train in 16 bits, where memory traffic dominates. There the pairs
+stay unfolded: `y = x W + Σ (x pᵀ) q`. A compiler adds them when it writes the
+product, and no folded kernel is written, saved or rounded. On a GPU, XLA does
+not do this for pairs of two sides, so these are folded in 16 bits too.
 """
 
 import functools
@@ -25,15 +25,14 @@ from keras_ether.ops import reflections
 from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.backend import concatenate
 from keras_ether.ops.backend import dtype_name
-from keras_ether.ops.backend import in_this_form
 from keras_ether.ops.backend import is_float32
 from keras_ether.ops.backend import is_for_gpu
 from keras_ether.ops.backend import transpose
-from keras_ether.ops.beside import BESIDE
+from keras_ether.ops.backend import with_barrier
 from keras_ether.ops.block_diagonal import add_spread
 from keras_ether.ops.block_diagonal import arrange
 from keras_ether.ops.block_diagonal import kernel_rows
-from keras_ether.ops.custom_gradient import gradients_by_hand_serve
+from keras_ether.ops.custom_gradient import custom_gradient_applies
 from keras_ether.ops.custom_gradient import with_gradient
 from keras_ether.ops.folded import FOLD
 from keras_ether.ops.folded import add_pairs
@@ -41,29 +40,30 @@ from keras_ether.ops.folded import layer_output
 from keras_ether.ops.forms import Form
 from keras_ether.ops.forms import pairs_of
 from keras_ether.ops.matrix_view import MatrixView
+from keras_ether.ops.unfolded import UNFOLDED
 from keras_ether.types import Arrays
 from keras_ether.types import Factors
 from keras_ether.types import Tensor
 
-# With more rows than this beside a product, a folded kernel is cheaper.
-MAX_ROWS_BESIDE = 8
+# If the pairs have more rows than this, a folded kernel is cheaper.
+MAX_ROWS_UNFOLDED = 8
 
 
-def pays(
+def is_cheaper(
     x: Tensor,
     kernel: Tensor,
     view: MatrixView,
     sides: Sequence[Factors | None],
     training: bool,
 ) -> bool:
-    """Whether a folded kernel is the cheaper form, from static shapes.
+    """Whether `folded_product` is cheaper, from static shapes.
 
-    Not for blocks without thin factors, nor for kernels that are no matrix,
-    such as a bank of experts; and only where the folded kernel takes no more
-    memory than the activations beside it. Beside the product only if the wide
-    side is transformed, and not with XLA for one side with one row: its
-    products become sums, and fuse with what is around. Where its gradient by
-    hand can't be used, transformed activations need no weight gradient either.
+    It is not for blocks without thin factors, nor for kernels that are no
+    matrix, such as experts. The folded kernel must take no more memory than the
+    activations. The unfolded form is cheaper only if the wide side is
+    transformed. With XLA it is not cheaper for one side with one row, whose
+    products become sums and fuse. If a custom gradient can't be used,
+    transformed activations need no weight gradient either.
 
     Args:
         x: Inputs of the layer.
@@ -81,16 +81,16 @@ def pays(
         return False
     if not view.is_one_matrix or x.shape[-1] is None:
         return False
-    if training and not gradients_by_hand_serve(x):
+    if training and not custom_gradient_applies(x):
         return False
     _, d, f = view.sizes(kernel.shape)
-    if _is_beside(x, *sides):
+    if _is_unfolded(x, *sides):
         wide = sides[_wide_side(d, f, *sides)]
         if wide is None or (None in sides and _fuses(wide[0])):
             return False
     if not all(isinstance(size, int) for size in x.shape):
-        # `None`, or a symbol while JAX or PyTorch exports a model. A batch has
-        # many rows; the calls that have few are made to generate.
+        # `None`, or a symbol while JAX or PyTorch exports a model. Assume many
+        # rows: only generation has few.
         return training
     return math.prod(x.shape) // d * (d + f) >= d * f
 
@@ -105,7 +105,7 @@ def folded_product(
     training: bool,
     place: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> Tensor:
-    """`x H W G + bias` by a folded kernel, or by its pairs beside the product.
+    """`x H W G + bias`, with a folded kernel or with unfolded pairs.
 
     Args:
         x: Inputs of the layer.
@@ -115,17 +115,17 @@ def folded_product(
         outputs: Factors `(left, right)` of `G`, or `None`.
         bias: Bias of the layer, or `None`.
         training: Whether a gradient will be asked for. Values and gradients are
-            the same either way; with `False`, plain operations are what every
+            the same. With `False`, only plain operations are used, which every
             exporter can read.
-        place: Function that says where devices have the rows of a pair, see
-            `keras_ether.ops.placement`. Defaults to nowhere in particular.
+        place: Function that places the rows of a pair on devices, see
+            `keras_ether.ops.placement`. By default they are not placed.
 
     Returns:
         The layer's outputs, before the activation.
     """
     biases = () if bias is None else (bias,)
-    if _is_beside(x, inputs, outputs):
-        return wide_side_beside(
+    if _is_unfolded(x, inputs, outputs):
+        return wide_side_unfolded(
             x, kernel, view, inputs, outputs, biases, training, place
         )
     matrix = view.kernel_matrix(kernel)
@@ -137,7 +137,7 @@ def folded_product(
     return layer_output(view, x, folded, kernel, biases)
 
 
-def wide_side_beside(
+def wide_side_unfolded(
     x: Tensor,
     kernel: Tensor,
     view: MatrixView,
@@ -147,11 +147,11 @@ def wide_side_beside(
     training: bool,
     place: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> Tensor:
-    """The pair of the wide side beside the product, the narrow one around.
+    """The product with the wide side's pair unfolded.
 
-    Passes over the wide side are what costs. Its pair needs the inputs and the
-    upstream gradient there once more each and writes nothing as wide; on the
-    narrow side activations are transformed.
+    Passes over the wide side are expensive. Its pair reads the inputs and the
+    upstream gradient once more each, and writes nothing as wide. On the narrow
+    side activations are transformed.
     """
     matrix = view.kernel_matrix(kernel)
     d, f = matrix.shape
@@ -159,18 +159,18 @@ def wide_side_beside(
     if wide == 1 and inputs is not None:
         x = view.map_inputs(_multiply_by(inputs, training), x)
     wide_factors = (inputs, outputs)[wide]
-    # Here `pays` holds only if the wide side is transformed.
+    # Here `is_cheaper` holds only if the wide side is transformed.
     assert wide_factors is not None
     factors = _cast(wide_factors, x)
     if wide:
         term = low_rank_term(matrix, None, factors)
     else:
         term = low_rank_term(matrix, factors, None)
-    term = tuple(place(in_this_form(rows)) for rows in term)
+    term = tuple(place(with_barrier(rows)) for rows in term)
     narrow = outputs if wide == 0 else None
     behind = () if narrow is None else biases
     biases = biases if narrow is None else ()
-    form = BESIDE if _count_rows(term[0]) <= MAX_ROWS_BESIDE else FOLD
+    form = UNFOLDED if _count_rows(term[0]) <= MAX_ROWS_UNFOLDED else FOLD
     if training:
         y = _with_gradient(form, view, x, kernel, *term, *biases)
     else:
@@ -185,14 +185,14 @@ def wide_side_beside(
 def _wide_side(
     d: int, f: int, inputs: Factors | None, outputs: Factors | None
 ) -> int:
-    """0 or 1, for inputs or outputs. Of a square kernel, the last transformed.
+    """0 for inputs or 1 for outputs; the last transformed side if square.
 
-    (Transformed inputs can be had without writing them.)
+    (Transformed inputs need not be written.)
     """
     return int(f > d or (f == d and outputs is not None))
 
 
-def _is_beside(
+def _is_unfolded(
     x: Tensor, inputs: Factors | None, outputs: Factors | None
 ) -> bool:
     one_sided = inputs is None or outputs is None
@@ -233,9 +233,9 @@ def low_rank_term(
 ) -> tuple[Tensor, ...]:
     """`p` and `q`, once or twice, such that `H W G = W + Σ pᵀ q`.
 
-    `H = I + Lᵀ R` adds the pair `(L, R W)`, `G = I + Mᵀ T` adds the pair
-    `((H W Mᵀ)ᵀ, T)`. Its derivative is left to automatic differentiation: all
-    arrays but the kernel have a few rows.
+    `H = I + Lᵀ R` adds the pair `(L, R W)`, `G = I + Mᵀ T` adds the pair `((H W
+    Mᵀ)ᵀ, T)`. Automatic differentiation gives its derivative: all arrays except
+    the kernel have a few rows.
 
     Args:
         kernel: Matrix of shape `(d, f)`.
@@ -257,6 +257,6 @@ def low_rank_term(
             rows = add_spread(rows, kernel_rows(m, transpose(q)), p)
         term += rows, arrange(t)
     if len(term) == 4 and all(len(factor.shape) == 2 for factor in term):
-        # One pair of twice the rows takes little longer than one of them.
+        # One pair of twice the rows takes little longer than one pair.
         return concatenate(term[::2]), concatenate(term[1::2])
     return term

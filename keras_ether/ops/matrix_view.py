@@ -1,10 +1,10 @@
 """A kernel of any shape as a `(d, f)` matrix, from its einsum equation.
 
-An `EinsumDense` may contract several axes, add several, and carry axes that the
-input, the kernel and the output share (a bank of experts). Flattened in the
-kernel's own order, these axes are the inputs `d`, the outputs `f` and the
-experts `e` of a stack of matrices. A reflection acts on the rows of a tensor
-whose last axis is `e · d` or `e · f`: experts only add blocks.
+An `EinsumDense` may contract several axes, add several, and have axes that the
+input, the kernel and the output share (experts). Flattened in the kernel's own
+order, these axes are the inputs `d`, the outputs `f` and the experts `e` of a
+stack of matrices. A reflection acts on the rows of a tensor whose last axis is
+`e · d` or `e · f`: experts only add blocks.
 """
 
 import functools
@@ -27,7 +27,7 @@ class MatrixView:
 
     Args:
         equation: Einsum equation of the layer, such as `"abc,cde->abde"`. An
-            ellipsis may stand for leading or trailing axes.
+            ellipsis may denote leading or trailing axes.
         is_matmul: Whether the layer computes by `matmul` and not by `einsum`,
             which may differ in the last bit. Defaults to `False`.
 
@@ -89,7 +89,7 @@ class MatrixView:
     def product(self, x: Tensor, kernel: Tensor) -> Tensor:
         """The layer's own product of inputs and kernel."""
         if self.is_matmul:
-            # Of float64, Keras's product on PyTorch is one of float32.
+            # On PyTorch, Keras computes a float64 product in float32.
             return ops.cast(dense_product(x, kernel), x.dtype)
         return ops.einsum(self.equation, x, kernel)
 
@@ -176,8 +176,9 @@ class MatrixView:
 def _map_last(
     function: Callable[[Tensor], Tensor], x: Tensor, labels: str, merged: str
 ) -> Tensor:
-    """Applies `function` to `x` with the axes `merged` made one, the last."""
-    # `axes.index(a)` is where original axis `a` lies: the inverse permutation.
+    """Applies `function` to `x` with the axes `merged` merged into the last."""
+    # `axes.index(a)` is the position of original axis `a`: the inverse
+    # permutation.
     axes = _axes_to_last(x, labels, merged)
     shape = ops.shape(x)
     x = function(_merge(x, labels, merged))
@@ -187,7 +188,7 @@ def _map_last(
 
 
 def _merge(x: Tensor, labels: str, merged: str) -> Tensor:
-    """`x` with the axes that the labels `merged` name made one, the last."""
+    """`x` with the axes of the labels `merged` merged into the last axis."""
     x = _transpose(x, _axes_to_last(x, labels, merged))
     if len(merged) == 1:
         return x
@@ -197,7 +198,7 @@ def _merge(x: Tensor, labels: str, merged: str) -> Tensor:
 
 
 def _matrix(x: Tensor, labels: str, merged: str) -> Tensor:
-    """`x` as a matrix, the axes that `merged` names as its columns."""
+    """`x` as a matrix, with the axes of the labels `merged` as its columns."""
     if not labels.endswith(merged):
         x = _transpose(x, _axes_to_last(x, labels, merged))
     if len(x.shape) == 2 and len(merged) == 1:
@@ -218,7 +219,7 @@ def _from_matrix(
 
 
 def _axes_to_last(x: Tensor, labels: str, wanted: str) -> list[int]:
-    """All axes of `x`, those that the labels `wanted` name at the end."""
+    """All axes of `x`, with the axes of the labels `wanted` at the end."""
     last = _positions(labels, wanted, len(x.shape))
     return [a for a in range(len(x.shape)) if a not in last] + last
 
@@ -228,7 +229,7 @@ def _transpose(x: Tensor, axes: list[int]) -> Tensor:
 
 
 def _positions(labels: str, wanted: str, ndim: int) -> list[int]:
-    """Axes of a tensor of `ndim` axes that the labels `wanted` name."""
+    """The axes of the labels `wanted` in a tensor of `ndim` axes."""
     left, ellipsis, right = labels.partition("...")
     position = {label: axis for axis, label in enumerate(left)}
     if ellipsis:

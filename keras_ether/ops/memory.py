@@ -1,4 +1,4 @@
-"""Freed memory, returned to the operating system."""
+"""Returning freed memory to the operating system."""
 
 import ctypes
 from collections.abc import Callable
@@ -10,9 +10,10 @@ Item = TypeVar("Item")
 
 
 def one_by_one(items: Iterable[Item]) -> Iterator[Item]:
-    """Iterates, and returns to the system what each round has freed.
+    """Iterates, and returns freed memory to the system after each item.
 
-    For loops over the kernels of a model that make arrays as large as a kernel.
+    It is for loops over the kernels of a model that make arrays of a kernel's
+    size.
     """
     for item in items:
         yield item
@@ -22,9 +23,9 @@ def one_by_one(items: Iterable[Item]) -> Iterator[Item]:
 def return_freed() -> None:
     """Returns freed memory to the system, where the C library is glibc.
 
-    It keeps freed arrays of up to 32 MiB in its heap. Small allocations then
-    split these holes, and the arrays of the next layer fit into none of them:
-    after a loop over all kernels, the process holds once or twice their memory.
+    glibc keeps freed arrays of up to 32 MiB in its heap. Small allocations then
+    split these free areas, so the arrays of the next layer don't fit. After a
+    loop over all kernels, the process holds once or twice their memory.
     """
     if _trim is not None:
         _trim(0)

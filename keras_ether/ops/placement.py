@@ -1,8 +1,8 @@
-"""How several devices of JAX share the small arrays that adapters add.
+"""The placement of adapters' small arrays on several JAX devices.
 
-Left to itself, a compiler cuts these up as it does the kernels beside them, and
-gathers every one again, part by part: more messages than a frozen model sends
-in all. Told that they are whole on each device, it sends one sum for each.
+By default, XLA shards these arrays as it shards the kernels, and gathers each
+of them again, part by part. That needs more messages than a whole frozen model.
+If the arrays are declared as replicated, it sends one all-reduce for each.
 """
 
 import keras
@@ -18,27 +18,28 @@ if BACKEND == "jax":
 
 
 def as_vectors(x: Tensor, vector: Variable) -> Tensor:
-    """Factors, whole on every device if the vectors that they are of are.
+    """Factors, replicated on every device if their vectors are.
 
     Args:
         x: Tensor made of `vector`.
-        vector: Variable. Without a distribution, or if the distribution cuts it
-            up, `x` is returned unchanged.
+        vector: Variable. Without a distribution, or if the distribution shards
+            it, `x` is returned unchanged.
     """
     axes = _axes(vector)
     return x if axes is None or any(axes) else _whole(x)
 
 
 def as_activations(x: Tensor, kernel: Variable) -> Tensor:
-    """Rows multiplied by a kernel, whole on every device if activations are.
+    """Rows times a kernel, replicated on every device if activations are.
 
-    They are where a kernel is cut up along the axis of the examples alone: its
-    parts are gathered for the product, and so are not those of the activations.
+    Activations are replicated if a kernel is sharded only along the axis of the
+    examples. The kernel's parts are then gathered for the product, and the
+    activations' parts are not.
 
     Args:
         x: Tensor of a few rows, a product with `kernel`.
-        kernel: Variable. Without a distribution, or if activations may be cut
-            up as the kernel is, `x` is returned unchanged.
+        kernel: Variable. Without a distribution, or if activations may be
+            sharded as the kernel is, `x` is returned unchanged.
     """
     axes = _axes(kernel)
     if axes is None:
@@ -62,7 +63,7 @@ def parts(variable: Variable) -> tuple[int, ...]:
 
 
 def _axes(variable: Variable) -> tuple[str | None, ...] | None:
-    """The axes of the mesh along which a variable is cut up, by its own."""
+    """The mesh axes along which a variable is sharded, by its own axes."""
     distribution = keras.distribution.distribution()
     if BACKEND != "jax" or distribution is None:
         return None

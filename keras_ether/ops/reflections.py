@@ -6,17 +6,17 @@ Every block is written as the identity plus a product of two thin factors,
 
 with `k = 1` for ETHER and `k = 2` for ETHER+ (Bini et al., ICML 2024, sections
 3.2 to 3.4). A reflection matrix is never formed: activations are multiplied by
-the factors, at the cost of `k` vectors per block. `right=None` says that `left`
-is not a factor but the whole deviation `block − I`, `(blocks, width, width)`.
+the factors, at the cost of `k` vectors per block. If `right` is `None`, `left`
+is not a factor but the whole difference `block − I`, `(blocks, width, width)`.
 
-Nothing here knows of layers. Norms are computed in float32 whatever the dtype
-of the activations, products in the dtype of the activations.
+This module does not depend on layers. Norms are computed in float32 for
+activations of any dtype, and products in the dtype of the activations.
 """
 
 from keras import ops
 
-from keras_ether.ops.backend import in_this_form
 from keras_ether.ops.backend import is_float32
+from keras_ether.ops.backend import with_barrier
 from keras_ether.ops.block_diagonal import add_spread
 from keras_ether.ops.block_diagonal import arrange
 from keras_ether.ops.block_diagonal import contract
@@ -30,7 +30,7 @@ from keras_ether.ops.unit import unit
 from keras_ether.types import Arrays
 from keras_ether.types import Factors
 from keras_ether.types import Gradients
-from keras_ether.types import Kept
+from keras_ether.types import Saved
 from keras_ether.types import Tensor
 
 __all__ = ["distance", "multiply", "transpose", "unit"]
@@ -72,15 +72,14 @@ def multiply(
 
     Args:
         x: Tensor of shape `(..., blocks * width)`.
-        left: Tensor of shape `(blocks, k, width)`, or of `(batch, blocks, k,
-            width)` where each example, along the first axis of `x`, has factors
-            of its own, see `keras_ether.ops.each_example`.
-        right: Tensor of the same shape, or `None` where `left` is the blocks'
-            whole deviation from the identity.
+        left: Tensor of shape `(blocks, k, width)`, or `(batch, blocks, k,
+            width)` if each example, along the first axis of `x`, has its own
+            factors, see `keras_ether.ops.each_example`.
+        right: Tensor of the same shape, or `None` if `left` is `block − I`.
         training: Whether a gradient will be asked for. Values and gradients are
-            the same either way. With `True`, a custom gradient keeps `x` and a
-            thin product in memory and nothing else; with `False`, plain
-            operations are what every exporter can read. Defaults to `False`.
+            the same. With `True`, a custom gradient saves only `x` and a thin
+            product. With `False`, only plain operations are used, which every
+            exporter can read. Defaults to `False`.
         owned: Whether nothing else refers to `x`, see `multiply_each`. Defaults
             to `False`.
 
@@ -101,8 +100,8 @@ def multiply(
         return x + join(deviation)
     left, right = arrange(left), arrange(ops.cast(right, x.dtype))
     if not is_float32(x) and left.shape[0] > 1:
-        # (A product with one row is no product to XLA, but a sum.)
-        left, right = in_this_form(left), in_this_form(right)
+        # (XLA turns a product with one row into a sum.)
+        left, right = with_barrier(left), with_barrier(right)
     if training:
         return _update(x, left, right)
     return _update_forward(x, left, right)[0]
@@ -114,16 +113,16 @@ def _gram(a: Tensor) -> Tensor:
 
 def _update_forward(
     x: Tensor, left: Tensor, right: Tensor
-) -> tuple[Tensor, Kept]:
+) -> tuple[Tensor, Saved]:
     """`x + (x leftᵀ) right`."""
     s = project(x, left)
     return add_spread(x, s, right), ((s,),)
 
 
 def _update_backward(
-    arguments: Arrays, kept: Kept, upstream: Tensor
+    arguments: Arrays, saved: Saved, upstream: Tensor
 ) -> Gradients:
-    (x, left, right), ((s,),) = arguments, kept
+    (x, left, right), ((s,),) = arguments, saved
     r = project(upstream, right)
     return (
         add_spread(upstream, r, left),

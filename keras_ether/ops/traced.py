@@ -1,4 +1,4 @@
-"""What is known of values while operations are recorded and not run."""
+"""Values and operations while a compiler or exporter traces."""
 
 import contextlib
 from collections.abc import Callable
@@ -23,7 +23,7 @@ else:
 
 
 def is_traced() -> bool:
-    """Whether operations are recorded now, by a compiler or an exporter."""
+    """Whether a compiler or an exporter traces now."""
     if BACKEND == "jax":
         # Even a constant is traced then.
         return isinstance(ops.zeros(()), jax.core.Tracer)
@@ -37,7 +37,7 @@ def is_traced() -> bool:
 
 
 def concrete(x: Any) -> np.ndarray | None:
-    """The values of an array or tensor, `None` where there are none yet."""
+    """The values of an array or tensor, or `None` while it is traced."""
     if is_traced() or isinstance(x, keras.KerasTensor):
         return None
     if BACKEND == "jax" and isinstance(x, jax.core.Tracer):
@@ -48,9 +48,9 @@ def concrete(x: Any) -> np.ndarray | None:
 
 
 def compiled(function: Callable, by_jax: bool = True) -> Callable:
-    """A function that JAX runs as one program; elsewhere it is as it is.
+    """The function, compiled with `jax.jit` on JAX and unchanged elsewhere.
 
-    Operation by operation, JAX would compile a program for each.
+    Otherwise JAX would compile a program for each operation.
 
     Args:
         function: The function.
@@ -59,8 +59,8 @@ def compiled(function: Callable, by_jax: bool = True) -> Callable:
     return jax.jit(function) if BACKEND == "jax" and by_jax else function
 
 
-def at_once() -> contextlib.AbstractContextManager:
-    """A context that runs operations on arrays although others are recorded."""
+def eagerly() -> contextlib.AbstractContextManager:
+    """A context that runs operations on arrays at once, even while tracing."""
     if BACKEND == "jax":
         return jax.ensure_compile_time_eval()
     if BACKEND == "tensorflow":
@@ -68,21 +68,21 @@ def at_once() -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def forget_recorded(error: Exception) -> None:
-    """Lets functions within models be recorded again, where JAX has to.
+def clear_traces(error: Exception) -> None:
+    """Lets JAX trace functions within models again, if it has to.
 
-    A `jax.jit` that was recorded within another keeps values of that one, and
-    can't run any more.
+    A `jax.jit` that was traced within another holds values of that trace, and
+    can't run later.
 
     Args:
-        error: What its next run raised.
+        error: The error of its next run.
     """
     if BACKEND == "jax" and isinstance(error, jax.errors.UnexpectedTracerError):
         jax.clear_caches()
 
 
 def no_gradient() -> contextlib.AbstractContextManager:
-    """A context without gradients, as that of `predict` on PyTorch."""
+    """A context without gradients, as in `predict` on PyTorch."""
     if BACKEND == "torch":
         return torch.no_grad()
     return contextlib.nullcontext()
@@ -90,9 +90,10 @@ def no_gradient() -> contextlib.AbstractContextManager:
 
 @contextlib.contextmanager
 def same_draws() -> Iterator[None]:
-    """A context in which PyTorch draws the same each time, and then as before.
+    """A context in which PyTorch draws the same random numbers each time.
 
-    Elsewhere all that is drawn depends on variables.
+    On other backends, random numbers depend on variables. Afterwards the
+    generator's state is restored.
     """
     if BACKEND != "torch":
         yield
@@ -106,7 +107,7 @@ def same_draws() -> Iterator[None]:
 def after(values: list[Tensor]) -> contextlib.AbstractContextManager:
     """A context whose operations a graph of TensorFlow runs after `values`.
 
-    It runs two reads of variables in any order.
+    TensorFlow may run two reads of variables in any order.
     """
     if BACKEND == "tensorflow":
         return tf.control_dependencies(values)
@@ -116,8 +117,8 @@ def after(values: list[Tensor]) -> contextlib.AbstractContextManager:
 def same_leading_axis(x: Tensor, size: Any) -> Tensor:
     """`x`, asserted to have this leading axis where the graph runs.
 
-    TensorFlow knows some sizes only then, and a product or a sum of other sizes
-    could still be computed.
+    TensorFlow knows some sizes only then. Without the assertion, a product or a
+    sum with another size might still be computed.
 
     Args:
         x: Tensor.

@@ -62,7 +62,7 @@ def to_numpy(variable: Variable) -> np.ndarray:
 def copy_of(variable: Variable) -> Tensor:
     """The current value of a variable, on its device.
 
-    Later assignments don't change it, nor has it a gradient.
+    Later assignments don't change it, and it has no gradient.
     """
     return ops.stop_gradient(snapshot(variable))
 

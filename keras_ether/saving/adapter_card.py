@@ -13,15 +13,15 @@ tags:
 
 # ETHER adapter
 
-Trained with `keras_ether` {version}. It holds the trained vectors{heads}, and
-goes onto the base model that it was trained over, which it knows by its
-weights:
+This adapter was trained with `keras_ether` {version}. It holds the trained
+vectors{heads}. Load it into the base model of its training. A fingerprint
+of the base's weights is checked:
 
 ```python
 import keras_ether
 
 model = ...  # the base
-keras_ether.load_adapter(model, "{place}")
+keras_ether.load_adapter(model, "{address}")
 keras_ether.merge(model)  # an ordinary model, if wanted
 ```
 
@@ -29,17 +29,17 @@ keras_ether.merge(model)  # an ordinary model, if wanted
 | --- | --- | --- | --- |
 {rows}
 
-{parameters:,} trained parameters. The method: Bini et al.,
-[ETHER](https://arxiv.org/abs/2405.20271), ICML 2024.
+The adapter has {parameters:,} trained parameters. The method is
+[ETHER](https://arxiv.org/abs/2405.20271) (Bini et al., ICML 2024).
 """
 
 
-def of_adapter_file(content: AdapterFile, place: str) -> str:
+def of_adapter_file(content: AdapterFile, address: str) -> str:
     """The card of an adapter file.
 
     Args:
         content: An `AdapterFile`.
-        place: String, what `keras_ether.load_adapter` takes.
+        address: String, the address that `keras_ether.load_adapter` takes.
     """
     header = content.header
     rows = [
@@ -58,7 +58,7 @@ def of_adapter_file(content: AdapterFile, place: str) -> str:
     return LINES.format(
         version=header["versions"].get("keras_ether", ""),
         heads=" and the head" if header["weights"] else "",
-        place=place,
+        address=address,
         rows="\n".join(rows),
         parameters=sum(value.size for value in vectors),
     )

@@ -115,7 +115,7 @@ def read(filepath: str | os.PathLike) -> AdapterFile:
     Raises:
         ValueError: if it is damaged, or not an adapter file.
         ImportError: if it is on a hub whose library is not installed.
-        OSError: if it is not there, or the hub can't give it.
+        OSError: if it does not exist, or the hub can't provide it.
     """
     path = path_of(filepath)
     if hubs.is_handle(path):
@@ -136,7 +136,7 @@ def _read(file: BinaryIO) -> AdapterFile:
     length = int.from_bytes(start, "little")
     size = os.fstat(file.fileno()).st_size
     if len(start) < 8 or 8 + length > size:
-        raise ValueError("it is cut short, or not a safetensors file")
+        raise ValueError("it is truncated, or not a safetensors file")
     if length > LARGEST_HEADER:
         raise ValueError(f"its header is {length:,} bytes long")
     text = file.read(length)
@@ -148,7 +148,7 @@ def _read(file: BinaryIO) -> AdapterFile:
     tensors = {name: _array(name, entry) for name, entry in entries}
     _check_tensors(header, tensors)
     if header["sha256"] != digest_of(header, tensors):
-        raise ValueError("it is damaged: its checksum is not that of its data")
+        raise ValueError("it is damaged: its checksum does not match its data")
     return AdapterFile(header, tensors)
 
 

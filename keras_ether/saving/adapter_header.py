@@ -91,11 +91,11 @@ def check(header: Any) -> None:
         ValueError: if anything is missing, unknown or out of its range.
     """
     if not isinstance(header, dict) or header.get("format") != FORMAT:
-        raise ValueError("its header is not that of an adapter file")
+        raise ValueError("its header is not a header of an adapter file")
     version = header.get("format_version")
     if type(version) is not int or version not in READABLE_VERSIONS:
         raise ValueError(
-            f"its format_version is {version!r}, and this version of "
+            f"its format_version is {version!r}, but this version of "
             f"keras_ether reads {READABLE_VERSIONS}"
         )
     group_fields: dict[str, Any] = dict(GROUP_FIELDS)
@@ -275,7 +275,7 @@ def _check_training(training: Any) -> None:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("its header names something twice")
+        raise ValueError("its header has an entry twice")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Files that exist as a whole or not at all."""
+"""Atomic writing: a file is written completely or not at all."""
 
 import contextlib
 import errno
@@ -8,11 +8,11 @@ import uuid
 
 
 def write(path: str, data: bytes) -> None:
-    """Writes a file beside `path` and renames it.
+    """Writes a temporary file in the folder of `path`, and renames it.
 
-    Readers of `path` find the old file or the new one, even if this process or
-    the machine stops at any moment. A file that is replaced keeps its mode. A
-    killed process may leave a file `.keras_ether.*.tmp` behind.
+    Readers of `path` find the old file or the new file, even if this process or
+    the machine stops at any moment. A replaced file keeps its mode. A killed
+    process may leave a file `.keras_ether.*.tmp`.
 
     Args:
         path: Where to write, string or `PathLike`.
@@ -20,7 +20,7 @@ def write(path: str, data: bytes) -> None:
 
     Raises:
         OSError: if the folder is missing or can't be written to, or if `path`
-            is a folder. The error names `path`, which is then as it was.
+            is a folder. The error names `path`, which is unchanged.
     """
     check_place(path)
     try:
@@ -52,7 +52,7 @@ def check_place(path: str) -> None:
     if not os.path.isdir(folder):
         raise FileNotFoundError(
             errno.ENOENT,
-            f"There is no folder '{folder}', make it first",
+            f"There is no folder '{folder}': create it first",
             os.fspath(path),
         )
 
@@ -60,24 +60,26 @@ def check_place(path: str) -> None:
 def _write(path: str, data: bytes) -> None:
     folder, mode = os.path.dirname(path), _mode_of(path)
     # Without the file's name, which may be as long as names can be.
-    beside = os.path.join(folder, f".keras_ether.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = os.path.join(
+        folder, f".keras_ether.{uuid.uuid4().hex[:12]}.tmp"
+    )
 
     def opener(name: str, flags: int) -> int:
-        # Never open to more readers than the file that it replaces.
+        # Never readable by more users than the file that it replaces.
         return os.open(name, flags, 0o666 if mode is None else mode)
 
     try:
-        with open(beside, "xb", opener=opener) as file:
+        with open(temporary, "xb", opener=opener) as file:
             if mode is not None:
                 # The umask does not apply to a file that exists.
-                os.chmod(beside, mode)
+                os.chmod(temporary, mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.remove(beside)
+            os.remove(temporary)
         raise
     _sync_folder(folder)
 

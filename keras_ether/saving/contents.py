@@ -1,8 +1,8 @@
 """The variables of a model that an adapter file stores, and its base.
 
-Three kinds of variables, each named by its layer's structural path: the
-adapters' vectors; the weights that train beside them, mainly the head's; and
-the base, whose fingerprints alone are stored.
+There are three kinds of variables, each named by its layer's structural path:
+the adapters' vectors; the other trained weights, mainly the head's; and the
+base. The file stores only fingerprints of the base.
 """
 
 import re
@@ -35,21 +35,21 @@ def own_weights(layer: Layer) -> dict:
     return named
 
 
-def is_kept(layer: Layer) -> bool:
+def trains_as_whole(layer: Layer) -> bool:
     """Whether a layer trains as a whole: all its weights belong in the file."""
     if kinds.is_adapted(layer) or kinds.is_adapter(layer):
         return False
-    return freezing.is_kept(layer) or any(
+    return freezing.is_kept_trainable(layer) or any(
         # Float8 scales change in every layer.
         variable.trainable and not variable.overwrite_with_gradient
         for variable in own_weights(layer).values()
     )
 
 
-def trained_beside(
+def other_trained_weights(
     layers: dict[str, Layer],
 ) -> dict[str, dict[str, keras.Variable]]:
-    """The weights that train or move beside the vectors.
+    """The weights that train or change besides the vectors.
 
     Args:
         layers: Dictionary from path to layer, see `LayerTree.by_path`.
@@ -62,7 +62,7 @@ def trained_beside(
     for path, layer in layers.items():
         if kinds.is_adapter(layer):
             continue
-        whole = is_kept(layer)
+        whole = trains_as_whole(layer)
         own = {
             name: variable
             for name, variable in own_weights(layer).items()
@@ -86,7 +86,7 @@ def base_fingerprints(
         layers: Dictionary from path to layer.
         adapted: The paths of layers that have, or will have, an adapter.
         weights: The weights that do not belong to the base, see
-            `trained_beside`.
+            `other_trained_weights`.
         digest: Function from a variable to its fingerprint, for callers that
             store them. Defaults to `keras_ether.ops.fingerprint.fingerprint`.
 

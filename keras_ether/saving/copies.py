@@ -1,12 +1,13 @@
 """Copies of adapted models, by `keras_ether.copy`, `copy` and `pickle`.
 
 Keras copies a layer by its `.keras` format, in which an adapted model is the
-plain model with the fine-tuned kernels. A copy in memory is the adapted model
-itself: it is made from that format, gets its adapters again, and then the value
-and flag of every variable.
+plain model with the fine-tuned kernels. A copy in memory is an adapted model.
+It is made from that format, then gets its adapters, and then the value and flag
+of every variable.
 
-The values are stored beside those of the format, which Keras's own layers may
-round or merge with LoRA's, so a pickle is about twice as large as the model.
+The values are stored in addition to those of the format, which Keras's own
+layers may round or merge with LoRA. So a pickle is about twice as large as the
+model.
 
 As with any Keras layer, `copy.copy` is as deep as `copy.deepcopy`.
 """
@@ -37,7 +38,7 @@ from keras_ether.types import Layer
 from keras_ether.types import Model
 from keras_ether.types import Variable
 
-# Keras's warnings about state that is restored afterwards.
+# Keras's warnings about state that is restored later.
 EXPECTED = (
     "Skipping variable loading for optimizer",
     r"`compile\(\)` was not called as part of model loading",
@@ -47,11 +48,11 @@ EXPECTED = (
 def copy(model: Layer) -> Layer:
     """A copy of a model with its adapters, head, flags and optimizer.
 
-    Python's `copy.deepcopy` and `pickle` give the same for a model that
-    `keras_ether.apply` or `keras_ether.load_adapter` has met, and for models
-    around it. Of a class that was first used around adapters afterwards they
-    know nothing, and copy it as Keras does: its copy is the plain model with
-    the fine-tuned kernels. This function needs to have met nothing.
+    Python's `copy.deepcopy` and `pickle` give the same copy for a model that
+    was passed to `keras_ether.apply` or `keras_ether.load_adapter`, and for
+    models that contained it then. A model of another class that contains
+    adapted layers is copied as by Keras: its copy is the plain model with the
+    fine-tuned kernels. This function copies all of them with their adapters.
 
     Args:
         model: A Keras model or layer.
@@ -88,8 +89,8 @@ class _LayerState:
         flags: The flags of the variables.
         before: Its flag and those of the variables from before it was frozen,
             or `None`.
-        kept: Whether it is kept trainable.
-        start: The weights that it had when it was first kept.
+        kept_trainable: Whether it is kept trainable.
+        start: The weights that it had when it was first kept trainable.
         guarded: Whether it refuses unsupported calls.
     """
 
@@ -97,7 +98,7 @@ class _LayerState:
     trainable: bool
     flags: list[bool]
     before: tuple[bool, list[bool]] | None
-    kept: bool
+    kept_trainable: bool
     start: tuple[np.ndarray, ...] | None
     guarded: bool
 
@@ -109,7 +110,7 @@ class _LayerState:
             layer.trainable,
             [v.trainable for v in own],
             freezing.flags_before(layer),
-            freezing.is_kept(layer),
+            freezing.is_kept_trainable(layer),
             freezing.start_of(layer),
             changes.held(layer, insertion.GUARDED) is not None,
         )
@@ -125,7 +126,7 @@ class State:
         layers = LayerTree(layer).by_path
         _check_active(layers)
         self.name = layer.name
-        with weights_file.of_base():
+        with weights_file.saving_base():
             self.archive = internals.to_archive(layer)
         self.adapters = {
             path: (part.ether.config, part.ether.seed)
@@ -134,9 +135,9 @@ class State:
         }
         self.twins = [p for p in self.adapters if twin_class.is_twin(layers[p])]
         self.layers = {p: _LayerState.of(part) for p, part in layers.items()}
-        places = {id(v): i for i, v in enumerate(_in_order(layers))}
+        indices = {id(v): i for i, v in enumerate(_in_order(layers))}
         self.compiled = {
-            path: _Compiled(part, places)
+            path: _Compiled(part, indices)
             for path, part in layers.items()
             if getattr(part, "compiled", False)
         }
@@ -166,13 +167,13 @@ def _reduce(layer: Layer) -> tuple | None:
         return _rebuild_adapter, (AdapterState(layer),)
     if any(
         kinds.is_adapter(part) and part.built
-        for part in internals.everything_in(layer)
+        for part in internals.layers_in(layer)
     ):
         return _rebuild, (State(layer),)
     return None
 
 
-reduction.use(_reduce)
+reduction.set_reducer(_reduce)
 
 
 def _rebuild(state: State) -> Layer:
@@ -198,7 +199,7 @@ def _rebuild(state: State) -> Layer:
     for path, (_, seed) in state.adapters.items():
         layers[path].ether.seed = seed
     parts = list(layers.values())
-    for part in parts + internals.layers_around(parts):
+    for part in parts + internals.layers_containing(parts):
         internals.TorchParameters(part).do()
     variables = _in_order(layers)
     for path, compiled in state.compiled.items():
@@ -212,7 +213,7 @@ def _put_in(
     layers: dict[str, Layer],
     adapters: dict[str, Adapter],
 ) -> None:
-    """Makes the changes again that the original's owners hold."""
+    """Makes the changes that the original's owners hold."""
     owner = changes.Owner()
     root = layers.get("", next(iter(layers.values())))
     for path, adapter in adapters.items():
@@ -223,11 +224,11 @@ def _put_in(
             continue
         if known.before is not None:
             freezing.freeze_since(made, layer, owner, known.before)
-        if known.kept:
-            freezing.keep(made, layer, owner, known.start)
+        if known.kept_trainable:
+            freezing.keep_trainable(made, layer, owner, known.start)
         if known.guarded:
             insertion.guard(made, layer, root, owner)
-        reduction.meet(layer)
+        reduction.register_class(layer)
 
 
 def _from_archive(state: State) -> Layer:
@@ -235,8 +236,8 @@ def _from_archive(state: State) -> Layer:
         return internals.from_archive(state.archive)
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"'{state.name}' can't be copied: Keras does not make it from its "
-            f"own configuration. {error}"
+            f"'{state.name}' can't be copied: Keras can't make it from its own "
+            f"configuration. {error}"
         ) from error
 
 
@@ -294,9 +295,9 @@ def _put_in_order(layer: Layer, expected: list) -> bool:
     for described in expected:
         if described not in received:
             return False
-        place = received.index(described)
-        received.pop(place)
-        ordered.append(own.pop(place))
+        index = received.index(described)
+        received.pop(index)
+        ordered.append(own.pop(index))
     if own:
         return False
     internals.order_variables(layer, ordered)
@@ -313,7 +314,7 @@ class _Compiled:
         optimizer = model.optimizer
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             return
-        # It may have replaced the one that was passed to `compile`.
+        # It may have replaced the optimizer passed to `compile`.
         serialize = keras.saving.serialize_keras_object
         if "optimizer" in self.config:
             self.config["optimizer"] = serialize(optimizer)
@@ -324,8 +325,8 @@ class _Compiled:
         if None in (self.optimized or ()):
             raise ValueError(
                 f"Model '{model.name}' can't be copied: its optimizer was "
-                "made for variables that the model has no more. Call "
-                "`compile(...)` on it again first."
+                "built for variables that the model no longer has. Call "
+                "`compile(...)` again first."
             )
 
     def compile(self, model: Layer, variables: list[Variable]) -> None:
@@ -344,7 +345,7 @@ class _Compiled:
             return
         optimizer = model.optimizer
         if self.optimized is not None:
-            optimizer.build([variables[place] for place in self.optimized])
+            optimizer.build([variables[index] for index in self.optimized])
         if not self.values:
             return
         shapes = [tuple(v.shape) for v in optimizer.variables]
@@ -382,10 +383,11 @@ def _check_active(layers: dict[str, Layer]) -> None:
     for path, layer in layers.items():
         if _is_adapted(layer) and layer.ether.is_held_at_zero:
             raise ValueError(
-                f"A model can't be copied within `keras_ether.disabled`: the "
+                "A model can't be copied within `keras_ether.disabled`: the "
                 f"adapter of layer '{path}' would stay disabled. Copy the "
-                "model before; `keras_ether.remove(keras_ether.copy(model))` "
-                "is its base model."
+                "model before that block. "
+                "`keras_ether.remove(keras_ether.copy(model))` is its base "
+                "model."
             )
 
 

@@ -56,7 +56,7 @@ def parse(filepath: str | os.PathLike) -> Handle:
     fits = (1, 2) if hub == HUGGING_FACE else (4, 5)
     if len(repository) not in fits or not all(repository):
         raise ValueError(
-            f"The place of an adapter on a hub must be {FORMS}. Received: "
+            f"The address of an adapter on a hub must be {FORMS}. Received: "
             f"filepath={path!r}"
         )
     return Handle(hub, "/".join(repository), name)
@@ -98,8 +98,8 @@ def upload(
 ) -> None:
     """Makes a file and its card and puts them on a hub.
 
-    On Hugging Face's hub the repository is made if it is not there, and other
-    files in it stay. On Kaggle it becomes a new version of the model.
+    On Hugging Face's hub a missing repository is created, and other files in it
+    stay. On Kaggle the file becomes a new version of the model.
 
     Args:
         filepath: String, a path that `is_handle` takes.
@@ -129,7 +129,7 @@ def upload(
 
 @contextlib.contextmanager
 def _named(filepath: str | os.PathLike, done: str) -> Iterator[None]:
-    """Has any error of a hub's library name the place."""
+    """Adds the address to any error of a hub's library."""
     try:
         yield
     except Exception as error:

@@ -78,7 +78,7 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
     weights = _weights(layers, header)
     if adapted:
         _check_same(adapted, groups)
-        _check_complete(contents.trained_beside(layers), weights)
+        _check_complete(contents.other_trained_weights(layers), weights)
         variables = {
             adapter_header.tensor_name("adapter", path, name): vector
             for path, adapter in adapted.items()
@@ -86,7 +86,7 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
         } | _tensors_of(weights)
         assignments = pairs(variables, content.tensors)
         return Fill(tree, weights, None, {}, assignments)
-    kept = [
+    trainable = [
         layer
         for path, layer in layers.items()
         if id(layer) in tree.head or path in header["trainable"]
@@ -94,7 +94,7 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
     plan = planning.Plan.of(
         tree,
         {path: group.config for path, group in groups.items()},
-        kept,
+        trainable,
         [
             variable
             for path, own in weights.items()
@@ -106,7 +106,7 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
         {
             path: contents.own_weights(layer)
             for path, layer in layers.items()
-            if id(layer) in plan.kept
+            if id(layer) in plan.trainable
         },
         weights,
     )
@@ -133,7 +133,7 @@ def _adapter(target: Target, tensors: dict[str, np.ndarray]) -> Adapter:
         tensors,
     )
     values = {name: found[names[name]] for name in shapes}
-    # Dropout wants a seed, and loading draws none.
+    # Dropout needs a seed, and loading draws none.
     seed = zlib.crc32(target.path.encode()) >> 1
     return Adapter(target.config, seed, values)
 
@@ -166,7 +166,7 @@ def _check_complete(
         if missing:
             raise ValueError(
                 f"the file has no {missing} for layer '{_shown(path)}', which "
-                "trains beside the adapters."
+                "trains too."
             )
 
 
@@ -227,7 +227,7 @@ def _cast(value: Any, dtype: str) -> np.ndarray | None:
     """The value in another dtype, or `None` if it does not fit there."""
     if _is_float(value.dtype.name) != _is_float(dtype):
         return None
-    # Values out of a dtype's range are an answer here, not a reason to warn.
+    # Values out of a dtype's range are expected here and need no warning.
     with np.errstate(all="ignore"):
         cast = value.astype(dtype)
         if _is_float(dtype):
@@ -249,8 +249,8 @@ def _check_paths(layers: dict[str, Layer], paths: Iterable[str]) -> None:
         shown = targets_lib.shorten(own)
         raise ValueError(
             "it was saved from a model with the layers "
-            f"{targets_lib.shorten(map(_shown, unknown))}, which this one does "
-            "not have. "
+            f"{targets_lib.shorten(map(_shown, unknown))}, which this model "
+            "does not have. "
             + (f"Its layers: {shown}." if own else "It holds no layers.")
             + " Load the model that the adapter was trained on."
         )
@@ -268,7 +268,7 @@ def _check_same(adapted: dict[str, Adapter], groups: dict[str, Group]) -> None:
         wants = str(groups[path].config) if path in groups else "no adapter"
         if has != wants:
             raise ValueError(
-                f"layer '{path}' has {has}, and in the file {wants}. Call "
-                "`keras_ether.remove(model)` first to load the file's adapters "
-                "in place of the model's."
+                f"layer '{path}' has {has}, and in the file {wants}. To "
+                "replace the model's adapters by the file's, call "
+                "`keras_ether.remove(model)` first."
             )

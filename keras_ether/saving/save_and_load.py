@@ -1,4 +1,4 @@
-"""Saving adapters to small files, and loading them onto a base."""
+"""Saving adapters to small files, and loading them into a base model."""
 
 import os
 import warnings
@@ -29,30 +29,30 @@ def save_adapter(
 ) -> None:
     """Saves a model's adapters and head to one small `.safetensors` file.
 
-    It holds the vectors, the weights that train beside them (the head of a
-    KerasHub task, layers kept by `trainable`), and a header: methods, blocks
-    and sides by structural layer path, package versions, fingerprints of the
-    base and the metadata given. The file is written beside `filepath` and
-    renamed, so that the old file or the new one exists at any moment.
+    The file holds the vectors, the other trained weights (the head of a
+    KerasHub task, layers in `trainable`) and a header. The header has methods,
+    blocks and sides by structural layer path, package versions, fingerprints of
+    the base, and `metadata`. Writing is atomic: at any moment either the old
+    file or the new file exists.
 
-    On a hub, a card `README.md` is put beside it. That needs the hub's own
-    library, `huggingface_hub` or `kagglehub`, and what it asks for to log in.
+    On a hub, a model card `README.md` is written too. This needs the hub's own
+    library, `huggingface_hub` or `kagglehub`, and a log-in.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
-        filepath: String or `PathLike`, ending in `".safetensors"`; or a place
-            on a hub, `"hf://user/repository"` or
-            `"kaggle://user/model/framework/variation"`, followed by
-            a file's name unless it is `"adapter.ether.safetensors"`.
-        metadata: Dictionary of anything that JSON can hold, or `None`.
+        filepath: String or `PathLike`, ending in `".safetensors"`; or an
+            address on a hub, `"hf://user/repository"` or
+            `"kaggle://user/model/framework/variation"`, followed by a file name
+            unless it is `"adapter.ether.safetensors"`.
+        metadata: Dictionary that JSON can hold, or `None`.
             `keras_ether.read_adapter_header` returns it.
 
     Raises:
         ValueError: if there is no adapter, if `metadata` is not such a
             dictionary, or if a vector or weight is not finite. No file is
             written then.
-        OSError: if the folder of `filepath` is missing or can't be written to,
-            or if the hub can't be.
+        OSError: if the folder of `filepath` or the hub is missing or can't be
+            written to.
         ImportError: if the hub's library is not installed.
 
     Example:
@@ -71,7 +71,7 @@ def save_adapter(
         )
         return
     filepath = adapter_file.check_name(filepath)
-    # Before the base is read for its fingerprint.
+    # Check first: computing the fingerprint reads the whole base.
     atomic_write.check_place(filepath)
     adapter_file.write(filepath, content_of(model, metadata))
 
@@ -81,30 +81,31 @@ def load_adapter(
 ) -> Layer:
     """Loads a file's adapters into a model, in place.
 
-    A model without adapters gets those of the file, as by `keras_ether.apply`,
-    and trains the same weights as when the file was saved. A model with the
-    same adapters as the file (layers, methods, blocks and sides; dropout may
-    differ) gets their values and keeps its `trainable` flags, its dropout and
-    its optimizer. Any other adapter is an error: `keras_ether.remove` it first.
+    A model without adapters gets the adapters of the file, as from
+    `keras_ether.apply`, and trains the same weights as the saved model. A model
+    with the same adapters as the file (layers, methods, blocks and sides;
+    dropout may differ) gets the file's values. It keeps its `trainable` flags,
+    its dropout and its optimizer. Other adapters are an error: call
+    `keras_ether.remove` first.
 
     Args:
         model: A built Keras model or layer, the base.
-        filepath: String or `PathLike`, a file that `keras_ether.save_adapter`
-            or `keras_ether.callbacks.AdapterCheckpoint` wrote, on a hub too.
+        filepath: String or `PathLike`, a file of `keras_ether.save_adapter` or
+            `keras_ether.callbacks.AdapterCheckpoint`, or an address on a hub.
         check_base: Boolean, whether the model must be the base that the adapter
-            was trained over. A fingerprint of every value of the weights that
-            the file leaves out, as float32, and of their shapes and names is
-            compared. (Files of format_version 1 and 2 have one of 4,096 values
-            a weight.) With `False` another base only gives a warning. Defaults
-            to `True`.
+            was trained over. The check compares fingerprints of the names,
+            shapes and all float32 values of the base weights. (Files of
+            format_version 1 and 2 have fingerprints of 4,096 values per
+            weight.) With `False` another base only gives a warning. Defaults to
+            `True`.
 
     Returns:
         The model passed.
 
     Raises:
         ValueError: if the file is damaged or not an adapter file, if it does
-            not fit the model, or if the model is another base. The model is
-            then as it was.
+            not fit the model, or if the model is another base. An error leaves
+            the model unchanged.
 
     Example:
 
@@ -127,13 +128,14 @@ def read_adapter_header(filepath: str | os.PathLike) -> dict:
         filepath: String or `PathLike`.
 
     Returns:
-        The header, a dictionary: `"adapters"`, a list of groups with
+        The header, a dictionary. `"adapters"` is a list of groups with
         `"method"`, `"rank_blocks"`, `"side"`, `"dropout"` and `"layers"`, which
-        maps structural paths to fingerprints of the base; `"weights"`, the
-        names of the other saved weights, by layer path; `"trainable"`, the
-        paths of the layers that train as a whole; `"base"`, the fingerprint of
-        all other weights; `"versions"` of packages; `"metadata"`; and in a
-        checkpoint `"training"`.
+        maps structural paths to fingerprints of the base. `"weights"` has the
+        names of the other saved weights, by layer path. `"trainable"` has the
+        paths of the layers that train as a whole. `"base"` is the fingerprint
+        of all other weights. `"versions"` has the versions of packages.
+        `"metadata"` is the dictionary passed to `save_adapter`. A checkpoint
+        also has `"training"`.
 
     Raises:
         ValueError: if the file is damaged or not an adapter file.
@@ -157,7 +159,7 @@ def content_of(model: Layer, metadata: dict | None = None) -> AdapterFile:
     tree = verbs.adapted_tree(model)
     adapted = tree.adapted
     layers = tree.by_path
-    weights = contents.trained_beside(layers)
+    weights = contents.other_trained_weights(layers)
     fingerprints = contents.base_fingerprints(layers, adapted, weights)
     header = header_of(layers, adapted, weights, fingerprints, metadata)
     variables = {
@@ -179,13 +181,13 @@ def header_of(
     fingerprints: tuple[dict[str, str], str],
     metadata: dict | None = None,
 ) -> Header:
-    """The header of an adapter file, but for its checksum.
+    """The header of an adapter file, without its checksum.
 
     Args:
         layers: Dictionary from path to layer, see `LayerTree.by_path`.
         adapted: Those of them that have an adapter in the file.
-        weights: The weights that train beside them, see
-            `contents.trained_beside`.
+        weights: The other weights that train, see
+            `contents.other_trained_weights`.
         fingerprints: Of the base, see `contents.base_fingerprints`.
         metadata: See `save_adapter`.
 
@@ -198,7 +200,9 @@ def header_of(
         "format_version": adapter_header.FORMAT_VERSION,
         "adapters": _groups(adapted, of_layers),
         "weights": {path: list(own) for path, own in weights.items()},
-        "trainable": [p for p in weights if contents.is_kept(layers[p])],
+        "trainable": [
+            p for p in weights if contents.trains_as_whole(layers[p])
+        ],
         "base": base,
         "versions": version.of_packages(),
         "metadata": _checked_metadata(metadata),
@@ -229,13 +233,13 @@ def prepare(
     if problem and check_base:
         raise ValueError(
             f"Adapter file '{filepath}' was trained over another base: "
-            f"{problem}. Load the weights it was trained over first, or pass "
-            "`check_base=False` to load it regardless."
+            f"{problem}. Load the base weights of its training first, or pass "
+            "`check_base=False` to skip this check."
         )
     if problem:
         warnings.warn(
             f"Adapter file '{filepath}' was trained over another base: "
-            f"{problem}. It is loaded regardless.",
+            f"{problem}. It is loaded because of `check_base=False`.",
             stacklevel=3,
         )
     return fill

@@ -12,7 +12,7 @@ from keras_ether import _keras_internals as internals
 
 
 def global_generators() -> list[Any]:
-    """The global generators that Keras uses beside its own seeds.
+    """The global generators that Keras uses besides its own seeds.
 
     On PyTorch a `Dropout` without a seed draws from the device's global
     generator; other backends have none.
@@ -41,7 +41,7 @@ def set_generator_state(generator: Any, state: np.ndarray) -> None:
     """Sets the state of a generator.
 
     Raises:
-        ValueError: if the state is invalid. The generator is then as it was.
+        ValueError: if the state is invalid. The generator is unchanged.
     """
     import torch
 

@@ -1,8 +1,8 @@
 """The training state: that of the optimizer and of random generators.
 
-Both are tensors of an adapter file. An optimizer's variables are stored by
-their order, which follows that of the trained variables, since their names
-count up within a process.
+Both are tensors of an adapter file. An optimizer's variables are stored in
+order, which follows the trained variables, since their names count up within a
+process.
 """
 
 from collections.abc import Iterable
@@ -108,7 +108,7 @@ def fitting_state(model: Layer, content: AdapterFile) -> list:
     """Pairs of variable and value that restore a training state.
 
     Raises:
-        ValueError: if the model or its optimizer is not that of the file.
+        ValueError: if the model or its optimizer does not match the file.
     """
     entry = content.header["training"]
     optimizer = optimizer_of(model)

@@ -1,8 +1,8 @@
 """Whole models: choosing layers, inserting adapters and removing them.
 
-The verbs `apply`, `merge`, `remove`, `disabled` and `strength`, the tables
-`plan` and `summary`, and their parts: targets, flags, compiled state, undoing.
-They depend on `keras_ether.adapters`, not on adapter files.
+This subpackage has `apply`, `merge`, `remove`, `disabled` and `strength`, the
+tables `plan` and `summary`, and their parts: targets, flags, compiled state,
+undoing. It depends on `keras_ether.adapters`, not on adapter files.
 """
 
 from keras_ether.surgery.plan_and_summary import plan

@@ -1,4 +1,4 @@
-"""The compiled state of all models that reach layers which change."""
+"""The compiled state of all models that contain changed layers."""
 
 import keras
 
@@ -18,16 +18,15 @@ FUNCTIONS = (
 def reset(made: changes.Transaction, tree: LayerTree) -> None:
     """Makes models use the current layers.
 
-    These are a model, the models in it, and all others that reach a layer which
-    the transaction has changed: models around it, and models that share some of
-    its layers. Their functions are traced again. Their optimizers keep all
-    their settings; only their slots start again.
+    These models are the model passed, its inner models, its outer models, and
+    models that share a changed layer. Their functions are traced again. Their
+    optimizers keep all settings, and only their slots are reset.
 
     Args:
         made: The transaction that has changed layers of the model.
         tree: The layers of the model.
     """
-    layers = tree.all_layers + internals.layers_around(made.layers)
+    layers = tree.all_layers + internals.layers_containing(made.layers)
     layers = list({id(layer): layer for layer in layers}.values())
     models = [layer for layer in layers if isinstance(layer, keras.Model)]
     for model in models:

@@ -10,10 +10,11 @@ CONTAINERS = (OrderedDict, dict, list, set)
 
 
 class Contents:
-    """Keeps the attributes of a layer or optimizer, as a change.
+    """Stores the attributes of a layer or optimizer, as a change.
 
-    `do` changes nothing; `undo` brings back all attributes and what is in the
-    lists, dictionaries and sets among them. For changes that Keras makes.
+    `do` changes nothing. `undo` restores all attributes and the content of the
+    lists, dictionaries and sets among them. This is for changes that Keras
+    makes.
     """
 
     def __init__(self, owner: object) -> None:

@@ -1,4 +1,4 @@
-"""Putting adapters into a model, and taking them out."""
+"""Inserting adapters into a model, and removing them."""
 
 import functools
 from collections.abc import Callable
@@ -52,7 +52,7 @@ def built(target: Target, adapter: Adapter) -> Adapter:
 def put_in(
     made: changes.Transaction, plan: Plan, adapters: dict[str, Adapter]
 ) -> None:
-    """Puts built adapters into a model, and freezes the other layers.
+    """Inserts built adapters into a model, and freezes the other layers.
 
     Args:
         made: The transaction that it is part of.
@@ -65,7 +65,7 @@ def put_in(
         adapt(made, target.layer, adapters[target.path], owner)
     for layer in plan.tree.all_layers:
         guard(made, layer, plan.tree.model, owner)
-        reduction.meet(layer)
+        reduction.register_class(layer)
     for variable in plan.trained:
         made.make(changes.Flag(variable, True))
     compiled_state.reset(made, plan.tree)
@@ -77,7 +77,7 @@ def adapt(
     adapter: Adapter,
     owner: changes.Owner,
 ) -> None:
-    """Makes a plain layer an adapted one."""
+    """Adapts a plain layer."""
     made.hold(
         layer,
         twin_class.ADAPTED,
@@ -107,13 +107,13 @@ def guard(
 def take_out(made: changes.Transaction, tree: LayerTree) -> None:
     """Makes adapted layers plain again.
 
-    Whoever put the adapters in lets go of the model's layers, and of all others
-    where none of its adapters is left.
+    The owner of the adapters releases the model's layers. If it has no other
+    adapters, it releases all its layers.
     """
     leaving: set[changes.Owner] = set()
     for layer in tree.adapted.values():
-        # Code that was traced with the adapter computes without it then.
-        made.assign(layer.ether.strength, 0.0)
+        # Code that was traced with the adapter then computes without it.
+        made.assign(layer.ether.runtime_strength, 0.0)
         found = changes.held(layer, twin_class.ADAPTED)
         owners = set() if found is None else set(found.owners)
         made.release(layer, twin_class.ADAPTED)
@@ -126,7 +126,7 @@ def take_out(made: changes.Transaction, tree: LayerTree) -> None:
             layers += owner.layers
     for layer in layers:
         made.release(layer, GUARDED, leaving)
-        freezing.let_go(made, layer, leaving)
+        freezing.release_all(made, layer, leaving)
     compiled_state.reset(made, tree)
 
 
@@ -136,16 +136,16 @@ def _adapting(layer: Layer, adapter: Adapter) -> Iterator[changes.Change]:
 
 
 def _guards(layer: Layer, model: Layer) -> Iterator[changes.Change]:
-    yield from refusals.of(layer, model)
+    yield from refusals.changes_for(layer, model)
     if isinstance(layer, keras.Model):
-        yield low_rate.of(layer)
+        yield low_rate.change_for(layer)
         yield optimizer_files.WithAdapter(layer)
 
 
 def _freeze_all_but(
     made: changes.Transaction, plan: Plan, owner: changes.Owner
 ) -> None:
-    """Freezes all but the kept layers and the parents of trained ones."""
+    """Freezes all layers but trainable layers and parents of such."""
     targets = {id(target.layer) for target in plan.targets}
     holds: dict[int, bool] = {}
 
@@ -154,14 +154,16 @@ def _freeze_all_but(
             parts = [trains(part) for part in plan.tree.parts(layer)]
             holds[id(layer)] = (
                 any(parts)
-                or id(layer) in targets | plan.kept
+                or id(layer) in targets | plan.trainable
                 or kinds.is_adapted(layer)
-                or freezing.is_kept(layer)
+                or freezing.is_kept_trainable(layer)
             )
         return holds[id(layer)]
 
     for layer in plan.tree.all_layers:
-        if id(layer) in plan.kept:
-            freezing.keep(made, layer, owner)
-        elif not freezing.is_kept(layer) and not kinds.is_adapter(layer):
+        if id(layer) in plan.trainable:
+            freezing.keep_trainable(made, layer, owner)
+        elif not freezing.is_kept_trainable(layer) and not kinds.is_adapter(
+            layer
+        ):
             freezing.freeze(made, layer, owner, trainable=trains(layer))

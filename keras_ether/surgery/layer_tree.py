@@ -14,10 +14,10 @@ from keras_ether.types import Layer
 class LayerTree:
     """The layers of a model by structural path.
 
-    A path joins layer names by `/`. Automatic names, which count up within a
-    process (`dense_7`), are replaced by the class's name and a count among
-    siblings (`dense`, `dense_1`), so that a path is the same in every process
-    that builds the same model. A layer in two places has the path of the first.
+    A path joins layer names by `/`. Automatic names count up within a process
+    (`dense_7`). They are replaced by the class's name and a count among
+    siblings (`dense`, `dense_1`). So a path is the same in every process that
+    builds the same model. A layer that occurs twice has its first path.
 
     Args:
         model: A Keras model or layer.

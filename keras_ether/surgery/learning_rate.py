@@ -9,21 +9,20 @@ from keras_ether import _keras_internals as internals
 from keras_ether.ops.values import to_numpy
 from keras_ether.types import Variable
 
-# A schedule is asked at these steps: a warm-up's peak is found to a few
-# percent, wherever it is within a million steps.
+# A schedule is evaluated at these steps. They find a warm-up's peak to a few
+# percent, anywhere within a million steps.
 STEPS = sorted({0, *(int(2 ** (i / 8)) for i in range(8 * 20 + 1))})
 
 
 def highest_for(optimizer: Any, variable: Variable) -> float | None:
-    """The highest rate of a variable's training, as far as it is known.
+    """The highest learning rate of a variable in training, if it is known.
 
     Args:
         optimizer: Any Keras optimizer. Wrappers are looked into.
         variable: The variable.
 
     Returns:
-        The rate, the highest one of a schedule, or `None` if the optimizer
-        tells none.
+        The rate, or the highest rate of a schedule, or `None` if it is unknown.
     """
     while hasattr(optimizer, "inner_optimizer"):
         optimizer = optimizer.inner_optimizer

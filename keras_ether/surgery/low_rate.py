@@ -1,14 +1,14 @@
 """The warning about a far too low learning rate, given when training starts.
 
-KerasHub tasks compile themselves with rates of full fine-tuning, and a model
-may be compiled before or after `apply`, so the final rate is known only when
+KerasHub tasks compile themselves with rates for full fine-tuning, and a model
+may be compiled before or after `apply`. So the final rate is known only when
 `fit` or `train_on_batch` is called. Both call `make_train_function`, which
-Keras lets subclasses override. Its shadow on each model of the tree compares
-one value, once for each optimizer.
+Keras lets subclasses override. A replacement of this method on each model of
+the tree compares one value, once for each optimizer.
 
-A compiled model that is built around an adapted one afterwards is not covered.
-It would need a hook on `keras.Model` itself, which would change models
-unrelated to this package.
+A compiled model that is later built around an adapted model is not covered.
+This would need a hook on `keras.Model` itself, which would change unrelated
+models.
 """
 
 import functools
@@ -32,7 +32,7 @@ FACTOR = 10
 INSIDE = ("keras", "keras_hub", "keras_ether")
 
 
-def of(model: Model) -> changes.Change:
+def change_for(model: Model) -> changes.Change:
     """The change that makes a model compare its learning rate before training.
 
     Args:
@@ -79,9 +79,8 @@ def _warn(model: Model) -> None:
         return
     warnings.warn(
         f"Model '{model.name}' trains with a learning rate of {rate:.2g}, "
-        f"which is low for '{name}': its vectors would hardly move. Around "
-        f"{first:.2g} is a good first try with Adam: "
-        "pass it to `model.compile`.",
+        f"which is low for '{name}': its vectors would hardly move. With "
+        f"Adam, start at about {first:.2g}: pass it to `model.compile`.",
         stacklevel=_level_of_user(),
     )
 

@@ -22,8 +22,8 @@ class WithAdapter:
     """Keeps a model's optimizer with an adapter in its files, as a change.
 
     Keras saves and loads a model before its layers and its optimizer. The model
-    then hands the optimizer to its first adapter, and has it leave out its own
-    entry this once.
+    then passes the optimizer to its first adapter, and the optimizer omits its
+    own entry this time.
 
     Args:
         model: An adapted model, or a model in it.
@@ -76,7 +76,7 @@ class WithAdapter:
                 original(store)
                 return
             self.pending.discard(id(optimizer))
-            # Files of before, and those of a plain model, have it there.
+            # Older files, and files of a plain model, have it there.
             if name == LOAD and len(store.keys()):
                 original(store)
 

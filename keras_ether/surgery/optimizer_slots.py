@@ -1,9 +1,9 @@
 """The slots of optimizers, and their reset.
 
-Slots are the variables that an optimizer's `build` makes for the variables that
-it trains: moments, averages, accumulated gradients. All other attributes are
-settings and stay: its learning rate, schedule, exclusions, and the variables
-that a subclass makes in `__init__`.
+Slots are the variables that an optimizer's `build` makes for each trained
+variable: moments, averages, accumulated gradients. All other attributes are
+settings and don't change: the learning rate, schedule, exclusions, and
+variables that a subclass makes in `__init__`.
 """
 
 from collections.abc import Iterable
@@ -38,10 +38,9 @@ def optimizers_of(models: Iterable[keras.Model]) -> list[Optimizer]:
 def drop(made: changes.Transaction, optimizer: Optimizer) -> None:
     """Makes a built optimizer unbuilt again.
 
-    `fit` then builds it for the trained variables, and only then allocates
-    slots. Apart from the slots only the count of updates changes: it starts
-    from 0, since it corrects the bias of new moments. An unbuilt optimizer is
-    not touched.
+    `fit` then builds it for the trained variables and allocates its slots.
+    Besides the slots only the iteration count changes: it starts from 0, since
+    it corrects the bias of new moments. An unbuilt optimizer is not changed.
 
     Args:
         made: The transaction that it is part of.
@@ -54,8 +53,10 @@ def drop(made: changes.Transaction, optimizer: Optimizer) -> None:
     _forget(optimizer, slots_of(optimizer))
 
 
-def keep(made: changes.Transaction, models: Iterable[keras.Model]) -> None:
-    """Lets a transaction that fails bring the optimizers of models back."""
+def restore_on_error(
+    made: changes.Transaction, models: Iterable[keras.Model]
+) -> None:
+    """Makes a failing transaction restore the optimizers of models."""
     for optimizer in optimizers_of(models):
         made.make(containers.Contents(optimizer))
 
@@ -106,14 +107,14 @@ def _forget(optimizer: Optimizer, slots: set[int]) -> None:
             continue
         parts = containers.items(container)
         values = container.values() if isinstance(container, dict) else parts
-        kept = [
+        remaining = [
             part
             for part, value in zip(parts, list(values), strict=True)
             # Inner containers stay, and lose their own entries.
             if isinstance(value, containers.CONTAINERS) or not is_slot(value)
         ]
-        if len(kept) < len(parts):
-            containers.refill(container, kept)
+        if len(remaining) < len(parts):
+            containers.refill(container, remaining)
     for name, value in list(own.items()):
         if not isinstance(value, containers.CONTAINERS) and is_slot(value):
             own[name] = None

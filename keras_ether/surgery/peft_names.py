@@ -6,12 +6,12 @@ from typing import ParamSpec
 from typing import TypeVar
 
 BLOCKS = (
-    "Use `rank_blocks`, the number of diagonal blocks: it is not a rank, and "
-    "more blocks don't train more parameters"
+    "Use `rank_blocks`, the number of diagonal blocks. It is not a rank: more "
+    "blocks don't train more parameters"
 )
 SCALE = (
-    "None is needed, since an update has no scale to tune: "
-    '`strength="learned"`, as by default, trains how far each block acts'
+    "An update has no scale to tune: the default "
+    '(`strength="learned"`) trains the strength of each block'
 )
 NAMES = {
     "r": BLOCKS,
@@ -30,17 +30,17 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
-def explained(
+def with_peft_errors(
     function: Callable[Parameters, Result],
 ) -> Callable[Parameters, Result]:
-    """Answers an argument that PEFT has by the name that it has here.
+    """Raises an error for an argument of PEFT that gives its name here.
 
     Args:
         function: A function of this package with the arguments of `apply`.
 
     Returns:
         The function. It raises a `TypeError` that names the argument, as Python
-        does for any argument that it does not have.
+        does for an unknown argument.
     """
 
     @functools.wraps(function)

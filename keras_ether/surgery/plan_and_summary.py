@@ -28,7 +28,7 @@ from keras_ether.surgery.targets import shorten
 from keras_ether.types import Layer
 
 
-@peft_names.explained
+@peft_names.with_peft_errors
 def plan(
     model: Layer,
     rank_blocks: int = 4,
@@ -55,10 +55,10 @@ def plan(
         side: Side that is transformed.
         trainable: Layers that stay trainable, with all layers inside them.
         dropout: Probability that a block is the identity in training.
-        seed: Seed of the start.
-        strength: How far each block acts.
-        print_fn: Function that takes the table, a string, as wide as the
-            terminal at most. Defaults to `print`.
+        seed: Seed of the initial vectors.
+        strength: `None`, `"learned"` or a number, the strength of each block.
+        print_fn: Function that takes the table, a string no wider than the
+            terminal. Defaults to `print`.
 
     Returns:
         A `keras_ether.surgery.report.Report`: layers matched, layers skipped
@@ -75,7 +75,7 @@ def plan(
     48
     """
     print_fn = check_function(print_fn, "print_fn") or print
-    config = AdapterConfig.asked_for(
+    config = AdapterConfig.from_arguments(
         method, rank_blocks, side, dropout, strength
     )
     checked_seed(seed)
@@ -94,7 +94,7 @@ def plan(
     head = count(
         variable
         for layer in tree.layers.values()
-        if id(layer) in resolved.kept
+        if id(layer) in resolved.trainable
         for variable in layer.trainable_weights
     )
     report = Report(
@@ -116,14 +116,14 @@ def summary(
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
-        print_fn: Function that takes the table, a string, as wide as the
-            terminal at most. Defaults to `print`.
+        print_fn: Function that takes the table, a string no wider than the
+            terminal. Defaults to `print`.
 
     Returns:
-        A `keras_ether.surgery.report.Report`: the adapted layers with the shape
-        of their kernels, method, blocks and parameters; layers without an
-        adapter; and the totals `trainable` (the adapters), `head` (all other
-        trained parameters), `frozen` and `percentage`.
+        A `keras_ether.surgery.report.Report`. It lists the adapted layers with
+        the shape of their kernels, method, blocks and parameters, and the
+        layers without an adapter. Its totals are `trainable` (the adapters),
+        `head` (all other trainable parameters), `frozen` and `percentage`.
 
     Raises:
         ValueError: if the model is not built.
@@ -149,12 +149,12 @@ def summary(
         for path, adapter in adapters.items()
     )
     vectors = {id(v) for a in adapters.values() for v in a.vectors.values()}
-    switches = {id(adapter.strength) for adapter in adapters.values()}
+    switches = {id(adapter.runtime_strength) for adapter in adapters.values()}
     head = count(v for v in model.trainable_weights if id(v) not in vectors)
     reasons = {
         path: "kept trainable"
         for path, layer in tree.layers.items()
-        if freezing.is_kept(layer)
+        if freezing.is_kept_trainable(layer)
     }
     report = Report(
         rows=rows,

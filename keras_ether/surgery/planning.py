@@ -1,4 +1,4 @@
-"""The plan of a change: which layers get which adapter, and what trains."""
+"""The plan of a change: the adapter of each layer, and what trains."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -57,15 +57,15 @@ class Plan:
     Attributes:
         tree: The layers of the model.
         targets: The layers that get an adapter.
-        kept: Ids of the layers that stay trainable: the head, and those that
-            the user named.
+        trainable: Ids of the layers that stay trainable: the head, and the
+            layers that the user named.
         trained: Further variables that train, of layers with an adapter.
         reasons: The reasons why candidates are left out, by path.
     """
 
     tree: LayerTree
     targets: tuple[Target, ...]
-    kept: frozenset[int]
+    trainable: frozenset[int]
     trained: tuple[Variable, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
 
@@ -74,7 +74,7 @@ class Plan:
         cls,
         tree: LayerTree,
         configs: Mapping[str, AdapterConfig],
-        kept: Iterable[Layer],
+        trainable: Iterable[Layer],
         trained: Iterable[Variable] = (),
     ) -> "Plan":
         """The plan of given adapters.
@@ -82,7 +82,7 @@ class Plan:
         Args:
             tree: The layers of a model.
             configs: The config of each adapter, by the path of its layer.
-            kept: The layers that stay trainable.
+            trainable: The layers that stay trainable.
             trained: Further variables that train, of layers with an adapter.
 
         Raises:
@@ -98,7 +98,7 @@ class Plan:
             Target.of(path, layer, configs[path])
             for path, layer in chosen.items()
         )
-        return cls(tree, targets, frozenset(map(id, kept)), tuple(trained))
+        return cls(tree, targets, frozenset(map(id, trainable)), tuple(trained))
 
 
 def make_plan(
@@ -122,9 +122,9 @@ def make_plan(
     """
     selected = targets_lib.checked(targets, "targets")
     left_out = targets_lib.checked(exclude, "exclude")
-    kept = targets_lib.checked(trainable, "trainable")
+    left_trainable = targets_lib.checked(trainable, "trainable")
     layers = tree.without_adapters
-    named = targets_lib.match_kept(tree, kept)
+    named = targets_lib.match_trainable(tree, left_trainable)
     for path in sorted(named & layers.keys()):
         if kinds.is_adapted(layers[path]):
             raise ValueError(
@@ -135,7 +135,7 @@ def make_plan(
     reasons = {
         path: "kept trainable"
         for path, layer in layers.items()
-        if path in named or freezing.is_kept(layer)
+        if path in named or freezing.is_kept_trainable(layer)
     } | {p: "in the head" for p, y in layers.items() if id(y) in tree.head}
     candidates = {
         path: layer
@@ -247,6 +247,6 @@ def _check_unshared(tree: LayerTree, chosen: dict[str, Layer]) -> None:
         if len(paths) > 1 and not chosen.keys().isdisjoint(paths):
             raise ValueError(
                 f"These layers share one kernel: {targets_lib.shorten(paths)}. "
-                "An adapter of one would change the other when it is merged: "
-                "leave them out with `exclude`."
+                "Merging an adapter of one layer would change the others. "
+                "Leave these layers out with `exclude`."
             )

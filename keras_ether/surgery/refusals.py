@@ -1,8 +1,8 @@
 """Methods that an adapted model refuses, before any change.
 
 `Layer.quantize` is bound to each layer when it is made, so the method of an
-adapted layer's class does not replace it; and `Model.quantize` would skip
-layers that have sub-layers and quantize the others.
+adapted layer's class does not replace it. `Model.quantize` would skip layers
+that have sub-layers, and quantize the others.
 
 `enable_lora` of a KerasHub backbone first freezes every layer, adapters
 included. On a layer which `apply` has frozen, it adds weights that do not
@@ -42,7 +42,7 @@ def quantizing(layer: Layer) -> changes.Change:
     return changes.Method(layer, QUANTIZE, functools.partial(_quantize, layer))
 
 
-def of(layer: Layer, model: Layer) -> Iterator[changes.Change]:
+def changes_for(layer: Layer, model: Layer) -> Iterator[changes.Change]:
     """The changes that make a layer of an adapted model refuse methods.
 
     Args:
@@ -105,7 +105,7 @@ def _export(model: Layer, export: Callable, *args: Any, **kwargs: Any) -> Any:
     for path in _adapted_in(model):
         raise ValueError(
             f"Model '{model.name}' can't be exported to Transformers: its "
-            f"layer '{path}' has an adapter, which is not part of that format. "
+            f"layer '{path}' has an adapter, which that format can't hold. "
             "Call `keras_ether.merge(model)` first."
         )
     return export(*args, **kwargs)

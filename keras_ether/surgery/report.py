@@ -13,6 +13,8 @@ from typing import TypeVar
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.types import Variable
 
+__all__ = ["AdaptedLayer", "Report", "Row", "Skipped"]
+
 
 @dataclass(frozen=True)
 class AdaptedLayer:
@@ -59,7 +61,13 @@ class Row(AdaptedLayer):
 
 @dataclass(frozen=True)
 class Skipped:
-    """One layer with a kernel and without an adapter, and the reason."""
+    """One layer with a kernel and without an adapter.
+
+    Attributes:
+        path: Structural path of the layer.
+        layer_class: Name of its class.
+        reason: The reason why it has no adapter.
+    """
 
     path: str
     layer_class: str
@@ -68,18 +76,18 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Report:
-    """The adapters that a model has, or that it would get.
+    """The adapters of a model, or of a plan for it.
 
     Printing it gives a table.
 
     Attributes:
         rows: Tuple of `Row`, the adapted layers.
         skipped: Tuple of `Skipped`, layers with a kernel and no adapter.
-        trainable: Count of the adapters' trained parameters.
-        head: Count of the other trained parameters: the task's head, and layers
-            kept trainable.
-        frozen: Count of the parameters that don't train.
-        notes: Tuple of sentences about what else follows from the choice.
+        trainable: Number of the adapters' trainable parameters.
+        head: Number of the other trainable parameters: the task's head, and
+            layers in `trainable`.
+        frozen: Number of the parameters that don't train.
+        notes: Tuple of sentences, such as a warning about sharded blocks.
     """
 
     rows: tuple[Row, ...]
@@ -187,9 +195,9 @@ def _common_path(paths: list[str]) -> str:
 def draw(texts: dict, numbers: dict) -> str:
     """A table of columns of strings, texts left-aligned, numbers right-aligned.
 
-    It is at most as wide as the terminal (80 columns where there is none, for
-    example in a notebook). If it would be wider, the first columns, mainly the
-    layers' paths, get separate lines above the others.
+    It is at most as wide as the terminal (80 columns without a terminal, for
+    example in a notebook). If necessary, the first columns, mainly the layers'
+    paths, get separate lines above the others.
 
     Args:
         texts: Dictionary from headings to columns, lists of strings.
@@ -208,8 +216,8 @@ def draw(texts: dict, numbers: dict) -> str:
 
     def lines(*cells: str) -> list[str]:
         aligned = [
-            cell.ljust(size) if place < len(texts) else cell.rjust(size)
-            for place, (cell, size) in enumerate(zip(cells, sizes, strict=True))
+            cell.ljust(size) if index < len(texts) else cell.rjust(size)
+            for index, (cell, size) in enumerate(zip(cells, sizes, strict=True))
         ]
         line = "  ".join(aligned[above:]).rstrip()
         if not above:

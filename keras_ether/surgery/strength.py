@@ -8,21 +8,22 @@ from keras_ether.types import Layer
 def strength(model: Layer, strength: float) -> Layer:
     """Sets the strength of a model's adapters, in place.
 
-    Each block acts as `I + strength (block − I)`: 0 is the pretrained model,
-    bit for bit, and 1 the adapter as trained. At other values ETHER is no
-    longer a reflection: at ½ its blocks project onto the hyperplane, at 2 they
-    go twice as far, and negative values go the other way. Try several values,
-    as with the scale of LoRA in image generation.
+    Each block acts as `I + strength (block − I)`. At 0 the model is the
+    pretrained model, bit for bit; at 1 the adapters act as trained. At other
+    values ETHER's blocks are no reflections: at ½ they project onto the
+    hyperplane. At 2 they move twice as far, and negative values move in the
+    opposite direction. Try several values, as with the scale of LoRA in image
+    generation.
 
     The strength is a variable that compiled functions read, so changing it
-    compiles nothing again. Within `keras_ether.disabled` it takes effect at the
-    end of that block.
+    triggers no compilation. Within `keras_ether.disabled` a change takes effect
+    at the end of that block.
 
     `keras_ether.merge`, `model.save` and every other export fold the adapters
-    in at this strength. It belongs to the model and not to the adapter:
+    at this strength. The strength belongs to the model, not to the adapter:
     `save_adapter` and weights files hold the vectors as trained, and
-    `load_adapter` keeps the model's strength. The transformation can't be
-    inverted in a weights file written at a strength other than 1, so loading it
+    `load_adapter` keeps the model's strength. If a weights file was written at
+    a strength other than 1, its transformation can't be inverted. Loading it
     into an adapted model over another base is an error.
 
     Args:

@@ -17,7 +17,7 @@ from keras_ether.types import Layer
 Targets = str | Iterable[str] | Callable[[str, Layer], bool] | None
 # The same as `checked` returns it.
 Selection = list[str] | Callable[[str, Layer], bool] | None
-# Entries that mean candidates by their kind.
+# Entries that select candidates by their kind.
 ALL, ALL_LINEAR = "all", "all-linear"
 
 
@@ -68,8 +68,8 @@ def checked(value: Any, argument: str) -> Selection:
 def named(layers: dict, entry: str) -> set[str]:
     """The paths of the layers that an entry names.
 
-    The layers of that name, or if there are none, the layer of that path: an
-    automatic name can be the path of another layer.
+    It selects the layers of that name, or if there are none, the layer of that
+    path: an automatic name can be the path of another layer.
 
     Args:
         layers: Dictionary from path to layer, all those of a model.
@@ -90,8 +90,8 @@ def match(
         targets: `None` for the default, or as `checked` returns it.
 
     Returns:
-        All paths that are selected, and those of them that are meant one by
-        one, not by their kind.
+        All selected paths, and the paths among them that are named
+        individually, not by their kind.
 
     Raises:
         ValueError: if an entry selects no layer of the model.
@@ -107,7 +107,7 @@ def match(
         or _fullmatch(candidates, entry, "targets")
         for entry in targets
     }
-    # A message with the possible targets helps more than one with all layers.
+    # The message lists the possible targets instead of all layers.
     _check_found(found, candidates, "targets")
     by_name = [p for e, p in found.items() if e not in (ALL, ALL_LINEAR)]
     return (
@@ -145,7 +145,7 @@ def match_excluded(
     return inside.union(*kinds_of.values())
 
 
-def match_kept(tree: LayerTree, trainable: Selection) -> set[str]:
+def match_trainable(tree: LayerTree, trainable: Selection) -> set[str]:
     """The paths that `trainable` selects, with all layers inside them.
 
     Args:
@@ -169,7 +169,7 @@ def match_kept(tree: LayerTree, trainable: Selection) -> set[str]:
 
 
 def _of_kind(candidates: dict[str, Layer], entry: str) -> set[str]:
-    """The candidates that `"all"` and `"all-linear"` mean."""
+    """The candidates that `"all"` and `"all-linear"` select."""
     if entry == ALL:
         return set(candidates)
     if entry == ALL_LINEAR:
@@ -213,7 +213,7 @@ def _check_found(
 
 
 def shorten(paths: Iterable[str], most: int = 12) -> str:
-    """A list of paths for a message."""
+    """A list of paths for a message, shortened."""
     paths = list(paths)
     more = f", and {len(paths) - most} more" if len(paths) > most else ""
     return ", ".join(repr(path) for path in paths[:most]) + more

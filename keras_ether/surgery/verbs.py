@@ -32,7 +32,7 @@ from keras_ether.types import Layer
 from keras_ether.types import Variable
 
 
-@peft_names.explained
+@peft_names.with_peft_errors
 def apply(
     model: Layer,
     rank_blocks: int = 4,
@@ -47,76 +47,82 @@ def apply(
 ) -> Layer:
     """Adapts a built model in place with ETHER or ETHER+.
 
-    Without a `method` it is the setting that did best at Adam's default rate,
-    1e-3: ETHER+ on the input side of each kernel with a learned strength. A
-    method that is named is the paper's.
+    Without a `method`, `apply` uses ETHER+ on the input side of each kernel,
+    with a learned strength. This setting had the best accuracy at Adam's
+    default learning rate, 1e-3. `method` selects a method of the paper.
 
-    Each target layer computes `activation((x H) W G + b)`, with its kernel `W`
-    frozen and block-diagonal `H` and `G` made of trained vectors (Bini et al.,
-    ICML 2024, sections 3.2 to 3.4). In a convolution, `H` acts on the channels
-    and `G` on the filters; an embedding has only `G`. Afterwards these vectors
-    train, and the weights that a KerasHub task has outside its `backbone`.
-    Nothing else changes, not even batch normalization's moving statistics.
+    Each target layer computes `activation((x H) W G + b)`. Its kernel `W` is
+    frozen. The block-diagonal `H` and `G` are made of trained vectors (Bini et
+    al., ICML 2024, sections 3.2 to 3.4). In a convolution, `H` acts on the
+    channels and `G` on the filters. An embedding has only `G`.
 
-    Compiled models can be fitted as they are, the one passed and all others
-    that hold a layer that changes: their compiled functions and the state of
-    their optimizers start again. With a learned strength, `compile("adam")` has
-    the first rate to try, whatever the depth. The paper's methods need higher
-    rates: with Adam, 1e-2 for `"ether"` and 2e-3 for `"ether+"` are good
-    first tries, half of that with one block. If the highest rate of training is
-    below a tenth of these, `fit` and `train_on_batch` warn once.
+    After `apply`, these vectors train, and the weights that a KerasHub task has
+    outside its `backbone`. All other weights are frozen, and so are the moving
+    statistics of batch normalization.
+
+    Compiled models need no new `compile`: neither the model passed nor other
+    models that contain a changed layer. Their functions are traced again, and
+    the state of their optimizers is reset.
+
+    With a learned strength, try `compile("adam")` first, for a model of any
+    depth. The paper's methods need higher learning rates. With Adam, start at
+    1e-2 for `"ether"` and at 2e-3 for `"ether+"`; with one block, start at half
+    of that. `fit` and `train_on_batch` warn once if the highest rate of
+    training is below a tenth of these.
 
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
         rank_blocks: Integer, number of diagonal blocks `n` of `H` and `G`. It
-            must divide every transformed dimension, and leave two entries or
-            more to a block: one could not train. It does not change the count
-            of ETHER's trained parameters. Defaults to 4.
+            must divide every transformed dimension. Each block must have at
+            least two entries, since one entry could not train. It does not
+            change the number of ETHER's trainable parameters. Defaults to 4.
         method: `"ether"`, blocks `I − 2 û ûᵀ`, `d` parameters for a `(d, f)`
             kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, `2 (d + f)`
             parameters, which start at the identity; or one of the paper's
             baselines, `"oft"` and `"naive"`. `None`, the default, is
-            `"ether+"` with `side="single"` and `strength="learned"`, where
-            these are not given: `2 d` parameters and one a block.
-        targets: The layers to adapt. `None`, the default, takes those to which
-            KerasHub adds LoRA (query and value projections), or if there are
-            none, all linear layers. `"all-linear"`: every `Dense` and
-            `EinsumDense`. `"all"`: every layer that can be adapted,
-            convolutions and embeddings too. Another string: a regular
-            expression for whole layer paths, as `keras_ether.plan` prints them.
-            A list: layer names, or where no layer has that name, paths. A
-            callable: `(layer_path, layer) -> bool`.
+            `"ether+"` with `side="single"` and `strength="learned"`, unless
+            you pass these: `2 d` parameters and one per block.
+        targets: The layers to adapt. `None`, the default, selects the layers
+            that KerasHub adapts with LoRA (query and value projections), or
+            all linear layers if there are none. `"all-linear"` selects every
+            `Dense` and `EinsumDense`. `"all"` selects every layer that can be
+            adapted, including convolutions and embeddings. Any other string is
+            a regular expression for whole layer paths, as `keras_ether.plan`
+            prints them. A list holds layer names, or paths where no layer has
+            that name. A callable has the signature
+            `(layer_path, layer) -> bool`.
         exclude: The layers to leave out, in the same forms, with all layers
             inside them. Defaults to `None`.
         side: `"input"`, `"output"`, `"both"`, `"narrow"` for the shorter of the
             two, `"single"` for the input, or `None` for the method's default:
             both for `"ether+"`, else the input. An embedding has only an
-            output; `"input"` is an error there.
+            output side, so `"input"` is an error there.
         trainable: List of layer names, paths or regular expressions for whole
-            paths: layers that stay trainable, with all layers inside them, and
-            get no adapter, for example a new head in a model without a
+            paths. These layers and all layers inside them stay trainable and
+            get no adapter. Use it for a new head in a model without a
             `backbone`.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
-        seed: Integer or `None`, for the vectors' start and for dropout.
-        strength: `None`, `"learned"` or a number in `(0, 1]`, the `s` of blocks
-            `I + s (block − I)`. `"learned"` trains one for each block, from 0:
-            training then starts at the pretrained model, for every method, and
-            the distance of a block from the identity keeps the paper's bound.
-            `s = tanh(κ t)` with trained `t`, and vectors that start `κ` times
-            shorter, where `κ` is 1,800 over the number of adapted kernels, 100
-            at most: so Adam's default rate suits them. Defaults to `None`, 1 as
-            in the paper for a named method.
+        seed: Integer or `None`, for the initial vectors and for dropout.
+        strength: `None`, `"learned"` or a number in `(0, 1]`: the `s` of blocks
+            `I + s (block − I)`. `"learned"` trains one `s` per block, which
+            starts at 0. Training then starts at the pretrained model, for every
+            method, and the distance of a block from the identity keeps the
+            paper's bound. The trained variable is `t` in `s = tanh(κ t)`, and
+            the initial vectors are `κ` times shorter, so that Adam's default
+            learning rate suits them. `κ` is 1,800 divided by the number of
+            adapted kernels, at most 100. Defaults to `None`, which is 1, as in
+            the paper, if `method` is given.
 
     Returns:
         The model passed.
 
     Raises:
         ValueError: if an argument is out of its range, if no layer matches, if
-            an entry of a list names no layer or one that can't be a target, or
-            if a layer that matches can't be adapted: it is not built, has an
+            an entry of a list names no layer or a layer that can't be a target,
+            or if a layer that matches can't be adapted: it is not built, has an
             adapter or LoRA already, shares its kernel, or has a dimension that
-            `rank_blocks` does not fit. The model is then as it was.
+            `rank_blocks` does not divide. An error leaves the model unchanged.
 
     Example:
 
@@ -129,7 +135,7 @@ def apply(
     >>> sum(int(np.prod(w.shape)) for w in model.trainable_weights)
     135
     """
-    config = AdapterConfig.asked_for(
+    config = AdapterConfig.from_arguments(
         method, rank_blocks, side, dropout, strength
     )
     seed = checked_seed(seed)
@@ -146,7 +152,7 @@ def apply(
         plan,
         lambda target: Adapter(target.config, seeds.pop(0)),
     )
-    # Warnings may be errors: they come before any change.
+    # Warnings may be errors, so they precede any change.
     _warn_of_frozen_head(plan)
     _warn_of_integer_head(plan)
     with changes.all_or_none() as made:
@@ -157,23 +163,23 @@ def apply(
 def merge(model: Layer, requantize: bool = False) -> Layer:
     """Folds a model's adapters into its kernels.
 
-    The layers get back their plain classes, and the `trainable` flags that they
-    had before `apply`.
+    Afterwards the model is an ordinary Keras model. Its layers have their plain
+    classes and their `trainable` flags from before `apply`.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
-        requantize: Boolean, whether merged int8 and int4 kernels may be rounded
-            to such codes again, by the quantizers that they had. A warning then
-            gives the rounding errors. Float8 kernels are not rounded by
-            merging; GPTQ and AWQ kernels can't be merged. Defaults to `False`.
+        requantize: Boolean, whether to quantize merged int8 and int4 kernels
+            again, with their own quantizers. A warning then states the rounding
+            errors. Merging does not round float8 kernels. GPTQ and AWQ kernels
+            can't be merged. Defaults to `False`.
 
     Returns:
         The model passed.
 
     Raises:
-        ValueError: if there is no adapter, if one transforms a quantized kernel
-            that can't be merged, or within `keras_ether.disabled`. The model is
-            then as it was.
+        ValueError: if there is no adapter, if an adapter transforms a quantized
+            kernel that can't be merged, or within `keras_ether.disabled`. An
+            error leaves the model unchanged.
 
     Example:
 
@@ -206,26 +212,25 @@ def merge(model: Layer, requantize: bool = False) -> Layer:
 def remove(model: Layer, reset_head: bool = False) -> Layer:
     """Removes a model's adapters, which restores the base model bit for bit.
 
-    The `trainable` flags become those from before `apply`. The head, and other
-    layers that trained in full, keep their trained weights, unless `reset_head`
-    is set. Set it in a cross-validation: the next `apply` then starts from a
-    model that has seen none of the data. For it, `apply` keeps a copy of the
-    weights of these layers in host memory.
+    `remove` also restores the `trainable` flags from before `apply`. The head,
+    and other layers that trained in full, keep their trained weights, unless
+    `reset_head` is set. Set it in cross-validation, so that the next `apply`
+    starts from a model that has seen none of the data. To allow this, `apply`
+    keeps a copy of the weights of these layers in host memory.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
-        reset_head: Boolean, whether the layers that `apply` (or
-            `load_adapter`) left trainable, the head of a KerasHub task and
-            those named by `trainable`, get back the weights that they had then.
-            Defaults to `False`.
+        reset_head: Boolean, whether to restore the weights of the layers that
+            `apply` (or `load_adapter`) left trainable: the head of a KerasHub
+            task and the layers in `trainable`. Defaults to `False`.
 
     Returns:
         The model passed.
 
     Raises:
         ValueError: if there is no adapter, if `reset_head` is set and no layer
-            of the model trains beside the adapters, or within
-            `keras_ether.disabled`. The model is then as it was.
+            of the model trains besides the adapters, or within
+            `keras_ether.disabled`. An error leaves the model unchanged.
 
     Example:
 
@@ -253,15 +258,17 @@ def remove(model: Layer, reset_head: bool = False) -> Layer:
 
 @contextlib.contextmanager
 def disabled(model: Layer) -> Iterator[Layer]:
-    """Lets a model compute as its base model within a `with` block.
+    """Disables a model's adapters within a `with` block.
 
-    The switch is a variable of each adapter, so nothing is compiled again, and
-    the block may stand in a loss, in a callback of `fit`, or in a `tf.function`
-    of your own: a reference model for distillation or preference tuning costs
-    no second copy. The switch is the model's: other threads that call the same
-    model meanwhile also get the base. A `jax.jit` of your own that calls the
-    model directly holds all its variables as constants, the switch too: pass
-    them by `model.stateless_call`, or open the block inside.
+    Within the block the model computes as its base model. The switch is a
+    variable of each adapter, so nothing is compiled again. You may use the
+    block in a loss, in a callback of `fit`, or in your own `tf.function`. A
+    reference model for distillation or preference tuning needs no second copy.
+
+    The switch belongs to the model: other threads that call the same model
+    during the block also get the base. If your own `jax.jit` calls the model
+    directly, all variables are constants in it, including the switch. Pass the
+    variables with `model.stateless_call`, or open the block inside.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
@@ -297,7 +304,7 @@ def adapted_tree(model: Layer) -> LayerTree:
 
 
 def check_not_disabled(tree: LayerTree, verb: str) -> None:
-    """Raises a `ValueError` where an adapter is switched off for a while.
+    """Raises a `ValueError` if an adapter is switched off by `disabled`.
 
     Args:
         tree: The layers of a model.
@@ -326,14 +333,14 @@ def _head_assignments(tree: LayerTree) -> list[tuple[Variable, np.ndarray]]:
     pairs = [
         pair
         for path, layer in tree.by_path.items()
-        if freezing.is_kept(layer)
+        if freezing.is_kept_trainable(layer)
         for pair in freezing.start_assignments(path or layer.name, layer)
     ]
     if not pairs:
         raise ValueError(
-            f"Model '{tree.model.name}' has no head that could be reset: "
-            "nothing in it trained but its adapters. If it is a part of a "
-            "model that has one, pass that model. Received: reset_head=True"
+            f"Model '{tree.model.name}' has no head to reset: only its "
+            "adapters trained. If the head is in an outer model, pass the "
+            "outer model. Received: reset_head=True"
         )
     return pairs
 
@@ -354,7 +361,7 @@ def _warn_of_frozen_head(plan: Plan) -> None:
     model = plan.tree.model
     if hasattr(model, "backbone") or hasattr(model, "default_lora_layer_names"):
         return
-    # A table of embeddings that is tied makes logits of what it reads.
+    # A tied embedding table computes the logits.
     ends = internals.last_operations(model)
     if any(isinstance(y, keras.layers.ReversibleEmbedding) for y in ends):
         return
@@ -366,22 +373,22 @@ def _warn_of_frozen_head(plan: Plan) -> None:
     path, last = linear[-1] if linear else (None, None)
     if last is None or last is model:
         return
-    if id(last) in plan.kept or freezing.is_kept(last):
+    if id(last) in plan.trainable or freezing.is_kept_trainable(last):
         return
     warnings.warn(
         f"The kernel of '{path}', the last linear layer of model "
-        f"'{model.name}', is frozen now. If it is a new head that has yet to "
-        f"be trained, pass `trainable=[{last.name!r}]`.",
+        f"'{model.name}', is frozen now. If this layer is a new head, pass "
+        f"`trainable=[{last.name!r}]` to train it.",
         stacklevel=4,
     )
 
 
 def _warn_of_integer_head(plan: Plan) -> None:
-    """Warns if layers that are to train have kernels of integers."""
+    """Warns if trainable layers have integer kernels."""
     fixed = [
         path
         for path, layer in plan.tree.layers.items()
-        if id(layer) in plan.kept
+        if id(layer) in plan.trainable
         and getattr(layer, "quantization_mode", None) in quantized_kernel.CODES
     ]
     if fixed:

@@ -128,7 +128,7 @@ def test_subclass_that_does_not_read_its_kernel_is_refused_by_name():
 
 def test_subclass_that_folds_has_no_dropout():
     model = model_of(ReadsKernel(8, name="own"))
-    with pytest.raises(ValueError, match=r"'own'.*without `dropout`"):
+    with pytest.raises(ValueError, match=r"'own'.*excludes `dropout`"):
         keras_ether.apply(model, targets=["own"], dropout=0.1)
 
 
@@ -195,7 +195,7 @@ OTHERS = {
     "single channels": (
         keras.layers.Conv2D(8, 2, groups=4, name="own"),
         (1, 3, 3, 4),
-        "each of its groups sees a single channel",
+        "each of its groups has a single channel",
     ),
     "recurrent cell": (
         keras.layers.LSTMCell(4, name="own"),

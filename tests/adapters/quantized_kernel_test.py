@@ -239,7 +239,7 @@ def test_calibrated_base_trains_and_stays(mode, method, rng):
     assert np.all(np.isfinite(history.history["loss"]))
     active = models.call(model, x)
     assert np.abs(active - base).max() > 1e-3
-    with pytest.raises(ValueError, match=rf"quantized \('{mode}'\) by calib"):
+    with pytest.raises(ValueError, match=rf"quantized \('{mode}'\) with calib"):
         keras_ether.merge(model, requantize=True)
     np.testing.assert_array_equal(models.call(model, x), active)
     keras_ether.remove(model)

@@ -136,7 +136,7 @@ def _other_blocks(tmp_path):
 def _more_layers(tmp_path):
     model = tuned.base("mlp")
     keras_ether.apply(model, rank_blocks=2, targets="all-linear")
-    return model, "for 'head', and the bank"
+    return model, "for 'head', but the bank"
 
 
 def _no_head(tmp_path):
@@ -144,7 +144,7 @@ def _no_head(tmp_path):
     keras_ether.apply(
         model, rank_blocks=2, targets=["first", "second"], method="ether"
     )
-    return model, "beside the adapters must be"
+    return model, "other trained layers must be"
 
 
 def _other_head(tmp_path):
@@ -208,7 +208,7 @@ def test_what_does_not_fit_is_refused(make, tmp_path):
 @pytest.mark.parametrize("name", ["", None, 3])
 def test_names_are_strings(name):
     bank, _ = banks.bank_of()
-    with pytest.raises(ValueError, match="must be a string"):
+    with pytest.raises(ValueError, match="must be a non-empty string"):
         bank.add(name)
 
 
@@ -285,7 +285,7 @@ def test_an_adapter_that_can_not_be_written_leaves_no_half(rng, monkeypatch):
             bank.add("b", alone[0], evict=True)
     assert bank.names == ["a1"]
     np.testing.assert_array_equal(answers(bank, "a1", x), before)
-    with pytest.raises(ValueError, match="an id ends"):
+    with pytest.raises(ValueError, match="An id ends"):
         models.call(bank.model, banks.with_ids(x, old))
     bank.add("b", alone[0])
     assert bank.names == ["b", "a1"]

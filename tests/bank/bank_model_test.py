@@ -416,7 +416,9 @@ def test_kernels_read_from_outside_are_refused():
 
     outputs = keras.layers.Dense(2, name="head")(Tied()(dense(inputs)))
     model = keras.Model(inputs, outputs)
-    _refused(model, "'read' was asked for its `kernel`", trainable=["head"])
+    _refused(
+        model, "The `kernel` of layer '.*read' was read", trainable=["head"]
+    )
 
 
 @pytest.mark.once
@@ -469,7 +471,7 @@ def test_weights_travel_with_names(rng, tmp_path):
     other.model.load_weights(file)
     assert other.names == ["a0", "a1"]
     np.testing.assert_allclose(banks.call(other, x, NAMES), expected, atol=1e-5)
-    with pytest.raises(ValueError, match="an id ends"):
+    with pytest.raises(ValueError, match="An id ends"):
         models.call(other.model, banks.with_ids(x, before))
     other.save("a1", tmp_path / "a1.safetensors")
 
@@ -488,10 +490,10 @@ def test_weights_without_names_are_refused(rng, tmp_path):
     bank.model.set_weights(weights)
     np.testing.assert_array_equal(banks.call(bank, x, NAMES), expected)
     same, _ = banks.bank_of()
-    with pytest.raises(ValueError, match="not of the adapters"):
+    with pytest.raises(ValueError, match="do not belong to the adapters"):
         same.model.set_weights(weights)
     bank.remove("a0")
-    with pytest.raises(ValueError, match="not of the adapters"):
+    with pytest.raises(ValueError, match="do not belong to the adapters"):
         bank.model.set_weights(weights)
 
 
@@ -531,7 +533,7 @@ def test_weights_that_come_past_the_names_answer_nobody(how, rng, tmp_path):
         lambda: other.model.predict_on_batch(banks.with_ids(x, ids)),
         lambda: other.add("b"),
     ):
-        with pytest.raises(ValueError, match="past its names"):
+        with pytest.raises(ValueError, match="without their names"):
             use()
     other.model.load_weights(tmp_path / "bank.weights.h5")
     np.testing.assert_allclose(banks.call(other, x, NAMES), expected, atol=1e-5)
@@ -543,7 +545,7 @@ def test_weights_of_before_a_replacement_do_not_come_back(rng):
     x = models.inputs_of("mlp", rng)
     weights = bank.model.get_weights()
     bank.add("a0", alone[1])
-    with pytest.raises(ValueError, match="not of the adapters"):
+    with pytest.raises(ValueError, match="do not belong to the adapters"):
         bank.model.set_weights(weights)
     np.testing.assert_allclose(
         banks.call(bank, x, ["a0"] * 8), models.call(alone[1], x), atol=1e-5
@@ -559,7 +561,7 @@ def test_an_input_of_the_name_of_the_ids_is_refused():
     keras_ether.apply(
         model, rank_blocks=1, targets=["body"], trainable=["head"]
     )
-    with pytest.raises(ValueError, match="'adapter_id' of its own"):
+    with pytest.raises(ValueError, match="input 'adapter_id', but"):
         keras_ether.AdapterBank(model, 2)
 
 

@@ -150,5 +150,5 @@ def test_a_head_that_is_read_and_not_called_is_refused(rng):
         model, rank_blocks=2, targets=["body"], trainable=["head"]
     )
     x = rng.standard_normal((1, 6, 8)).astype("float32")
-    with pytest.raises(ValueError, match="'head' was not called"):
+    with pytest.raises(ValueError, match="did not call layer 'head'"):
         keras_ether.AdapterBank(model, 2, trial=x)

@@ -207,9 +207,9 @@ def test_nan_in_one_example_reaches_no_other(rng):
     parts[0][1][0][1] = np.nan
     base, still = row(bank, None), row(bank, "task2")
     x, y = batch_of(bank, parts[:2])
-    of_base = np.full_like(x["inputs"][:1], np.nan)
+    saving_base = np.full_like(x["inputs"][:1], np.nan)
     x = {
-        "inputs": np.concatenate([x["inputs"], of_base]),
+        "inputs": np.concatenate([x["inputs"], saving_base]),
         "adapter_id": np.append(x["adapter_id"], bank.ids([None])),
     }
     for _ in range(2):
@@ -429,7 +429,7 @@ def with_layer(**kwargs):
             "mse",
             "ScheduleFreeAdamW.* starts at the values",
         ),
-        (None, "sgd", Scalar(), "one value for each example"),
+        (None, "sgd", Scalar(), "one value per example"),
         (None, "sgd", OwnReduction(), "'own_reduction"),
         (None, "sgd", keras.losses.MeanSquaredError(None), "reduction=None"),
         (with_layer(kernel_regularizer="l2"), "sgd", "mse", "a regularizer"),

@@ -173,7 +173,9 @@ def test_a_function_recorded_by_the_trial(rng):
             recorded[0] = as_users_record(lambda x: inner(x))
         return recorded[0](x)
 
-    with pytest.raises(ValueError, match=r"inner|does not keep|keeps what it"):
+    with pytest.raises(
+        ValueError, match=r"inner|does not compute each|traced before"
+    ):
         bank = keras_ether.AdapterBank(around(run), 2)
         bank.add("a")
         x = rng.standard_normal((4, FIVE, 8)).astype("float32")
@@ -193,7 +195,7 @@ def test_a_trial_leaves_nothing_in_a_recorded_function(rng):
 
     model = around(run)
     same = around(lambda x, inner: inner(x))
-    with pytest.raises(ValueError, match=r"inner|keeps what it"):
+    with pytest.raises(ValueError, match=r"inner|traced before"):
         keras_ether.AdapterBank(model, 2)
     for size in (2, *trial.SIZES[:3]):
         x = rng.standard_normal((size, FIVE, 8)).astype("float32")
@@ -223,9 +225,9 @@ def test_a_layer_that_is_skipped_in_a_later_call(rng):
     banks.call(bank, x, [None] * 4)
     skips.append(True)
     batch = banks.with_ids(x, bank.ids([None] * 4))
-    with pytest.raises(ValueError, match="'made/inner' asked 0 times"):
+    with pytest.raises(ValueError, match=r"'made/inner' used .* 0 times"):
         bank.model(batch)
-    with pytest.raises(ValueError, match="'made/inner' asked 0 times"):
+    with pytest.raises(ValueError, match=r"'made/inner' used .* 0 times"):
         bank.model.predict(batch, verbose=0)
 
 
@@ -357,7 +359,7 @@ def test_without_a_trial_all_layers_must_still_ask(rng):
     x = rng.standard_normal((4, FIVE, 8)).astype("float32")
     assert np.isfinite(banks.call(bank, x, [None] * 4)).all()
     bank = keras_ether.AdapterBank(around(lambda x, inner: x), 2, certify=False)
-    with pytest.raises(ValueError, match="'made/inner' asked 0 times"):
+    with pytest.raises(ValueError, match=r"'made/inner' used .* 0 times"):
         banks.call(bank, x, [None] * 4)
     with pytest.raises(ValueError, match="certify"):
         keras_ether.AdapterBank(around(turned), 2, certify="no")
@@ -385,7 +387,7 @@ def test_outputs_that_no_mark_fits_are_refused():
     outputs = L.Dense(3, name="head")(inputs) > 0
     model = keras.Model(inputs, outputs)
     keras_ether.apply(model, rank_blocks=1, targets=["head"], seed=0)
-    with pytest.raises(ValueError, match="outputs of dtype bool"):
+    with pytest.raises(ValueError, match="dtype bool does not have"):
         keras_ether.AdapterBank(model, 2)
 
 
@@ -395,7 +397,7 @@ def test_outputs_that_are_not_of_one_example_are_refused():
     y = L.Dense(3, name="head")(inputs)
     model = keras.Model(inputs, [y, ops.mean(y, axis=0)])
     keras_ether.apply(model, rank_blocks=1, targets=["head"], seed=0)
-    with pytest.raises(ValueError, match="one part for each example"):
+    with pytest.raises(ValueError, match="the batch as its first axis"):
         keras_ether.AdapterBank(model, 2)
 
 

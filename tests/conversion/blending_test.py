@@ -102,7 +102,7 @@ def test_models_that_can_not_be_blended_into(tmp_path):
     path = tmp_path / "a.ether.safetensors"
     written(path)
     adapted = tuned.adapted("mlp")
-    with pytest.raises(ValueError, match=r"without any.*remove` first"):
+    with pytest.raises(ValueError, match=r"without adapters.*remove` first"):
         keras_ether.blend(adapted, {path: 1.0})
     other = tuned.base("mlp", seed=9)
     before = models.values(other.variables)

@@ -12,7 +12,7 @@ from keras import ops
 
 import keras_ether
 from keras_ether.adapters import kinds
-from keras_ether.conversion import marks
+from keras_ether.conversion import probes
 from keras_ether.surgery import verbs
 from keras_ether.surgery.layer_tree import LayerTree
 from tests import exported_models
@@ -212,7 +212,7 @@ def test_beside_each_other_in_one_tensor(tmp_path):
 def test_what_lora_has_no_place_for_is_named(tmp_path):
     task = EXPORTED["Llama3"].task()
     adapt(task, targets="all", trainable=["sequence_output_layernorm"])
-    with pytest.raises(ValueError, match=r"layernorm' train beside.*skip"):
+    with pytest.raises(ValueError, match=r"layernorm' train too.*skip"):
         keras_ether.export_to_peft(task, tmp_path / "a")
     skip = ["sequence_output_layernorm"]
     with pytest.raises(ValueError, match=r"token_embedding.*no embeddings"):
@@ -228,7 +228,7 @@ def test_a_bias_that_trains_beside_its_kernel_is_named(tmp_path):
     task = adapt(EXPORTED["GPT2"].task(), targets=["query", "value"])
     layer = next(iter(verbs.adapted_layers(task).values()))
     layer.bias.trainable = True
-    with pytest.raises(ValueError, match=r"query' train beside"):
+    with pytest.raises(ValueError, match=r"query' train too"):
         keras_ether.export_to_peft(task, tmp_path / "a")
     assert not os.listdir(tmp_path)
 
@@ -282,7 +282,7 @@ def test_models_without_an_exporter(tmp_path):
 def test_a_rank_above_all(tmp_path, monkeypatch):
     monkeypatch.setattr("keras_ether.conversion.peft_folder.RANKS", (1, 2))
     task = adapt(EXPORTED["Llama3"].task(), blocks=4)
-    with pytest.raises(ValueError, match=r"has rank 4, and the largest"):
+    with pytest.raises(ValueError, match=r"has rank 4, but vLLM takes"):
         keras_ether.export_to_peft(task, tmp_path / "a")
 
 
@@ -315,7 +315,7 @@ REAL = {
 @pytest.mark.parametrize("name", REAL)
 def test_the_exporter_is_given_a_small_model(name):
     config = REAL[name] | {"num_layers": 12, "vocabulary_size": 50_000}
-    narrow = marks.narrower(config)
+    narrow = probes.narrower(config)
     ratios = {
         config[key] / narrow[key] for key in config if key.endswith("_dim")
     }
@@ -336,7 +336,7 @@ def test_places_are_those_in_the_exported_model(name, tmp_path):
         if kinds.is_linear(layer) and layer.name not in entry.loose
     }
     (tmp_path / "twin").mkdir()
-    places = marks.places_of(task, layers, str(tmp_path / "twin"))
+    places = probes.locations_of(task, layers, str(tmp_path / "twin"))
     task.export_to_transformers(str(tmp_path / "base"))
     file = tmp_path / "base" / "model.safetensors"
     tensors = safetensors_numpy.load_file(file)

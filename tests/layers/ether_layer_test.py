@@ -234,4 +234,4 @@ def test_layers_of_a_model_without_build(trains_first):
     with keras_ether.disabled(model):
         off = models.call(model, x)
     assert np.abs(models.call(model, x) - off).max() > 1e-3
-    assert model.first.ether.strength.shape == ()
+    assert model.first.ether.runtime_strength.shape == ()

@@ -85,7 +85,7 @@ def test_add_beside_each(rng, blocks, k, times):
     left, right = rng.standard_normal((2, 3, blocks, k, 4)).astype("float32")
     x = rng.standard_normal((3 * times * 5, blocks * 4)).astype("float32")
     kernel = rng.standard_normal((blocks * 4, 6)).astype("float32")
-    found = each_example.add_beside_each(
+    found = each_example.add_unfolded_each(
         *map(ops.convert_to_tensor, (x @ kernel, x, kernel, left, right))
     )
     found = ops.convert_to_numpy(found)
@@ -100,7 +100,7 @@ def test_zero_factors_leave_a_product_as_it_is(rng):
     kernel = rng.standard_normal((4, 3)).astype("float32")
     zeros = ops.zeros((2, 2, 1, 2))
     y = rng.standard_normal((10, 3)).astype("float32")
-    found = each_example.add_beside_each(
+    found = each_example.add_unfolded_each(
         *map(ops.convert_to_tensor, (y.copy(), x, kernel)), zeros, zeros
     )
     np.testing.assert_array_equal(ops.convert_to_numpy(found), y)

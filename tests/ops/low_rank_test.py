@@ -432,8 +432,14 @@ def test_folds_where_activations_have_more_rows(
     x = keras.KerasTensor((tokens, d), dtype)
     kernel = keras.KerasTensor((d, f), dtype)
     side = thin_factors(2, d // 2)
-    assert low_rank.pays(x, kernel, DENSE, [side, side], training) is expected
-    assert low_rank.pays(x, kernel, DENSE, [side, None], training) is expected
+    assert (
+        low_rank.is_cheaper(x, kernel, DENSE, [side, side], training)
+        is expected
+    )
+    assert (
+        low_rank.is_cheaper(x, kernel, DENSE, [side, None], training)
+        is expected
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -444,8 +450,8 @@ def test_xla_makes_sums_of_one_row_in_16_bits(dtype):
     )
     side = thin_factors(1, 8)
     sums = keras.backend.backend() == "jax" and dtype == "bfloat16"
-    assert low_rank.pays(x, kernel, DENSE, [side, side], True)
-    assert low_rank.pays(x, kernel, DENSE, [side, None], True) is not sums
+    assert low_rank.is_cheaper(x, kernel, DENSE, [side, side], True)
+    assert low_rank.is_cheaper(x, kernel, DENSE, [side, None], True) is not sums
 
 
 def thin_factors(blocks, width):
@@ -455,13 +461,13 @@ def thin_factors(blocks, width):
 def test_matrices_and_experts_are_not_folded():
     x, kernel = keras.KerasTensor((99, 4)), keras.KerasTensor((4, 4))
     whole = baselines.oft_factors(np.zeros((1, 4, 4), "float32"))
-    assert not low_rank.pays(x, kernel, DENSE, [whole, None], True)
+    assert not low_rank.is_cheaper(x, kernel, DENSE, [whole, None], True)
     experts = MatrixView("bed,edf->bef")
     x, kernel = keras.KerasTensor((99, 2, 4)), keras.KerasTensor((2, 4, 4))
     thin = thin_factors(2, 4)
-    assert not low_rank.pays(x, kernel, experts, [thin, None], True)
+    assert not low_rank.is_cheaper(x, kernel, experts, [thin, None], True)
     x, kernel = keras.KerasTensor((99, 1, 4)), keras.KerasTensor((1, 4, 4))
-    assert not low_rank.pays(x, kernel, experts, [thin, None], True)
+    assert not low_rank.is_cheaper(x, kernel, experts, [thin, None], True)
 
 
 def test_layers_that_reorder_their_rows_are_not_folded():
@@ -470,12 +476,14 @@ def test_layers_that_reorder_their_rows_are_not_folded():
     thin = thin_factors(2, 4)
     for equation, expected in (("abc,cd->bad", False), ("abc,cd->adb", True)):
         view = MatrixView(equation)
-        assert low_rank.pays(x, kernel, view, [thin, None], True) is expected
+        assert (
+            low_rank.is_cheaper(x, kernel, view, [thin, None], True) is expected
+        )
 
 
-# What 16 bits are multiplied by, here in float32 so that it can be compared: 4
-# blocks stand beside the product, 10 are folded into the kernel.
-BESIDE = [
+# The forms that 16 bits use, here in float32 so that it can be compared: 4
+# blocks stay unfolded, 10 are folded into the kernel.
+UNFOLDED = [
     (method, side, blocks, view)
     for method, side in (
         ("ether", "input"),
@@ -486,12 +494,12 @@ BESIDE = [
 ]
 
 
-def beside(method, view, names, x, kernel, *vectors, training=True):
+def unfolded(method, view, names, x, kernel, *vectors, training=True):
     sides, count = {}, len(vectors) // len({n[:5] for n in names})
     for i in range(0, len(names), count):
         numbers = [ops.convert_to_tensor(v) for v in vectors[i : i + count]]
         sides[names[i].partition("_")[0]] = FACTORS[method](*numbers)
-    return low_rank.wide_side_beside(
+    return low_rank.wide_side_unfolded(
         ops.convert_to_tensor(x),
         ops.convert_to_tensor(kernel),
         view,
@@ -503,8 +511,8 @@ def beside(method, view, names, x, kernel, *vectors, training=True):
 
 
 @pytest.mark.by_turns
-@pytest.mark.parametrize(("method", "side", "blocks", "view"), BESIDE)
-def test_pairs_beside_the_product(method, side, blocks, view, rng):
+@pytest.mark.parametrize(("method", "side", "blocks", "view"), UNFOLDED)
+def test_unfolded_pairs(method, side, blocks, view, rng):
     """Values, gradients and forward mode, where activations are narrower."""
     arrays, names = draw(method, side, blocks, view, rng)
     _, kernel_shape = SHAPES[view]
@@ -513,13 +521,13 @@ def test_pairs_beside_the_product(method, side, blocks, view, rng):
         pytest.skip("the wide side is not transformed")
     expected = oracle(method, view, names, *arrays)
     for training in (False, True):
-        y = beside(method, view, names, *arrays, training=training)
+        y = unfolded(method, view, names, *arrays, training=training)
         np.testing.assert_allclose(numpy(y), expected, rtol=1e-3, atol=1e-4)
     target = expected + rng.standard_normal(expected.shape)
     loss = backends.gradients(
         lambda *a: ops.mean(
             ops.square(
-                beside(method, view, names, *a) - ops.array(target, "float32")
+                unfolded(method, view, names, *a) - ops.array(target, "float32")
             )
         ),
         arrays,
@@ -535,7 +543,7 @@ def test_pairs_beside_the_product(method, side, blocks, view, rng):
         rng.standard_normal(a.shape).astype("float32") for a in arrays
     ]
     found = backends.directional_derivative(
-        lambda *a: beside(method, view, names, *a), arrays, directions
+        lambda *a: unfolded(method, view, names, *a), arrays, directions
     )
 
     def moved(step):
@@ -579,7 +587,7 @@ def test_second_derivative_of_pairs_beside_the_product(method, rng):
         backends.squared_gradient_derivative(
             lambda v, f=function: loss(v, f), [vector]
         )
-        for function in (beside, folded)
+        for function in (unfolded, folded)
     )
     scale = np.abs(numpy(expected)).max()
     np.testing.assert_allclose(numpy(found), numpy(expected), atol=1e-3 * scale)

@@ -72,8 +72,8 @@ def test_what_would_not_be_read_is_not_written(path):
 def test_files_of_others(tmp_path):
     path = tmp_path / "a.safetensors"
     for data, message in (
-        (b"", "cut short"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(100), "cut short, or not a safetensors"),
+        (b"", "truncated"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "truncated, or not a safetensors"),
         (
             safetensors.numpy.save({"x": np.ones(3)}),
             "not an adapter file of keras_ether",
@@ -84,7 +84,7 @@ def test_files_of_others(tmp_path):
         ),
         (
             safetensors.numpy.save({}, {"keras_ether": "{}"}),
-            "not that of an adapter file",
+            "not a header of an adapter file",
         ),
     ):
         path.write_bytes(data)

@@ -120,7 +120,7 @@ def refused(path, error, message):
 def test_missing_folder_is_named(relative, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = pathlib.Path("no", "where") if relative else tmp_path / "no/where"
-    message = f"no folder .*{re.escape(os.path.join('no', 'where'))}.*make it"
+    message = f"no folder .*{re.escape(os.path.join('no', 'where'))}.*create it"
     refused(folder / "a.safetensors", FileNotFoundError, message)
     refused(str(folder / "a.safetensors"), FileNotFoundError, message)
     assert os.listdir(tmp_path) == []

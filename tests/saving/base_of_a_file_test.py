@@ -75,7 +75,7 @@ def as_of_before(model, path, version, later):
     of_layers, rest = contents.base_fingerprints(
         layers,
         tree.adapted,
-        contents.trained_beside(layers),
+        contents.other_trained_weights(layers),
         sampled_fingerprint,
     )
     header = content.header | {"format_version": version, "base": rest}

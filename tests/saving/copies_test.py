@@ -80,7 +80,7 @@ def check_same(found, model):
         assert mine[path] is not layer
         assert type(mine[path]) is type(layer)
         for state in (
-            freezing.is_kept,
+            freezing.is_kept_trainable,
             freezing.is_frozen,
             freezing.flags_before,
             lambda y: [v.trainable for v in (y, *freezing.own_variables(y))],

@@ -309,7 +309,7 @@ def test_gradients_are_of_the_strength_that_the_variables_say(strength):
     model = apply(keras.Sequential([keras.Input((8,)), dense(16, "a")]))
     twin = keras_ether.copy(model)
     keras_ether.strength(twin, strength)
-    model.layers[0].ether.strength.assign(strength)
+    model.layers[0].ether.runtime_strength.assign(strength)
     y = np.ones((4, 16), "float32")
     for each in (model, twin):
         each.compile(keras.optimizers.SGD(0.1), "mse")

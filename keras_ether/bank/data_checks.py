@@ -1,7 +1,7 @@
-"""Checks of the data that a user hands to a bank's model, batch by batch.
+"""Checks of the data that a user passes to a bank's model, batch by batch.
 
-In a graph an id can only be marked. So whatever is passed to `fit`, `predict`
-and the like is looked at before, where its values are known.
+In a graph no error can be raised for an id. So the data passed to `fit`,
+`predict` and `evaluate` are checked before, where their values are known.
 """
 
 import copy
@@ -21,10 +21,10 @@ Check = Callable[[Any], Any]
 
 
 class Watch:
-    """Checks data, and keeps the first error of a check.
+    """Checks data, and stores the first error of a check.
 
-    A pipeline of TensorFlow's or a thread that reads data would make another
-    error of it.
+    A TensorFlow pipeline, or a thread that reads data, would turn it into
+    another error.
 
     Args:
         check: Function from a batch's inputs, and from whether a trial may run
@@ -38,10 +38,10 @@ class Watch:
         self.error: ValueError | None = None
 
     def of(self, x: Any) -> Any:
-        """Data of the same kind, which is checked when it is read.
+        """Data of the same type, checked when they are read.
 
-        The first batch may have a trial here. Others have one where they are
-        read by the thread that computes; on TensorFlow in any.
+        The first batch may have a trial here. Other batches have one if the
+        computing thread reads them; on TensorFlow in any thread.
         """
         if x is None or isinstance(x, dict):
             # All batches at once.
@@ -51,7 +51,7 @@ class Watch:
             return _CheckedDataset(x, self._later)
         if hasattr(x, "element_spec"):
             if not hasattr(x, "map"):
-                # A distributed one, whose ids only the graph sees.
+                # A distributed dataset, whose ids only the graph sees.
                 return x
             for batch in x.take(1).as_numpy_iterator():
                 self._batch(batch, True)
@@ -69,8 +69,8 @@ class Watch:
         return x
 
     def _later(self, batch: Any) -> Any:
-        # PyTorch's calls look again. A trial takes no lock: the loop may have
-        # it, and wait for this batch.
+        # PyTorch's calls check again. A trial takes no lock: the loop may hold
+        # it and wait for this batch.
         may_try = self._access.is_mine or BACKEND == "tensorflow"
         return self._batch(batch, may_try)
 
@@ -98,7 +98,7 @@ class _CheckedDataset(keras.utils.PyDataset):
     def __init__(self, data: keras.utils.PyDataset, check: Check) -> None:
         super().__init__(
             workers=data.workers,
-            # The check is this process's.
+            # The check works only in this process.
             use_multiprocessing=False,
             max_queue_size=data.max_queue_size,
         )

@@ -26,14 +26,14 @@ def test_blocks_may_be_nested_and_overlap():
     first, second, third = (ether.switched_off() for _ in range(3))
     first.__enter__()
     second.__enter__()
-    assert value(ether.strength) == 0
+    assert value(ether.runtime_strength) == 0
     first.__exit__(None, None, None)
-    assert value(ether.strength) == 0
+    assert value(ether.runtime_strength) == 0
     third.__enter__()
     third.__exit__(None, None, None)
-    assert value(ether.strength) == 0
+    assert value(ether.runtime_strength) == 0
     second.__exit__(None, None, None)
-    assert value(ether.strength) == 1
+    assert value(ether.runtime_strength) == 1
 
 
 def test_blocks_of_several_threads_leave_the_value_from_before():
@@ -43,7 +43,7 @@ def test_blocks_of_several_threads_leave_the_value_from_before():
     def hold():
         for _ in range(50):
             with ether.switched_off():
-                seen.append(value(ether.strength))
+                seen.append(value(ether.runtime_strength))
 
     threads = [threading.Thread(target=hold) for _ in range(8)]
     for thread in threads:
@@ -51,14 +51,14 @@ def test_blocks_of_several_threads_leave_the_value_from_before():
     for thread in threads:
         thread.join()
     assert set(seen) == {0.0}
-    assert value(ether.strength) == 1
+    assert value(ether.runtime_strength) == 1
 
 
 def test_a_block_that_fails_ends():
     ether = adapter()
     with pytest.raises(RuntimeError), ether.switched_off():
         raise RuntimeError
-    assert value(ether.strength) == 1
+    assert value(ether.runtime_strength) == 1
 
 
 CASES = [
@@ -157,7 +157,7 @@ def test_a_loss_may_ask_the_base(compiled, rng):
     np.testing.assert_allclose(losses[0], distance, rtol=1e-4)
     assert losses[1] < losses[0]
     assert np.abs(ops.convert_to_numpy(vectors) - before).max() > 1e-4
-    assert value(model.first.ether.strength) == 1
+    assert value(model.first.ether.runtime_strength) == 1
 
 
 def test_a_callback_may_ask_the_base(rng):

@@ -1,9 +1,9 @@
-"""The form that leaves the kernel as it is, `BESIDE`.
+"""The form that leaves the kernel as it is, `UNFOLDED`.
 
     y = x W + Σ (x pᵀ) q + bias
 
 Except for `y` and the gradients, nothing as large as a kernel or as wide as an
-activation is written. Only `x` and the thin `x pᵀ` are kept for the gradients.
+activation is written. Only `x` and the thin `x pᵀ` are saved for the gradients.
 """
 
 from keras import ops
@@ -24,13 +24,13 @@ from keras_ether.ops.forms import sum_of
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.types import Arrays
 from keras_ether.types import Gradients
-from keras_ether.types import Kept
+from keras_ether.types import Saved
 from keras_ether.types import Tensor
 
 
-def _beside(
+def _unfolded(
     view: MatrixView, x: Tensor, kernel: Tensor, *rest: Tensor
-) -> tuple[Tensor, Kept]:
+) -> tuple[Tensor, Saved]:
     pairs = pairs_of(rest)
     rows = view.inputs_matrix(x)
     projections = tuple(project(rows, p) for p, _ in pairs)
@@ -42,13 +42,13 @@ def _beside(
     return y, (projections,)
 
 
-def _beside_gradients(
+def _unfolded_gradients(
     view: MatrixView,
     arguments: Arrays,
-    kept: Kept,
+    saved: Saved,
     upstream: Tensor,
 ) -> Gradients:
-    (x, kernel, *rest), (projections,) = arguments, kept
+    (x, kernel, *rest), (projections,) = arguments, saved
     rows, dy = view.inputs_matrix(x), view.outputs_matrix(upstream)
     pairs = pairs_of(rest)
     # The upstream gradient is read for `dy qᵀ` and for `sᵀ dy`.
@@ -69,15 +69,15 @@ def _beside_gradients(
     return dx, d_kernel, *gradients, *bias_gradients(upstream, rest)
 
 
-def _beside_tangent(
+def _unfolded_tangent(
     view: MatrixView,
     arguments: Arrays,
-    kept: Kept,
+    saved: Saved,
     y: Tensor,
     tangents: Arrays,
 ) -> Tensor:
     """Written so that the transposes of its terms compute the gradients."""
-    (x, kernel, *rest), (projections,) = arguments, kept
+    (x, kernel, *rest), (projections,) = arguments, saved
     dx, d_kernel, *d_rest = tangents
     rows = view.inputs_matrix(x)
     d_rows = None if dx is None else view.inputs_matrix(dx)
@@ -125,4 +125,4 @@ def _project_by_sums(x: Tensor, p: Tensor) -> Tensor:
     return ops.stack(sums, axis=-1)
 
 
-BESIDE: Form = _beside, _beside_gradients, _beside_tangent
+UNFOLDED: Form = _unfolded, _unfolded_gradients, _unfolded_tangent

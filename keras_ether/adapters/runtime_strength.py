@@ -1,4 +1,4 @@
-"""How far an adapter acts, as a variable that compiled functions read."""
+"""The run-time strength of an adapter, as a variable."""
 
 import contextlib
 import threading
@@ -13,33 +13,33 @@ from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 
-class ActingStrength(LayerMixin):
+class RuntimeStrength(LayerMixin):
     """The strength of an adapter's blocks, `I + strength (block − I)`.
 
-    `keras_ether.strength` sets it, 1 at first, and it is 0 within
-    `keras_ether.disabled`: as long as any block of code asks for that. Such
-    blocks may be nested, and may overlap in several threads or while one of
-    them is traced; the variable gets its value back when the last one ends.
+    It is 1 initially. `keras_ether.strength` sets it, and it is 0 within
+    `keras_ether.disabled`. Several `disabled` blocks may be nested, and may
+    overlap in several threads or while one of them is traced. The variable is
+    restored when the last block ends.
 
     Attributes:
-        strength: The scalar variable, made by `build_strength`.
+        runtime_strength: The scalar variable, made by `build_strength`.
     """
 
-    strength: Variable
+    runtime_strength: Variable
     _before: list[tuple[object, Tensor]]
 
     def __init__(self, name: str, dtype: str) -> None:
         super().__init__(name=name, dtype=dtype)
         self._switching = threading.Lock()
-        # The value that each open block restores, the original one first.
+        # The value that each open block restores, the original value first.
         # Hidden from Keras's trackers.
         self.__dict__["_before"] = []
 
     def build_strength(self, vector: Variable) -> None:
         """Makes the variable.
 
-        Its path is beside the adapter's: a rule of a layout map for vectors
-        could not place a scalar.
+        Its path is not inside the adapter's path, since a rule of a layout map
+        for vectors could not place a scalar.
 
         Args:
             vector: A vector of the adapter.
@@ -47,7 +47,7 @@ class ActingStrength(LayerMixin):
         owner, _, name = vector.path.rsplit("/", 2)[0].rpartition("/")
         with keras.name_scope(name or self.name, override_parent=owner):
             # A function, since a layer may be built while Keras infers shapes.
-            self.strength = keras.Variable(
+            self.runtime_strength = keras.Variable(
                 keras.initializers.Ones(),
                 shape=(),
                 dtype="float32",
@@ -58,22 +58,22 @@ class ActingStrength(LayerMixin):
             )
 
     def set_strength(self, value: float) -> None:
-        """Sets the blocks' strength; within `switched_off` it acts after it."""
+        """Sets the strength; after `switched_off`, if it is active."""
         with self._switching:
             if self._before:
                 block, _ = self._before[0]
                 self._before[0] = (block, value)
             else:
-                self.strength.assign(value)
+                self.runtime_strength.assign(value)
 
     @property
     def is_switched_off(self) -> bool:
         """Whether the strength is zero. Compiled functions can't read this."""
-        return not to_numpy(self.strength)
+        return not to_numpy(self.runtime_strength)
 
     @property
     def is_held_at_zero(self) -> bool:
-        """Whether a block of code currently asks for zero."""
+        """Whether a `switched_off` block is active."""
         return bool(self._before)
 
     @contextlib.contextmanager
@@ -81,8 +81,8 @@ class ActingStrength(LayerMixin):
         """A context in which every call computes with the base kernel."""
         block = object()
         with self._switching:
-            self._before.append((block, snapshot(self.strength)))
-            self.strength.assign(0.0)
+            self._before.append((block, snapshot(self.runtime_strength)))
+            self.runtime_strength.assign(0.0)
         try:
             yield
         finally:
@@ -91,12 +91,12 @@ class ActingStrength(LayerMixin):
 
     def _end(self, block: object) -> None:
         blocks = [opened for opened, _ in self._before]
-        place = blocks.index(block)
-        _, before = self._before.pop(place)
-        if place == len(self._before):
-            self.strength.assign(before)
+        index = blocks.index(block)
+        _, before = self._before.pop(index)
+        if index == len(self._before):
+            self.runtime_strength.assign(before)
         else:
-            # The next block began within this one: it restores this one's
-            # value.
-            opened, _ = self._before[place]
-            self._before[place] = (opened, before)
+            # The next block began within this one, so it takes over the value
+            # to restore.
+            opened, _ = self._before[index]
+            self._before[index] = (opened, before)

@@ -1,9 +1,10 @@
-"""Where KerasHub's exporter puts each kernel, found by a small model.
+"""Where KerasHub's exporter writes each kernel, found with a small model.
 
-Only `export_to_transformers` knows the names of another library, and the layout
-of each kernel there: transposed, beside others in one tensor. It replaces a
-table: it exports a twin of the backbone, which has the same layers with narrow
-kernels. Each of these is a mark, and is searched for in the file.
+Only `export_to_transformers` knows the names of another library and the layout
+of each kernel there: transposed, or with others in one tensor. So this module
+needs no table. It exports a twin of the backbone, which has the same layers
+with narrow kernels. Each of these kernels is a probe, which is searched for in
+the file.
 """
 
 import concurrent.futures
@@ -41,8 +42,8 @@ Matrix = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an exporter puts a kernel, a `(d, f)` matrix.
+class Location:
+    """Where an exporter writes a kernel, a `(d, f)` matrix.
 
     Attributes:
         tensor: Name of the tensor.
@@ -57,16 +58,16 @@ class Place:
     start: tuple[int, int]
 
 
-def places_of(task: Model, layers: dict, folder: str) -> dict[str, Place]:
-    """The places where KerasHub's exporter puts the kernels of adapted layers.
+def locations_of(task: Model, layers: dict, folder: str) -> dict[str, Location]:
+    """Where KerasHub's exporter writes the kernels of adapted layers.
 
     Args:
         task: A KerasHub task that can be exported.
         layers: Dictionary from path to adapted layer.
-        folder: An empty folder, which the exporter writes a small model to.
+        folder: An empty folder, to which the exporter writes a small model.
 
     Returns:
-        Dictionary from path to `Place`, in the order of `layers`.
+        Dictionary from path to `Location`, in the order of `layers`.
 
     Raises:
         ValueError: if the exporter does not know the architecture, or does not
@@ -74,31 +75,31 @@ def places_of(task: Model, layers: dict, folder: str) -> dict[str, Place]:
     """
     paths = {id(y): p for p, y in LayerTree(task.backbone).layers.items()}
     wide = _matrices(task.backbone)
-    # The names that Keras counts up, and the devices of a distribution, are a
-    # thread's own.
+    # Each thread has its own counts of Keras's names, and its own devices of a
+    # distribution.
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        marks = pool.submit(_export, task, folder).result()
-    narrow = {path: (mark.d, mark.f) for path, mark in marks.items()}
-    found: dict[str, list[Place]] = {}
-    for tensor in _found(os.path.join(folder, WEIGHTS), marks):
-        for path, place in tensor.places(narrow, wide):
-            found.setdefault(path, []).append(place)
+        probes = pool.submit(_export, task, folder).result()
+    narrow = {path: (probe.d, probe.f) for path, probe in probes.items()}
+    found: dict[str, list[Location]] = {}
+    for tensor in _found(os.path.join(folder, WEIGHTS), probes):
+        for path, location in tensor.locations(narrow, wide):
+            found.setdefault(path, []).append(location)
     result = {}
     for path, layer in layers.items():
-        places = found.get(paths.get(id(layer), ""), [])
-        if len(places) != 1:
+        locations = found.get(paths.get(id(layer), ""), [])
+        if len(locations) != 1:
             raise ValueError(
                 f"KerasHub's exporter writes the kernel of layer '{path}' "
-                f"{len(places)} times as a whole, and not once. Pass its name "
-                "as `skip` to leave its adapter out."
+                f"{len(locations)} times as a whole, and not once. Pass its "
+                "name as `skip` to leave its adapter out."
             )
-        result[path] = places[0]
+        result[path] = locations[0]
     return result
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A `(d, f)` matrix unlike that of any other number."""
+class Probe:
+    """A `(d, f)` matrix that no other number gives."""
 
     number: int
     d: int
@@ -124,8 +125,8 @@ class Mark:
 def narrower(config: dict[str, Any]) -> dict[str, Any]:
     """The config of a backbone with all widths divided by one number.
 
-    The widths keep their proportions, on which an exporter may rely. There are
-    as many heads, each at least two wide.
+    The widths keep their proportions, on which an exporter may rely. The number
+    of heads stays, and each is at least two wide.
     """
     divisor = functools.reduce(math.gcd, _divisible(config), 0) or 1
     small = _divided(config, divisor)
@@ -167,8 +168,8 @@ def _divided(config: Any, divisor: int) -> Any:
     }
 
 
-def _export(task: Model, folder: str) -> dict[str, Mark]:
-    """Exports a twin of the task's backbone, and returns its kernels' marks."""
+def _export(task: Model, folder: str) -> dict[str, Probe]:
+    """Exports a twin of the task's backbone, and returns its probes."""
     backbone = task.backbone
     state = random.getstate()
     try:
@@ -177,27 +178,28 @@ def _export(task: Model, folder: str) -> dict[str, Mark]:
         # Keras's initializers draw their seeds from it.
         random.setstate(state)
     layers = LayerTree(twin).layers
-    marks = {
-        path: Mark(number, *sizes)
+    probes = {
+        path: Probe(number, *sizes)
         for number, (path, sizes) in enumerate(_matrices(twin).items())
     }
-    for path, mark in marks.items():
+    for path, probe in probes.items():
         layer = layers[path]
         view: Any = kinds.view_of(layer)
         shape = kinds.kernel_shape(layer)
         kernel = view.from_kernel_matrix(
-            ops.convert_to_tensor(mark.matrix()), shape
+            ops.convert_to_tensor(probe.matrix()), shape
         )
         layer.kernel.assign(kernel)
     try:
         export: Callable = getattr(type(task), EXPORT)
-        # All that it reads of a task. There is no tokenizer to write.
+        # The exporter reads only these attributes. Without a preprocessor it
+        # writes no tokenizer.
         export(SimpleNamespace(backbone=twin, preprocessor=None), folder)
     except ValueError as error:
         raise ValueError(
             f"KerasHub can't export '{type(task).__name__}': {error}"
         ) from error
-    return marks
+    return probes
 
 
 def _matrices(model: Layer) -> dict[str, Matrix]:
@@ -216,20 +218,20 @@ def _matrices(model: Layer) -> dict[str, Matrix]:
     return found
 
 
-def _found(filepath: str, marks: dict[str, Mark]) -> Iterator["Tensor"]:
-    """Looks for marks in the tensors of a file."""
+def _found(filepath: str, probes: dict[str, Probe]) -> Iterator["Tensor"]:
+    """Looks for probes in the tensors of a file."""
     from safetensors.numpy import load_file
 
     corners: dict[float, list[str]] = {}
-    for path, mark in marks.items():
-        corners.setdefault(mark.corner(), []).append(path)
+    for path, probe in probes.items():
+        corners.setdefault(probe.corner(), []).append(path)
     for name, values in load_file(filepath).items():
         parts = []
         if values.ndim == 2:
             for row, column in np.argwhere(np.isin(values, list(corners))):
                 inside = values[row:, column:]
                 for path in corners.get(float(inside[0, 0]), []):
-                    matrix = marks[path].matrix()
+                    matrix = probes[path].matrix()
                     for is_transposed in (False, True):
                         expected = matrix.T if is_transposed else matrix
                         height, width = expected.shape
@@ -255,10 +257,10 @@ class Tensor:
     shape: tuple[int, int]
     parts: list[tuple[str, bool, tuple[int, int]]]
 
-    def places(
+    def locations(
         self, narrow: dict[str, Matrix], wide: dict[str, Matrix]
-    ) -> Iterator[tuple[str, Place]]:
-        """The places in the tensor that the model itself has there.
+    ) -> Iterator[tuple[str, Location]]:
+        """The locations in the tensor that the model itself has there.
 
         There are none unless kernels fill the tensor, one after the other.
 
@@ -284,4 +286,4 @@ class Tensor:
             self.parts, starts, strict=False
         ):
             corner = (0, first) if axis else (first, 0)
-            yield path, Place(self.name, shape, is_transposed, corner)
+            yield path, Location(self.name, shape, is_transposed, corner)
