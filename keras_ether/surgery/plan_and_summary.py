@@ -174,9 +174,11 @@ def _notes(targets: Iterable[planning.Target]) -> Iterator[str]:
     for target in targets:
         view, layer = target.view, target.layer
         kernel = getattr(layer, kinds.known_kind(layer).kernel)
-        if not (
-            isinstance(view, MatrixView) and isinstance(kernel, keras.Variable)
-        ):
+        # Codes of a quantized kernel may have another form.
+        is_whole = isinstance(kernel, keras.Variable) and (
+            tuple(kernel.shape) == target.kernel_shape
+        )
+        if not isinstance(view, MatrixView) or not is_whole:
             continue
         parts = dict(zip(view.kernel, placement.parts(kernel), strict=True))
         blocks = target.config.rank_blocks
