@@ -106,7 +106,6 @@ def test_a_rule_places_vectors_and_their_moments(rules, first, second):
 
 
 @on_jax
-@on_jax
 def test_plan_says_where_blocks_cross_devices():
     """Inputs of `first` are cut in 2, its outputs in 4; `second`, turned."""
     with cut({}).scope():
@@ -128,6 +127,7 @@ def test_plan_says_where_blocks_cross_devices():
     assert not notes(1)
 
 
+@on_jax
 @pytest.mark.parametrize(
     "method",
     [
