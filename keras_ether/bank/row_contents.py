@@ -129,7 +129,10 @@ def _check_adapters(content: AdapterFile, structure: Structure) -> None:
         has = str(structure.adapted[path].ether.config)
         if has != wants:
             raise ValueError(
-                f"in the bank, layer '{path}' has {has}. Received: {wants}"
+                f"it adapts {len(groups)} layers and the bank "
+                f"{len(structure.adapted)}. Make the bank of a model with the "
+                "same `targets`, `method`, `rank_blocks` and `strength`. In "
+                f"the bank, layer '{path}' has {has}. Received: {wants}"
             )
 
 

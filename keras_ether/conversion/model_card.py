@@ -59,7 +59,7 @@ def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
         f"| methods | {_methods(layers)} |",
         f"| adapted kernels | {len(layers)} |",
         f"| trained parameters | {_parameters(layers):,} |",
-        f"| rank | {rank}, padded with zeros to {config['r']} |",
+        f"| rank | {_rank(rank, config['r'])} |",
         "",
         "With PEFT:",
         "",
@@ -82,6 +82,10 @@ def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
         "(Bini et al., ICML 2024).",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _rank(rank: int, padded: int) -> str:
+    return f"{rank}" + f", padded with zeros to {padded}" * (rank < padded)
 
 
 def _methods(layers: dict[str, Layer]) -> str:

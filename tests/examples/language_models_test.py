@@ -51,6 +51,17 @@ def test_responses_and_their_end_are_learned_and_nothing_else():
 
 
 @pytest.mark.once
+def test_it_may_be_called_at_any_time():
+    made = preprocessor(40)
+    _, *first = masked(made, PROMPTS, RESPONSES)
+    used = preprocessor(40)
+    used.generate_preprocess(PROMPTS, sequence_length=40)
+    for other in (made, used):
+        _, *again = masked(other, PROMPTS, RESPONSES)
+        np.testing.assert_array_equal(again, first)
+
+
+@pytest.mark.once
 def test_long_pairs_are_cut_and_none_at_all_is_an_error():
     inputs, targets, weights = masked(preprocessor(8), PROMPTS, RESPONSES)
     assert inputs["token_ids"].shape == targets.shape == (2, 8)
