@@ -10,7 +10,7 @@ class Access:
     """A readers-writer lock: shared by calls, exclusive for a change.
 
     A thread may acquire it again. A waiting change precedes calls that begin
-    after it.
+    after it, and calls that waited for a change precede the next one.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,9 @@ class Access:
         self._sharing: Counter[int] = Counter()
         self._owner: int | None = None
         self._depth = 0
-        self._waiting = 0
+        self._changes_waiting = self._calls_waiting = 0
+        # Calls that waited for the last change, and have not begun yet.
+        self._admitted = 0
 
     @property
     def is_mine(self) -> bool:
@@ -31,9 +33,7 @@ class Access:
         me = threading.get_ident()
         with self._condition:
             if self._owner != me and not self._sharing[me]:
-                self._condition.wait_for(
-                    lambda: self._owner is None and not self._waiting
-                )
+                self._wait_for_changes()
             self._sharing[me] += 1
         try:
             yield
@@ -43,6 +43,22 @@ class Access:
                 # Entries of finished threads must not accumulate.
                 self._sharing += Counter()
                 self._condition.notify_all()
+
+    def _wait_for_changes(self) -> None:
+        self._calls_waiting += 1
+        try:
+            self._condition.wait_for(
+                lambda: (
+                    self._owner is None
+                    and (self._admitted or not self._changes_waiting)
+                )
+            )
+        finally:
+            self._calls_waiting -= 1
+            self._admitted = min(
+                self._calls_waiting, max(self._admitted - 1, 0)
+            )
+            self._condition.notify_all()
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -60,13 +76,17 @@ class Access:
                         "A bank can't be changed within one of its own calls: "
                         "wait until the call has returned."
                     )
-                self._waiting += 1
+                self._changes_waiting += 1
                 try:
                     self._condition.wait_for(
-                        lambda: self._owner is None and not +self._sharing
+                        lambda: (
+                            self._owner is None
+                            and not self._admitted
+                            and not +self._sharing
+                        )
                     )
                 finally:
-                    self._waiting -= 1
+                    self._changes_waiting -= 1
                 self._owner = me
             self._depth += 1
         try:
@@ -76,4 +96,5 @@ class Access:
                 self._depth -= 1
                 if not self._depth:
                     self._owner = None
+                    self._admitted = self._calls_waiting
                     self._condition.notify_all()
