@@ -60,7 +60,7 @@ class Call:
         return cls(
             training,
             layer.ether.draw_keep_masks(training),
-            per_example.current(),
+            per_example.current(layer),
             activation,
         )
 

@@ -59,14 +59,42 @@ class Examples(Protocol):
 # Not a variable of `contextvars`, which `torch.compile` can't read.
 class _Current(threading.local):
     examples: Examples | None = None
+    # The ids of layers that have to compute for examples.
+    bound: frozenset[int] = frozenset()
 
 
 _CURRENT = _Current()
 
 
-def current() -> Examples | None:
-    """The examples of the current call, `None` in a plain one."""
+def current(layer: Layer | None = None) -> Examples | None:
+    """The examples of the current call, `None` in a plain one.
+
+    Raises:
+        NoExamplesError: if `layer` is one of `binding`, in a plain call.
+    """
+    if _CURRENT.examples is None and id(layer) in _CURRENT.bound:
+        raise NoExamplesError(
+            f"Layer '{layer.path}' was called again in the backward pass, "  # type: ignore[union-attr]
+            "outside of the bank's call, so its adapters would get no "
+            "gradient. In place of `keras.remat` or a checkpoint within the "
+            "model, make the model within `keras.RematScope`."
+        )
     return _CURRENT.examples
+
+
+@contextlib.contextmanager
+def binding(layers: frozenset[int]) -> Iterator[None]:
+    """Makes plain calls of these layers an error, in this thread.
+
+    Args:
+        layers: The ids of the layers.
+    """
+    before = _CURRENT.bound
+    _CURRENT.bound = layers
+    try:
+        yield
+    finally:
+        _CURRENT.bound = before
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from keras_ether.bank.loops import Loops
 from keras_ether.bank.named_weights import NamedWeights
 from keras_ether.bank.names import ADAPTER_ID
 from keras_ether.bank.names import INPUTS
+from keras_ether.bank.rows import NO_ID
 from keras_ether.bank.rows import Rows
 from keras_ether.bank.stacks import fill
 from keras_ether.bank.structure import Structure
@@ -110,6 +111,9 @@ class BankModel(Loops, NamedWeights, keras.Model):
     def close(self) -> None:
         """Restores the base."""
         with self.access.alone():
+            if self._is_open:
+                # In code of the user's own that is compiled.
+                self.current.assign(np.full(self.current.shape, NO_ID))
             self.__dict__["_is_open"] = False
             self._undo()
 
@@ -249,12 +253,13 @@ class BankModel(Loops, NamedWeights, keras.Model):
             if certify:
                 self.restore_values()
                 self.certificates.certify_call(x, training)
-            elif BACKEND == "jax":
-                # A loop holds the weights, and no later check will run.
+            elif training or BACKEND == "jax":
+                # No later check will run: on JAX a loop holds the weights.
                 raise ValueError(
                     "Another thread passed inputs of a new kind, such as of "
                     "another length, during a loop, where no trial can run. "
-                    "Call the bank's model on such inputs first."
+                    "Before the loop, call `predict` or `train_on_batch` of "
+                    "the bank's model on such inputs."
                 )
         return {**inputs, ADAPTER_ID: found}
 

@@ -64,9 +64,18 @@ class Certificates:
 
     def is_new(self, inputs: Any, kind: str = CALL) -> bool:
         """Whether inputs of this kind have had no trial yet."""
-        signature = _signature(inputs)
-        known = signature is None or (kind, signature) in self._asked
+        kind_of_inputs = self._key(inputs, kind)
+        known = kind_of_inputs is None or kind_of_inputs in self._asked
         return self.runs_trials and not known
+
+    def _key(self, inputs: Any, kind: str) -> tuple | None:
+        """What a trial is of, or `None` if that is not known."""
+        signature = _signature(inputs)
+        if signature is None or kind != TRAINING:
+            return signature and (kind, signature)
+        # Batch normalization mixes the examples where it is not frozen.
+        flags = tuple(y.trainable for y in self.structure.layers.values())
+        return kind, signature, flags
 
     def certify_call(self, inputs: Any, training: bool = False) -> None:
         """Runs a trial of calls, see `certify`."""
@@ -106,7 +115,7 @@ class Certificates:
             repeated,
         ).run
         try:
-            self._asked[kind, _signature(inputs)] = run(first)
+            asked = run(first)
         except (ValueError, MemoryError):
             raise
         except Exception as error:
@@ -118,6 +127,8 @@ class Certificates:
                 f"{type(error).__name__}: {reason} (A `jax.jit` within the "
                 "model still runs the code that it traced before.)"
             ) from error
+        if (key := self._key(inputs, kind)) is not None:
+            self._asked[key] = asked
 
     def check(self, asked: Counter[Asked], inputs: Any) -> None:
         """Raises a `ValueError` if lookups differ from those of a trial.
@@ -128,7 +139,8 @@ class Certificates:
             asked: How often each was looked up in a call.
             inputs: Inputs of the call.
         """
-        known = self._asked.get((CALL, _signature(inputs)))
+        key = self._key(inputs, CALL)
+        known = None if key is None else self._asked.get(key)
         known = known or next(iter(self._asked.values()), None)
         if known is None:
             self.check_all(asked)
@@ -178,11 +190,11 @@ def _asking_error(key: Asked, asked: Counter[Asked], wanted: str) -> ValueError:
 
 
 def _signature(inputs: Any) -> tuple | None:
-    """The kind of inputs: dtypes and sizes without the batch."""
-    parts = tree.flatten(inputs)
-    if not all(hasattr(x, "shape") and hasattr(x, "dtype") for x in parts):
+    """The kind of inputs: names, dtypes and sizes without the batch."""
+    parts = tree.flatten_with_path(inputs)
+    if not all(hasattr(x, "shape") and hasattr(x, "dtype") for _, x in parts):
         return None
-    return tuple((_kind(x), tuple(x.shape[1:])) for x in parts)
+    return tuple((path, _kind(x), tuple(x.shape[1:])) for path, x in parts)
 
 
 def _kind(x: Any) -> str:

@@ -6,6 +6,7 @@ In a graph no error can be raised for an id. So the data passed to `fit`,
 
 import copy
 import itertools
+import threading
 from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
@@ -13,11 +14,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_ether.bank.access import Access
 from keras_ether.ops.backend import BACKEND
 
 # Function from a batch to the same, with ids that were checked.
 Check = Callable[[Any], Any]
+# The length of a pipeline that TensorFlow does not know.
+UNKNOWN = -2
 
 
 class Watch:
@@ -29,50 +31,50 @@ class Watch:
     Args:
         check: Function from a batch's inputs, and from whether a trial may run
             now, to inputs with ids that were checked.
-        access: The bank's `Access`.
     """
 
-    def __init__(self, check: Callable[[Any, bool], Any], access: Access):
+    def __init__(self, check: Callable[[Any, bool], Any]):
         self._check = check
-        self._access = access
+        self._thread = threading.get_ident()
         self.error: ValueError | None = None
 
     def of(self, x: Any) -> Any:
         """Data of the same type, checked when they are read.
 
-        The first batch may have a trial here. Other batches have one if the
-        computing thread reads them; on TensorFlow in any thread.
+        The first batch may have a trial here, and is read once: some data can't
+        be read again. Other batches have one if this thread reads them, or on
+        TensorFlow in any thread.
         """
         if x is None or isinstance(x, dict):
             # All batches at once.
             return self._inputs(x, True)
         if isinstance(x, keras.utils.PyDataset):
-            self._batch(x[0], True)
-            return _CheckedDataset(x, self._later)
+            return _CheckedDataset(x, self._later, self._batch(x[0], True))
         if hasattr(x, "element_spec"):
             if not hasattr(x, "map"):
                 # A distributed dataset, whose ids only the graph sees.
                 return x
-            for batch in x.take(1).as_numpy_iterator():
-                self._batch(batch, True)
+            # A pipeline of unknown length may be of data that are read once.
+            if BACKEND != "tensorflow" and int(x.cardinality()) != UNKNOWN:
+                for batch in x.take(1).as_numpy_iterator():
+                    self._batch(batch, True)
             return _checked_pipeline(x, self._later)
         if hasattr(x, "collate_fn"):
-            for batch in x:
-                self._batch(batch, True)
-                break
-            return _checked_loader(x, self._later)
+            return _checked_loader(x, self._later, self._begun(iter(x)))
         if isinstance(x, Iterator):
-            first = [
-                self._batch(batch, True) for batch in itertools.islice(x, 1)
-            ]
-            return _checked(itertools.chain(first, x), self._later)
+            # Keras takes generators only.
+            return (batch for batch in self._begun(x))
         return x
 
+    def _begun(self, batches: Iterator) -> Iterator:
+        """Checked batches, of which the first is read and checked now."""
+        first = [self._batch(one, True) for one in itertools.islice(batches, 1)]
+        return itertools.chain(first, map(self._later, batches))
+
     def _later(self, batch: Any) -> Any:
-        # PyTorch's calls check again. A trial takes no lock: the loop may hold
-        # it and wait for this batch.
-        may_try = self._access.is_mine or BACKEND == "tensorflow"
-        return self._batch(batch, may_try)
+        # A trial takes no lock: the loop may hold it and wait for this batch.
+        is_mine = threading.get_ident() == self._thread
+        return self._batch(batch, is_mine or BACKEND == "tensorflow")
 
     def _inputs(self, x: Any, may_try: bool) -> Any:
         try:
@@ -89,13 +91,10 @@ class Watch:
         return self._inputs(batch, may_try)
 
 
-def _checked(batches: Iterator, check: Check) -> Iterator:
-    for batch in batches:
-        yield check(batch)
-
-
 class _CheckedDataset(keras.utils.PyDataset):
-    def __init__(self, data: keras.utils.PyDataset, check: Check) -> None:
+    def __init__(
+        self, data: keras.utils.PyDataset, check: Check, first: Any
+    ) -> None:
         super().__init__(
             workers=data.workers,
             # The check works only in this process.
@@ -104,8 +103,11 @@ class _CheckedDataset(keras.utils.PyDataset):
         )
         self.data = data
         self.check = check
+        self.first = [first]
 
     def __getitem__(self, index: int) -> Any:
+        if index == 0 and self.first:
+            return self.first.pop()
         return self.check(self.data[index])
 
     @property
@@ -119,10 +121,25 @@ class _CheckedDataset(keras.utils.PyDataset):
         self.data.on_epoch_end()
 
 
-def _checked_loader(loader: Any, check: Check) -> Any:
+def _checked_loader(loader: Any, check: Check, begun: Iterator) -> Any:
+    import torch
+
+    def tensors(batch: Any) -> Any:
+        return keras.tree.map_structure(
+            lambda x: torch.as_tensor(x) if isinstance(x, np.ndarray) else x,
+            batch,
+        )
+
+    loader_class: Any = type(loader)
+
+    class CheckedLoader(loader_class):
+        def __iter__(self) -> Iterator:
+            batches = map(check, super().__iter__())
+            return map(tensors, first.pop() if first else batches)
+
+    first = [begun]
     checked = copy.copy(loader)
-    collate = loader.collate_fn
-    checked.collate_fn = lambda samples: check(collate(samples))
+    checked.__class__ = CheckedLoader
     return checked
 
 

@@ -123,7 +123,7 @@ def _generating_class(task_class: Any) -> type:
         def non_trainable_variables(self) -> list[Variable]:
             return [
                 *super().non_trainable_variables,
-                *self.bank_model.trainable_variables,
+                *(v for y in self.bank_model.stacks for v in y.variables),
             ]
 
     Generating.__name__ = task_class.__name__

@@ -132,7 +132,7 @@ def call(layer: Layer, original: Callable, *args: Any, **kwargs: Any) -> Any:
         *args: Arguments of `call`.
         **kwargs: The same.
     """
-    examples = per_example.current()
+    examples = per_example.current(layer)
     if examples is None:
         return original(*args, **kwargs)
     values = examples.weights_of(layer)

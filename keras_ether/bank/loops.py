@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from keras_ether import _keras_internals as internals
+from keras_ether.adapters import per_example
 from keras_ether.bank import step as steps
 from keras_ether.bank.data_checks import Watch
 from keras_ether.bank.own_loss import own_losses
@@ -73,7 +74,9 @@ class Loops(keras.Model):
         with scope:
             valid = examples.are_valid(self.current)
         row = ops.where(valid, examples.row, BASE)
-        with steps.running(steps.Step(row, ops.not_equal(row, BASE))):
+        step = steps.Step(row, ops.not_equal(row, BASE))
+        own = frozenset(id(layer) for layer in self.structure.with_rows)
+        with steps.running(step), per_example.binding(own):
             return super().train_step(*args)
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
@@ -207,7 +210,7 @@ class Loops(keras.Model):
     @contextlib.contextmanager
     def _edge(self, trains: bool = False) -> Iterator[Watch]:
         check = functools.partial(self.checked, trains=trains)
-        watch = Watch(check, self.access)
+        watch = Watch(check)
         try:
             yield watch
         except Exception as error:
@@ -235,6 +238,23 @@ class Loops(keras.Model):
                 "Adapters of a bank can't train on several replicas of "
                 "`tf.distribute`."
             )
+
+    @property
+    def trainable(self) -> bool:
+        """Whether adapters can train, always. `fit` trains those it is given.
+
+        Raises:
+            ValueError: if it is set: the layers are the base's, too.
+        """
+        return True
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        raise ValueError(
+            "`trainable` of the model of an `AdapterBank` can't be set: its "
+            "layers are shared with the model that the bank was made of. "
+            f"Only `fit` trains adapters. Received: trainable={value!r}"
+        )
 
     # The base's own vectors and head train in the base, but not here.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_ether.bank.rows import NO_ID
 from keras_ether.ops.backend import snapshot
+from keras_ether.ops.values import to_numpy
 
 
 class NamedWeights(keras.Model):
@@ -46,10 +47,14 @@ class NamedWeights(keras.Model):
     def load_weights(self, *args: Any, **kwargs: Any) -> None:
         """See `keras.Model.load_weights`. It loads the adapters' names too.
 
-        Ids of before end.
+        Ids of before end. The model that the bank was made of stays as it is.
+
+        Raises:
+            ValueError: if the file names no adapters, or has another base.
         """
         with self.access.alone():
             before = [(v, snapshot(v)) for v in self.variables]
+            own = {id(v) for v in self.base.variables}
             self.__dict__.update(_names_read=None, _is_loading=True)
             try:
                 super().load_weights(*args, **kwargs)
@@ -58,14 +63,39 @@ class NamedWeights(keras.Model):
                         "The file does not name the adapter of each row: "
                         "`save_weights` of a bank's model did not write it."
                     )
+                self._check_base_is_same(before)
             except Exception:
                 for variable, value in before:
                     variable.assign(value)
                 raise
             finally:
                 self.__dict__["_is_loading"] = False
+            for variable, value in before:
+                if id(variable) in own:
+                    variable.assign(value)
             self.table.replace_all(self._names_read)
+            if self.optimizer is not None:
+                for row in range(len(self.table.ids)):
+                    self.optimizer.restart_row(row)
             self.publish_ids()
+
+    def _check_base_is_same(self, before: list[tuple[Any, Any]]) -> None:
+        """Raises a `ValueError` if frozen weights of the base have changed."""
+        frozen = {id(v) for v in self.base.weights}
+        frozen -= {id(v) for v in self.structure.variables.values()}
+        frozen -= {
+            id(v)
+            for layer in self.structure.adapted.values()
+            for v in layer.ether.variables
+        }
+        for variable, value in before:
+            if id(variable) in frozen and not np.array_equal(
+                to_numpy(variable), to_numpy(value), equal_nan=True
+            ):
+                raise ValueError(
+                    f"The file has another base: weight '{variable.path}' "
+                    "differs from the bank's."
+                )
 
     def set_weights(self, weights: list[Any]) -> None:
         places = [id(v) for v in self.weights]
@@ -76,4 +106,11 @@ class NamedWeights(keras.Model):
                     "These weights do not belong to the adapters in the bank. "
                     "`load_weights` loads names and weights."
                 )
-            super().set_weights(weights)
+            # The base is not the bank's to change.
+            own = {id(v): v for v in self.base.variables}
+            super().set_weights(
+                [
+                    to_numpy(own[place]) if place in own else value
+                    for place, value in zip(places, weights, strict=True)
+                ]
+            )

@@ -64,6 +64,11 @@ class Structure:
         }
         return vectors | self.head
 
+    @property
+    def with_rows(self) -> list[Layer]:
+        """The layers of which each adapter has vectors or weights."""
+        return [*self.adapted.values(), *(self.layers[p] for p in self.weights)]
+
     def stacks(self, rows: int) -> dict[Layer, Stack]:
         """New stacks, by the `Adapter` or the layer of the head."""
         return {

@@ -33,6 +33,8 @@ from keras_ether.ops.values import to_numpy
 from keras_ether.types import Model
 from keras_ether.types import Tensor
 
+# Keras's name of the state of a random generator.
+SEED = "seed_generator_state"
 # The base, and three random adapters.
 ROWS = 4
 # In a batch of 5 or more, all of them occur, in no order that a model might
@@ -218,8 +220,25 @@ class Trial:
 
     def _answer(self, mapping: list, batch: Any) -> Any:
         # In the scope, seeds and statistics don't change.
-        with keras.StatelessScope(mapping), no_gradient(), same_draws():
-            return self.answer(batch)
+        with keras.StatelessScope(mapping) as scope:
+            before = dict(scope.state_mapping)
+            with no_gradient(), same_draws():
+                outputs = self.answer(batch)
+        if not self.draws:
+            self._check_keeps_nothing(before, scope.state_mapping)
+        return outputs
+
+    def _check_keeps_nothing(self, before: dict, after: dict) -> None:
+        """Refuses a layer that one call would change for the next."""
+        for variable in self.base.variables:
+            key = id(variable)
+            is_seed = variable.name == SEED
+            if not is_seed and after.get(key) is not before.get(key):
+                raise per_example.NoExamplesError(
+                    f"Model '{self.base.name}' changes its variable "
+                    f"'{variable.path}' in a call, so an adapter's answer "
+                    "would depend on the adapters of earlier calls."
+                )
 
     def _check_asked(self, asked: Counter[Asked]) -> None:
         missing = expected(self.structure) - set(asked)
