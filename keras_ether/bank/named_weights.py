@@ -53,10 +53,16 @@ class NamedWeights(keras.Model):
             ValueError: if the file names no adapters, or has another base.
         """
         with self.access.alone():
-            before = [(v, snapshot(v)) for v in self.variables]
+            optimizer = self.optimizer
+            state = [] if optimizer is None else optimizer.variables
+            before = [(v, snapshot(v)) for v in [*self.variables, *state]]
             own = {id(v) for v in self.base.variables}
             self.__dict__.update(_names_read=None, _is_loading=True)
             try:
+                if optimizer is not None:
+                    # The file may have no state, or it is loaded now.
+                    for row in range(len(self.table.ids)):
+                        optimizer.restart_row(row)
                 super().load_weights(*args, **kwargs)
                 if self._names_read is None:
                     raise ValueError(
@@ -74,9 +80,6 @@ class NamedWeights(keras.Model):
                 if id(variable) in own:
                     variable.assign(value)
             self.table.replace_all(self._names_read)
-            if self.optimizer is not None:
-                for row in range(len(self.table.ids)):
-                    self.optimizer.restart_row(row)
             self.publish_ids()
 
     def _check_base_is_same(self, before: list[tuple[Any, Any]]) -> None:

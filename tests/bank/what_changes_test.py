@@ -1,0 +1,253 @@
+"""What could change an answer of a bank, or a step, without a word."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras import ops
+
+import keras_ether
+
+BACKEND = keras.backend.backend()
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(4, 16)).astype("float32")
+Y = RNG.normal(size=(4, 3)).astype("float32")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*learning rate of"),
+    pytest.mark.filterwarnings("ignore:.*is frozen now"),
+    # Of Keras, where a file has no optimizer.
+    pytest.mark.filterwarnings("ignore:Skipping variable loading"),
+    pytest.mark.filterwarnings("ignore:A total of . objects could not be"),
+    # Of PyTorch's checkpoints, in a trial.
+    pytest.mark.filterwarnings("ignore:None of the inputs have"),
+    pytest.mark.filterwarnings("ignore:.*ran out of data"),
+]
+
+
+def adapted(middle=None, targets=("a", "b")):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((16,))
+    x = layers.Dense(16, activation="tanh", name="a")(inputs)
+    x = middle(x) if middle else x
+    x = layers.Dense(16, activation="tanh", name="b")(x)
+    model = keras.Model(inputs, layers.Dense(3, name="head")(x))
+    return keras_ether.apply(
+        model, rank_blocks=2, targets=list(targets), trainable=["head"]
+    )
+
+
+def bank_of(model, names=("alice", "bob"), **kwargs):
+    bank = keras_ether.AdapterBank(model, 3, **kwargs)
+    rng = np.random.default_rng(3)
+    for name in names:
+        bank.add(name)
+        row = bank._rows.row(name)
+        values = {
+            key: (value + rng.normal(size=value.shape)).astype("float32")
+            for key, value in bank.model.values(row).items()
+        }
+        bank.model.write(row, values)
+    return bank
+
+
+def batch(bank, names, x=X):
+    return {"inputs": x, "adapter_id": bank.ids(names)}
+
+
+class TwoInputs(keras.Model):
+    """Mixes its examples where `"audio"` is among the inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.d = layers.Dense(16, name="d")
+        self.h = layers.Dense(3, name="h")
+
+    def call(self, x):
+        y = self.d(x["tokens"])
+        if "audio" in x:
+            return self.h(ops.roll(y, 1, axis=0) + x["audio"])
+        return self.h(y + x["image"])
+
+
+def test_other_keys_of_the_inputs_have_a_trial_of_their_own():
+    model = TwoInputs()
+    image = {"tokens": X, "image": np.zeros_like(X)}
+    model(image)
+    keras_ether.apply(model, rank_blocks=2, targets=["d"], trainable=["h"])
+    bank = bank_of(model, trial=image)
+    bank.predict(image, ["alice", "bob"] * 2)
+    audio = {"tokens": X, "audio": np.zeros_like(X)}
+    with pytest.raises(ValueError, match="each example of a batch separately"):
+        bank.predict(audio, ["alice", "bob"] * 2)
+
+
+class Memory(layers.Layer):
+    def build(self, shape):
+        self.m = self.add_weight(
+            shape=(shape[-1],), initializer="zeros", trainable=False, name="m"
+        )
+
+    def call(self, x):
+        y = x + self.m
+        self.m.assign(ops.mean(x, axis=0))
+        return y
+
+
+def test_a_layer_that_remembers_calls_is_refused():
+    model = adapted(Memory(name="memory"))
+    with pytest.raises(ValueError, match=r"changes its variable 'memory/m'"):
+        keras_ether.AdapterBank(model, 3)
+
+
+def test_a_layer_thawed_after_training_has_another_trial():
+    model = adapted(layers.BatchNormalization(name="bn"))
+    bank = bank_of(model)
+    bank.model.compile("sgd", "mse")
+    bank.model.fit(batch(bank, ["alice", "bob"] * 2), Y, verbose=0)
+    model.get_layer("bn").trainable = True
+    with pytest.raises(ValueError, match="each example of a batch separately"):
+        bank.model.fit(batch(bank, ["alice", "bob"] * 2), Y, verbose=0)
+
+
+def test_loaded_adapters_train_from_the_start(tmp_path):
+    model, file = adapted(), str(tmp_path / "bank.weights.h5")
+    bank = bank_of(model, ["alice"])
+    bank.model.save_weights(file)
+    bank.save("alice", tmp_path / "alice.ether.safetensors")
+    found = []
+    for loads in (True, False):
+        bank = bank_of(model, ["zoe"])
+        bank.model.compile("adam", "mse")
+        data = batch(bank, ["zoe"] * 4)
+        bank.model.fit(data, Y, epochs=5, verbose=0, shuffle=False)
+        if loads:
+            bank.model.load_weights(file)
+        else:
+            bank.add("alice", tmp_path / "alice.ether.safetensors")
+        data = batch(bank, ["alice"] * 4)
+        bank.model.fit(data, Y, verbose=0, shuffle=False)
+        found.append(bank.predict(X, ["alice"] * 4))
+    np.testing.assert_allclose(*found, atol=1e-6)
+
+
+def test_the_base_is_not_the_bank_s_to_load(tmp_path):
+    model, file = adapted(), str(tmp_path / "bank.weights.h5")
+    bank = bank_of(model)
+    bank.model.save_weights(file)
+    weights = bank.model.get_weights()
+    model.compile("sgd", "mse")
+    model.fit(X, Y, epochs=3, verbose=0)
+    trained = model.predict(X, verbose=0)
+    answers = bank.predict(X, ["alice", "bob"] * 2)
+    bank.model.set_weights(weights)
+    np.testing.assert_array_equal(model.predict(X, verbose=0), trained)
+    bank.model.load_weights(file)
+    np.testing.assert_array_equal(model.predict(X, verbose=0), trained)
+    np.testing.assert_allclose(
+        bank.predict(X, ["alice", "bob"] * 2), answers, atol=1e-6
+    )
+    kernel = model.get_layer("a").kernel
+    base = bank.model.base.get_layer("a").base_kernel
+    base.assign(base + 1.0)
+    with pytest.raises(ValueError, match="another base"):
+        bank.model.load_weights(file)
+    assert kernel is not None
+
+
+def test_trainable_is_not_the_bank_s_to_set():
+    model = adapted()
+    bank = bank_of(model)
+    before = [v.trainable for v in model.variables]
+    assert bank.model.trainable
+    with pytest.raises(ValueError, match="can't be set"):
+        bank.model.trainable = False
+    assert [v.trainable for v in model.variables] == before
+
+
+def test_data_that_are_read_once_lose_no_batch():
+    bank = bank_of(adapted())
+    x = RNG.normal(size=(12, 16)).astype("float32")
+    names = ["alice", "bob", None] * 4
+    wanted = bank.predict(x, names)
+    whole = batch(bank, names, x)
+    parts = [
+        {key: value[k : k + 4] for key, value in whole.items()}
+        for k in (0, 4, 8)
+    ]
+    found = bank.model.predict(((part,) for part in parts), verbose=0)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    if BACKEND == "torch":
+        import torch
+
+        class Stream(torch.utils.data.IterableDataset):
+            def __init__(self):
+                rows = zip(*whole.values(), strict=True)
+                self.rows = (dict(zip(whole, row, strict=True)) for row in rows)
+
+            def __iter__(self):
+                return self.rows
+
+        loader = torch.utils.data.DataLoader(Stream(), batch_size=4)
+        found = bank.model.predict(loader, verbose=0)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        rows = iter(parts)
+        data = tf.data.Dataset.from_generator(
+            lambda: rows,
+            output_signature={
+                "inputs": tf.TensorSpec((4, 16)),
+                "adapter_id": tf.TensorSpec((4,), "int32"),
+            },
+        )
+        found = bank.model.predict(data, verbose=0)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+class Recomputed(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = layers.Dense(16, activation="tanh", name="inner")
+
+    def build(self, shape):
+        self.inner.build(shape)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+    def call(self, x):
+        if BACKEND == "torch":
+            from torch.utils import checkpoint
+
+            return checkpoint.checkpoint(self.inner, x, use_reentrant=True)
+        return keras.remat(lambda x: self.inner(x))(x)
+
+
+def test_layers_that_are_called_again_train_or_are_refused():
+    model = adapted(Recomputed(name="block"), ("a", "inner"))
+    bank = bank_of(model)
+    bank.model.compile("sgd", "mse")
+    row = bank._rows.row("alice")
+    before = bank.model.values(row)
+    data = batch(bank, ["alice", "bob"] * 2)
+    if BACKEND != "jax":
+        with pytest.raises(ValueError, match="called again in the backward"):
+            bank.model.fit(data, Y, verbose=0)
+        return
+    bank.model.fit(data, Y, verbose=0)
+    after = bank.model.values(row)
+    key = next(k for k in before if "inner" in k and k.endswith("_u"))
+    assert np.abs(after[key] - before[key]).max() > 1e-5
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="is about a user's graph")
+def test_a_graph_of_a_closed_bank_answers_nobody():
+    import tensorflow as tf
+
+    bank = bank_of(adapted())
+    ids = tf.constant(bank.ids(["alice", "bob", None, "alice"]))
+    run = tf.function(lambda x, i: bank.model({"inputs": x, "adapter_id": i}))
+    assert np.isfinite(run(X, ids).numpy()).all()
+    bank.close()
+    assert np.isnan(run(X, ids).numpy()[[0, 1, 3]]).all()
