@@ -33,9 +33,11 @@ from keras_ether.ops.traced import concrete
 from keras_ether.ops.traced import is_traced
 from keras_ether.ops.traced import same_leading_axis
 from keras_ether.ops.values import to_numpy
+from keras_ether.types import Layer
 from keras_ether.types import Model
 from keras_ether.types import Shape
 from keras_ether.types import Tensor
+from keras_ether.types import Variable
 
 
 class BankModel(Loops, NamedWeights, keras.Model):
@@ -117,6 +119,18 @@ class BankModel(Loops, NamedWeights, keras.Model):
             self.__dict__["_is_open"] = False
             self._undo()
 
+    def values_without_adapters(
+        self, layers: Iterable[Layer]
+    ) -> list[tuple[Variable, np.ndarray]]:
+        """What variables become if layers lose their adapters.
+
+        No id is valid then, so code that was compiled answers nobody.
+        """
+        own = {id(layer) for layer, _ in self._adapters}
+        if not any(id(layer) in own for layer in layers):
+            return []
+        return [(self.current, np.full(self.current.shape, NO_ID))]
+
     # What a call does.
 
     # By Keras's names of arguments, which become names in exported graphs.
@@ -195,6 +209,13 @@ class BankModel(Loops, NamedWeights, keras.Model):
         """Raises a `ValueError` if the bank is closed, or its base changed."""
         if not self._is_open:
             raise ValueError("This `AdapterBank` is closed. Make a new one.")
+        for layer, adapter in self._adapters:
+            if getattr(layer, "ether", None) is not adapter:
+                raise ValueError(
+                    f"The adapter of layer '{layer.path}' of model "
+                    f"'{self.base.name}' was merged or removed since the "
+                    "`AdapterBank` was made. Make a new bank."
+                )
         with self.access.shared():
             held = [] if is_traced() else internals.values_held([self.current])
             for _, ids in held:
@@ -204,13 +225,6 @@ class BankModel(Loops, NamedWeights, keras.Model):
                         "`AdapterBank` without their names. `load_weights` of "
                         "its model loads names and weights."
                     )
-        for layer, adapter in self._adapters:
-            if getattr(layer, "ether", None) is not adapter:
-                raise ValueError(
-                    f"The adapter of layer '{layer.path}' of model "
-                    f"'{self.base.name}' was merged or removed since the "
-                    "`AdapterBank` was made. Make a new bank."
-                )
         for layer, variables in self._heads:
             if not heads.is_as_it_was(layer, variables):
                 raise ValueError(

@@ -15,7 +15,7 @@ FUNCTIONS = (
 )
 
 
-def reset(made: changes.Transaction, tree: LayerTree) -> None:
+def reset(made: changes.Transaction, tree: LayerTree) -> list[keras.Model]:
     """Makes models use the current layers.
 
     These models are the model passed, its inner models, its outer models, and
@@ -25,6 +25,9 @@ def reset(made: changes.Transaction, tree: LayerTree) -> None:
     Args:
         made: The transaction that has changed layers of the model.
         tree: The layers of the model.
+
+    Returns:
+        These models.
     """
     layers = tree.all_layers + internals.layers_containing(made.layers)
     layers = list({id(layer): layer for layer in layers}.values())
@@ -46,3 +49,4 @@ def reset(made: changes.Transaction, tree: LayerTree) -> None:
                 internals.COMPILED_TRAINABLE_STATE,
                 internals.trainable_state(model),
             )
+    return models

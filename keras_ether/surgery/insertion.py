@@ -111,7 +111,8 @@ def take_out(made: changes.Transaction, tree: LayerTree) -> None:
     adapters, it releases all its layers.
     """
     leaving: set[changes.Owner] = set()
-    for layer in tree.adapted.values():
+    adapted = list(tree.adapted.values())
+    for layer in adapted:
         # Code that was traced with the adapter then computes without it.
         made.assign(layer.ether.runtime_strength, 0.0)
         found = changes.held(layer, twin_class.ADAPTED)
@@ -127,7 +128,11 @@ def take_out(made: changes.Transaction, tree: LayerTree) -> None:
     for layer in layers:
         made.release(layer, GUARDED, leaving)
         freezing.release_all(made, layer, leaving)
-    compiled_state.reset(made, tree)
+    for model in compiled_state.reset(made, tree):
+        # The model of a bank of these adapters has some.
+        if hasattr(model, "values_without_adapters"):
+            for variable, value in model.values_without_adapters(adapted):
+                made.assign(variable, value)
 
 
 def _adapting(layer: Layer, adapter: Adapter) -> Iterator[changes.Change]:

@@ -242,12 +242,34 @@ def test_layers_that_are_called_again_train_or_are_refused():
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="is about a user's graph")
-def test_a_graph_of_a_closed_bank_answers_nobody():
+@pytest.mark.parametrize("end", ["close", "merge", "remove"])
+def test_a_graph_of_a_bank_that_ended_answers_nobody(end):
     import tensorflow as tf
 
-    bank = bank_of(adapted())
+    model = adapted()
+    bank = bank_of(model)
     ids = tf.constant(bank.ids(["alice", "bob", None, "alice"]))
     run = tf.function(lambda x, i: bank.model({"inputs": x, "adapter_id": i}))
     assert np.isfinite(run(X, ids).numpy()).all()
-    bank.close()
+    if end == "close":
+        bank.close()
+    else:
+        getattr(keras_ether, end)(model)
     assert np.isnan(run(X, ids).numpy()[[0, 1, 3]]).all()
+
+
+@pytest.mark.parametrize("end", [keras_ether.merge, keras_ether.remove])
+def test_a_bank_says_that_its_adapters_are_gone(end):
+    model = adapted()
+    bank = bank_of(model)
+    end(model)
+    with pytest.raises(ValueError, match="was merged or removed since"):
+        bank.predict(X, ["alice"] * 4)
+
+
+def test_other_models_verbs_leave_a_bank_alone():
+    model, other = adapted(), adapted()
+    bank = bank_of(model)
+    wanted = bank.predict(X, ["alice", "bob"] * 2)
+    keras_ether.merge(other)
+    np.testing.assert_array_equal(bank.predict(X, ["alice", "bob"] * 2), wanted)
