@@ -42,7 +42,9 @@ class AdapterBank:
     compares batches of several random adapters with each adapter alone, once
     for every new kind of inputs (`predict`, `fit`, `generate`, another length).
     A trial takes 12 forward passes of 5 to 13 examples, or 10 for `fit`. In 16
-    bits or with a quantized base it takes 8 more, and on TensorFlow 2 more.
+    bits or with a quantized base it takes 8 more, and on TensorFlow 2 more. It
+    exchanges adapters, not inputs: a base that mixes its examples before the
+    first adapter, or in larger batches only, passes.
     Threads may use a bank concurrently. A change of the bank waits for running
     calls, and calls wait for the change.
 
