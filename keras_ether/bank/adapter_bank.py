@@ -66,18 +66,19 @@ class AdapterBank:
             `adapter_id`, one integer per example. Use its `predict`,
             `evaluate`, `fit` or `export`, or call it. An id without an adapter
             in the bank raises a `ValueError` if its value is known. In your own
-            compiled code the output is NaN instead, or the lowest integer.
+            compiled code its output is NaN. An integer output is the lowest
+            value of its dtype.
         capacity: The argument `capacity`.
 
     Raises:
         ValueError: if `model` has no adapter; if `capacity` is not a positive
             integer; if the trial can't run, or finds a layer that does not
             compute each example separately; or if a layer can't have a separate
-            adapter for each example: its kernel is float8 or read from outside
-            of its call, its method has no thin factors (`"oft"`, `"naive"`), or
-            the layer trains in full and is no `Dense`, `EinsumDense`,
-            `LayerNormalization` or `RMSNormalization`. An error leaves the
-            model unchanged.
+            adapter for each example. Such a layer has a float8 kernel, or a
+            kernel that is read outside its `call`. Or its method has no
+            low-rank form (`"oft"`, `"naive"`). Or it trains in full and is not
+            a `Dense`, `EinsumDense`, `LayerNormalization` or
+            `RMSNormalization`. An error leaves the model unchanged.
 
     Example:
 

@@ -222,8 +222,8 @@ class BankModel(Loops, NamedWeights, keras.Model):
                 if not np.array_equal(to_numpy(ids), self.marked_ids()):
                     raise ValueError(
                         "Weights of other adapters were loaded into the "
-                        "`AdapterBank` without their names. `load_weights` of "
-                        "its model loads names and weights."
+                        "`AdapterBank` without their names. Load them with "
+                        "`bank.model.load_weights`, which loads names, too."
                     )
         for layer, variables in self._heads:
             if not heads.is_as_it_was(layer, variables):
@@ -271,9 +271,9 @@ class BankModel(Loops, NamedWeights, keras.Model):
                 # No later check will run: on JAX a loop holds the weights.
                 raise ValueError(
                     "Another thread passed inputs of a new kind, such as of "
-                    "another length, during a loop, where no trial can run. "
-                    "Before the loop, call `predict` or `train_on_batch` of "
-                    "the bank's model on such inputs."
+                    "another length, while `fit`, `predict` or `evaluate` ran. "
+                    "No trial can run then. Before, call `predict` or "
+                    "`train_on_batch` of the bank's model on such inputs."
                 )
         return {**inputs, ADAPTER_ID: found}
 

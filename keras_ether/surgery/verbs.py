@@ -48,17 +48,18 @@ def apply(
     """Adapts a built model in place with ETHER or ETHER+.
 
     Without a `method`, `apply` uses ETHER+ on the input side of each kernel,
-    with a learned strength. This setting had the best accuracy at Adam's
-    default learning rate, 1e-3. `method` selects a method of the paper.
+    with a learned strength, the setting recommended at Adam's default learning
+    rate, 1e-3 (`benchmarks/RESULTS.md`). `method` selects a method of the
+    paper.
 
     Each target layer computes `activation((x H) W G + b)`. Its kernel `W` is
     frozen. The block-diagonal `H` and `G` are made of trained vectors (Bini et
     al., ICML 2024, sections 3.2 to 3.4). In a convolution, `H` acts on the
     channels and `G` on the filters. An embedding has only `G`.
 
-    After `apply`, these vectors train, and the weights that a KerasHub task has
-    outside its `backbone`. All other weights are frozen, and so are the moving
-    statistics of batch normalization.
+    After `apply`, these vectors train. The weights of a KerasHub task outside
+    its `backbone`, and the layers in `trainable`, train too. All other weights
+    are frozen, and so are the moving statistics of batch normalization.
 
     Compiled models need no new `compile`: neither the model passed nor other
     models that contain a changed layer. Their functions are traced again, and
@@ -80,23 +81,25 @@ def apply(
             kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, `2 (d + f)`
             parameters, which start at the identity; or one of the paper's
             baselines, `"oft"` and `"naive"`. `None`, the default, is
-            `"ether+"` with `side="single"` and `strength="learned"`, unless
-            you pass these: `2 d` parameters and one per block.
+            `"ether+"` with `side="single"` and `strength="learned"`, which a
+            `side` or `strength` that you pass replaces. It has `2 d`
+            parameters, plus one per block.
         targets: The layers to adapt. `None`, the default, selects the layers
             that KerasHub adapts with LoRA (query and value projections), or
             all linear layers if there are none. `"all-linear"` selects every
             `Dense` and `EinsumDense`. `"all"` selects every layer that can be
             adapted, including convolutions and embeddings. Any other string is
             a regular expression for whole layer paths, as `keras_ether.plan`
-            prints them. A list holds layer names, or paths where no layer has
-            that name. A callable has the signature
+            prints them. Each entry of a list is a layer's name or, if no layer
+            has that name, a path. A callable has the signature
             `(layer_path, layer) -> bool`.
         exclude: The layers to leave out, in the same forms, with all layers
             inside them. Defaults to `None`.
         side: `"input"`, `"output"`, `"both"`, `"narrow"` for the shorter of the
-            two, `"single"` for the input, or `None` for the method's default:
-            both for `"ether+"`, else the input. An embedding has only an
-            output side, so `"input"` is an error there.
+            two, `"single"` for the input side, or the output side of an
+            embedding, or `None` for the method's default: both for `"ether+"`,
+            else the input. An embedding has only an output side, so `"input"`
+            is an error there.
         trainable: List of layer names, paths or regular expressions for whole
             paths. These layers and all layers inside them stay trainable and
             get no adapter. Use it for a new head in a model without a
@@ -111,8 +114,8 @@ def apply(
             paper's bound. The trained variable is `t` in `s = tanh(κ t)`, and
             the initial vectors are `κ` times shorter, so that Adam's default
             learning rate suits them. `κ` is 1,800 divided by the number of
-            adapted kernels, at most 100. Defaults to `None`, which is 1, as in
-            the paper, if `method` is given.
+            adapted kernels, at most 100. Defaults to `None`: 1, as in the
+            paper, if `method` is given, and else `"learned"`.
 
     Returns:
         The model passed.
