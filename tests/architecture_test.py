@@ -34,7 +34,7 @@ EXTRAS = {
     "ops.fingerprint": {"jax"},
     "ops.placement": {"jax"},
     "ops.traced": {"jax", "tensorflow", "torch"},
-    "bank.data_checks": {"tensorflow"},
+    "bank.data_checks": {"tensorflow", "torch"},
     "saving.torch_generators": {"torch"},
     "diagnostics.logger": {"tensorboard"},
     "diagnostics.plots": {"matplotlib"},
