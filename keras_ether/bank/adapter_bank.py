@@ -41,10 +41,10 @@ class AdapterBank:
     A trial run checks that no example gets the answer of another adapter. It
     compares batches of several random adapters with each adapter alone, once
     for every new kind of inputs (`predict`, `fit`, `generate`, another length).
-    A trial takes 12 forward passes of 5 to 13 examples, or 10 for `fit`. In 16
+    A trial takes 12 forward passes (10 for `fit`) of 5 to 13 examples. In 16
     bits or with a quantized base it takes 8 more, and on TensorFlow 2 more. It
-    exchanges adapters, not inputs: a base that mixes its examples before the
-    first adapter, or in larger batches only, passes.
+    changes the adapters, not the inputs. So it does not detect a base that
+    mixes examples before the first adapter, or in larger batches only.
     Threads may use a bank concurrently. A change of the bank waits for running
     calls, and calls wait for the change.
 
@@ -66,8 +66,8 @@ class AdapterBank:
             `adapter_id`, one integer per example. Use its `predict`,
             `evaluate`, `fit` or `export`, or call it. An id without an adapter
             in the bank raises a `ValueError` if its value is known. In your own
-            compiled code its output is NaN. An integer output is the lowest
-            value of its dtype.
+            compiled code the output for that example is NaN, or the lowest
+            value of an integer dtype.
         capacity: The argument `capacity`.
 
     Raises:

@@ -59,7 +59,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
         if isinstance(struct, dict) and ADAPTER_ID in struct:
             raise ValueError(
                 f"Model '{base.name}' has an input '{ADAPTER_ID}', but a bank "
-                "uses this name for its ids."
+                "uses this name for its ids. Rename the input."
             )
         super().__init__(name=f"{base.name}_bank", dtype=base.dtype_policy)
         self.base = base
@@ -272,8 +272,8 @@ class BankModel(Loops, NamedWeights, keras.Model):
                 raise ValueError(
                     "Another thread passed inputs of a new kind, such as of "
                     "another length, while `fit`, `predict` or `evaluate` ran. "
-                    "No trial can run then. Before, call `predict` or "
-                    "`train_on_batch` of the bank's model on such inputs."
+                    "No trial can run then. Before such a call, run `predict` "
+                    "or `train_on_batch` of the bank's model on such inputs."
                 )
         return {**inputs, ADAPTER_ID: found}
 

@@ -61,9 +61,10 @@ def apply(
     its `backbone`, and the layers in `trainable`, train too. All other weights
     are frozen, and so are the moving statistics of batch normalization.
 
-    Compiled models need no new `compile`: neither the model passed nor other
-    models that contain a changed layer. Their functions are traced again, and
-    the state of their optimizers is reset.
+    A compiled model, or another model that contains a changed layer, works
+    without a new `compile`: its functions are traced again, and the state of
+    its optimizer is reset. A KerasHub task compiles itself with a rate for full
+    fine-tuning, which is too low here.
 
     With a learned strength, try `compile("adam")` first, for a model of any
     depth. The paper's methods need higher learning rates. With Adam, start at
@@ -75,15 +76,16 @@ def apply(
         model: A built Keras model, KerasHub backbone or task, or layer.
         rank_blocks: Integer, number of diagonal blocks `n` of `H` and `G`. It
             must divide every transformed dimension. Each block must have at
-            least two entries, since one entry could not train. It does not
-            change the number of ETHER's trainable parameters. Defaults to 4.
+            least two entries, since one entry could not train. The vectors
+            have as many parameters for every `n`; a learned strength adds one
+            per block. Defaults to 4.
         method: `"ether"`, blocks `I − 2 û ûᵀ`, `d` parameters for a `(d, f)`
             kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, `2 (d + f)`
             parameters, which start at the identity; or one of the paper's
             baselines, `"oft"` and `"naive"`. `None`, the default, is
-            `"ether+"` with `side="single"` and `strength="learned"`, which a
-            `side` or `strength` that you pass replaces. It has `2 d`
-            parameters, plus one per block.
+            `"ether+"` with `side="single"` and `strength="learned"`: `2 d`
+            parameters, plus one per block. If you pass `side` or `strength`,
+            your value is used instead.
         targets: The layers to adapt. `None`, the default, selects the layers
             that KerasHub adapts with LoRA (query and value projections), or
             all linear layers if there are none. `"all-linear"` selects every
@@ -97,9 +99,10 @@ def apply(
             inside them. Defaults to `None`.
         side: `"input"`, `"output"`, `"both"`, `"narrow"` for the shorter of the
             two, `"single"` for the input side, or the output side of an
-            embedding, or `None` for the method's default: both for `"ether+"`,
-            else the input. An embedding has only an output side, so `"input"`
-            is an error there.
+            embedding, or `None`, the default: `"both"` if
+            `method="ether+"`, `"single"` if no method is given, and else the
+            input side. An embedding has only an output side, so `"input"` is
+            an error there.
         trainable: List of layer names, paths or regular expressions for whole
             paths. These layers and all layers inside them stay trainable and
             get no adapter. Use it for a new head in a model without a
