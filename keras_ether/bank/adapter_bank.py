@@ -64,10 +64,11 @@ class AdapterBank:
         model: A Keras model. It takes a dictionary: the inputs of `model`,
             under the key `"inputs"` if they are not a dictionary, and
             `adapter_id`, one integer per example. Use its `predict`,
-            `evaluate`, `fit` or `export`, or call it. An id without an adapter
-            in the bank raises a `ValueError` if its value is known. In your own
-            compiled code the output for that example is NaN, or the lowest
-            value of an integer dtype.
+            `evaluate`, `fit` or `export`, or call it. Id 0, `None` as a name,
+            selects the base. Another id without an adapter in the bank raises a
+            `ValueError` if its value is known. In your own compiled code the
+            output for that example is NaN, or the lowest value of an integer
+            dtype.
         capacity: The argument `capacity`.
 
     Raises:

@@ -229,8 +229,8 @@ class BankModel(Loops, NamedWeights, keras.Model):
             if not heads.is_as_it_was(layer, variables):
                 raise ValueError(
                     f"Layer '{layer.path}' of the head of '{self.base.name}' "
-                    "was quantized, or its weights changed, since the "
-                    "`AdapterBank` was made. Make a new bank."
+                    "was quantized, or has another class or other variables "
+                    "since the `AdapterBank` was made. Make a new bank."
                 )
 
     def checked(

@@ -57,9 +57,10 @@ def apply(
     al., ICML 2024, sections 3.2 to 3.4). In a convolution, `H` acts on the
     channels and `G` on the filters. An embedding has only `G`.
 
-    After `apply`, these vectors train. The weights of a KerasHub task outside
-    its `backbone`, and the layers in `trainable`, train too. All other weights
-    are frozen, and so are the moving statistics of batch normalization.
+    After `apply`, these vectors train, and strengths that are learned. The
+    weights of a KerasHub task outside its `backbone`, and the layers in
+    `trainable`, train too. All other weights are frozen, and so are the moving
+    statistics of batch normalization.
 
     A compiled model, or another model that contains a changed layer, works
     without a new `compile`: its functions are traced again, and the state of
@@ -69,8 +70,8 @@ def apply(
     With a learned strength, try `compile("adam")` first, for a model of any
     depth. The paper's methods need higher learning rates. With Adam, start at
     1e-2 for `"ether"` and at 2e-3 for `"ether+"`; with one block, start at half
-    of that. `fit` and `train_on_batch` warn once if the highest rate of
-    training is below a tenth of these.
+    of that. `fit` and `train_on_batch` warn once if the rate, or the highest
+    rate of its schedule, is below a tenth of the value for the method.
 
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
