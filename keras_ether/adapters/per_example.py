@@ -75,9 +75,9 @@ def current(layer: Layer | None = None) -> Examples | None:
     if _CURRENT.examples is None and id(layer) in _CURRENT.bound:
         raise NoExamplesError(
             f"Layer '{layer.path}' was called again in the backward pass, "  # type: ignore[union-attr]
-            "outside of the bank's call, so its adapters would get no "
-            "gradient. In place of `keras.remat` or a checkpoint within the "
-            "model, make the model within `keras.RematScope`."
+            "or by a loss, outside of the bank's call, so its adapters would "
+            "get no gradient. In place of `keras.remat` or a checkpoint within "
+            "the model, make the model within `keras.RematScope`."
         )
     return _CURRENT.examples
 

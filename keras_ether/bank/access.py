@@ -22,11 +22,6 @@ class Access:
         # Calls that waited for the last change, and have not begun yet.
         self._admitted = 0
 
-    @property
-    def is_mine(self) -> bool:
-        """Whether this thread is in `alone`."""
-        return self._owner == threading.get_ident()
-
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
         """A context in which no row changes, but by this thread."""

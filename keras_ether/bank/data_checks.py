@@ -49,7 +49,9 @@ class Watch:
             # All batches at once.
             return self._inputs(x, True)
         if isinstance(x, keras.utils.PyDataset):
-            return _CheckedDataset(x, self._later, self._batch(x[0], True))
+            # By an index, and before an epoch may shuffle: it is read again.
+            self._batch(x[0], True)
+            return _CheckedDataset(x, self._later)
         if hasattr(x, "element_spec"):
             if not hasattr(x, "map"):
                 # A distributed dataset, whose ids only the graph sees.
@@ -92,9 +94,7 @@ class Watch:
 
 
 class _CheckedDataset(keras.utils.PyDataset):
-    def __init__(
-        self, data: keras.utils.PyDataset, check: Check, first: Any
-    ) -> None:
+    def __init__(self, data: keras.utils.PyDataset, check: Check) -> None:
         super().__init__(
             workers=data.workers,
             # The check works only in this process.
@@ -103,11 +103,8 @@ class _CheckedDataset(keras.utils.PyDataset):
         )
         self.data = data
         self.check = check
-        self.first = [first]
 
     def __getitem__(self, index: int) -> Any:
-        if index == 0 and self.first:
-            return self.first.pop()
         return self.check(self.data[index])
 
     @property

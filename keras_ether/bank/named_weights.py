@@ -61,8 +61,7 @@ class NamedWeights(keras.Model):
             try:
                 if optimizer is not None:
                     # The file may have no state, or it is loaded now.
-                    for row in range(len(self.table.ids)):
-                        optimizer.restart_row(row)
+                    optimizer.restart()
                 super().load_weights(*args, **kwargs)
                 if self._names_read is None:
                     raise ValueError(

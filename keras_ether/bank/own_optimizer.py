@@ -130,6 +130,13 @@ class OwnOptimizer(keras.optimizers.Optimizer):
                 [*self.start, np.zeros((), "int32")],
             )
 
+    def restart(self) -> None:
+        """Resets the state of all adapters."""
+        if self.built:
+            for state, start in zip(self.states, self.start, strict=True):
+                state.assign(np.broadcast_to(start, state.shape))
+            self.begin()
+
     def begin(self) -> None:
         """Clears the record of trained rows."""
         if self.built:

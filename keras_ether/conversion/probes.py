@@ -33,6 +33,7 @@ WEIGHTS = "model.safetensors"
 WIDTHS = ("_dim", "hidden_size", "intermediate_size")
 NO_WIDTHS = ("kernel_dim",)
 HEADS = "_heads"
+DTYPE = "dtype"
 VOCABULARY = "vocabulary_size"
 SMALL_VOCABULARY = 64
 # Integers below are exact in float32.
@@ -132,7 +133,7 @@ def narrower(config: dict[str, Any]) -> dict[str, Any]:
     small = _divided(config, divisor)
     vocabulary = config.get(VOCABULARY, SMALL_VOCABULARY)
     small[VOCABULARY] = min(vocabulary, SMALL_VOCABULARY)
-    return {**small, "dtype": "float32"}
+    return {**small, DTYPE: "float32"}
 
 
 def _is_width(name: Any, value: Any) -> bool:
@@ -160,12 +161,14 @@ def _divisible(config: Any) -> Iterator[int]:
 def _divided(config: Any, divisor: int) -> Any:
     if not isinstance(config, dict):
         return config
-    return {
+    small = {
         name: value // divisor
         if _is_width(name, value)
         else _divided(value, divisor)
         for name, value in config.items()
     }
+    # A probe in 16 bits would be rounded.
+    return {**small, DTYPE: "float32"} if DTYPE in small else small
 
 
 def _export(task: Model, folder: str) -> dict[str, Probe]:
@@ -174,6 +177,11 @@ def _export(task: Model, folder: str) -> dict[str, Probe]:
     state = random.getstate()
     try:
         twin = type(backbone).from_config(narrower(backbone.get_config()))
+    except Exception as error:
+        raise ValueError(
+            f"A small model of the layers of '{type(backbone).__name__}' can't "
+            f"be made from its `get_config`: {error}"
+        ) from error
     finally:
         # Keras's initializers draw their seeds from it.
         random.setstate(state)
@@ -271,6 +279,8 @@ class Tensor:
         axis = int(any(start[1] for _, _, start in self.parts))
         at, starts, across = 0, [0], set()
         for path, is_transposed, start in self.parts:
+            if path not in wide:
+                return
             turn = -1 if is_transposed else 1
             small, large = narrow[path][::turn], wide[path][::turn]
             if start[axis] != at or small[1 - axis] != self.shape[1 - axis]:
