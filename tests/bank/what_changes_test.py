@@ -271,3 +271,44 @@ def test_other_models_verbs_leave_a_bank_alone():
     wanted = bank.predict(X, ["alice", "bob"] * 2)
     keras_ether.merge(other)
     np.testing.assert_array_equal(bank.predict(X, ["alice", "bob"] * 2), wanted)
+
+
+def test_data_that_shuffle_before_an_epoch_are_read_after():
+    bank = bank_of(adapted())
+    bank.model.compile("sgd", "mse")
+    x = RNG.normal(size=(12, 16)).astype("float32")
+    whole = batch(bank, ["alice", "bob", None] * 4, x)
+    begun = []
+
+    class Shuffled(keras.utils.PyDataset):
+        def __len__(self):
+            return 3
+
+        def on_epoch_begin(self):
+            begun.append([])
+
+        def __getitem__(self, index):
+            if begun:
+                begun[-1].append(index)
+            rows = slice(4 * index, 4 * index + 4)
+            return {k: v[rows] for k, v in whole.items()}, Y
+
+    bank.model.fit(Shuffled(), epochs=2, verbose=0, shuffle=False)
+    # Keras itself may look at the first batch, too.
+    assert [sorted(one) for one in begun[-2:]] == [[0, 1, 2]] * 2
+
+
+def test_a_merge_that_fails_leaves_a_bank_as_it_was(monkeypatch):
+    model = adapted()
+    bank = bank_of(model)
+    wanted = bank.predict(X, ["alice", "bob"] * 2)
+
+    def fail(*args):
+        raise MemoryError
+
+    monkeypatch.setattr("keras_ether.surgery.optimizer_slots.drop", fail)
+    model.compile("sgd", "mse")
+    model.fit(X, Y, verbose=0)
+    with pytest.raises(MemoryError):
+        keras_ether.merge(model)
+    np.testing.assert_array_equal(bank.predict(X, ["alice", "bob"] * 2), wanted)

@@ -355,6 +355,20 @@ def test_places_are_those_in_the_exported_model(name, tmp_path):
         )
 
 
+@pytest.mark.once
+def test_a_part_in_16_bits_is_found(tmp_path):
+    """A vision encoder has a dtype of its own in the backbone's config."""
+    entry = EXPORTED["Gemma3 with images"]
+    keras.config.set_dtype_policy("bfloat16")
+    try:
+        task = adapt(entry.task(), exclude=list(entry.loose))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    layers = verbs.adapted_layers(task)
+    found = probes.locations_of(task, layers, str(tmp_path))
+    assert list(found) == list(layers)
+
+
 def test_exporting_leaves_no_trace(tmp_path):
     task = adapt(EXPORTED["Llama3"].task())
     before = [ops.convert_to_numpy(v) for v in task.variables]
