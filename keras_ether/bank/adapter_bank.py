@@ -39,13 +39,13 @@ class AdapterBank:
     passed works as before (Bini et al., ICML 2024, sections 1 and 3).
 
     A trial run checks that no example gets the answer of another adapter. It
-    compares batches of several random adapters with each adapter alone, once
-    for every new kind of inputs (`predict`, `fit`, `generate`, another length).
-    A trial takes 12 forward passes (10 for `fit`) of 5 to 13 examples. In 16
-    bits or with a quantized base it takes 8 more, and on TensorFlow 2 more. It
-    changes the adapters, not the inputs. So it does not detect a base that
-    mixes examples before the first adapter, or in larger batches only.
-    Threads may use a bank concurrently. A change of the bank waits for running
+    compares batches of several random adapters with each adapter alone, and
+    with other examples in the batch. There is a trial for every new kind of
+    inputs (`predict`, `fit`, `generate`, another length), and for every batch
+    larger than those before. A trial takes 14 forward passes (12 for `fit`) of
+    5 to 13 examples, and 6 (5) of the batch if that is larger. The cost is
+    higher in 16 bits, with a quantized base (12 more) and on TensorFlow (3
+    more). Threads may use a bank concurrently. A change of the bank waits for running
     calls, and calls wait for the change.
 
     Args:

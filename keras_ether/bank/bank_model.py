@@ -138,8 +138,11 @@ class BankModel(Loops, NamedWeights, keras.Model):
         if is_traced() or not args:
             return super().__call__(*args, **kwargs)
         inputs, *rest = args
+        # A training step has checked its batch, and runs no trial.
+        certify = steps.current() is None
         with self.access.shared():
-            return super().__call__(self.checked(inputs), *rest, **kwargs)
+            inputs = self.checked(inputs, certify)
+            return super().__call__(inputs, *rest, **kwargs)
 
     def call(
         self,
@@ -234,7 +237,11 @@ class BankModel(Loops, NamedWeights, keras.Model):
                 )
 
     def checked(
-        self, inputs: Any, certify: bool = True, trains: bool = False
+        self,
+        inputs: Any,
+        certify: bool = True,
+        trains: bool = False,
+        batch_size: int | None = None,
     ) -> Any:
         """Inputs whose ids are int32, where their values are known.
 
@@ -243,6 +250,8 @@ class BankModel(Loops, NamedWeights, keras.Model):
             certify: Whether inputs of a new kind may have a trial now.
                 Defaults to `True`.
             trains: Whether adapters train on them. Defaults to `False`.
+            batch_size: Integer, how many examples the model computes at once.
+                Defaults to `None`, for all.
 
         Raises:
             ValueError: if an id belongs to no adapter in the bank, if the
@@ -260,20 +269,23 @@ class BankModel(Loops, NamedWeights, keras.Model):
                     "`adapter_id` must have one id for each example. "
                     f"Received: {len(found)} ids for {size} examples"
                 )
+        size = min(len(found), batch_size or len(found))
         for training in (False, True)[: 1 + trains]:
             kind = call_kind(training)
-            if not len(found) or not self.certificates.is_new(x, kind):
+            if not size or not self.certificates.is_new(x, size, kind):
                 continue
             if certify:
                 self.restore_values()
-                self.certificates.certify_call(x, training)
+                self.check_ready()
+                self.certificates.certify_call(x, size, training)
             elif training or BACKEND == "jax":
                 # No later check will run: on JAX a loop holds the weights.
                 raise ValueError(
                     "Another thread passed inputs of a new kind, such as of "
-                    "another length, while `fit`, `predict` or `evaluate` ran. "
-                    "No trial can run then. Before such a call, run `predict` "
-                    "or `train_on_batch` of the bank's model on such inputs."
+                    "another length or in a larger batch, while `fit`, "
+                    "`predict` or `evaluate` ran. No trial can run then. "
+                    "Before such a call, run `predict` or `train_on_batch` of "
+                    "the bank's model on such inputs."
                 )
         return {**inputs, ADAPTER_ID: found}
 

@@ -11,6 +11,7 @@ from keras_ether import _keras_internals as internals
 from keras_ether.adapters import per_example
 from keras_ether.bank import trial
 from keras_ether.bank.examples import Asked
+from keras_ether.bank.generated_inputs import inputs_for
 from keras_ether.bank.names import INPUTS
 from keras_ether.bank.structure import Structure
 from keras_ether.ops.traced import clear_traces
@@ -21,6 +22,8 @@ CALL, TRAINING = "call", "training"
 
 class Certificates:
     """How often layers look up factors or weights in a call, by kind of inputs.
+
+    A trial is valid for inputs of its kind in batches of its size or smaller.
 
     Args:
         base: The adapted model.
@@ -35,6 +38,7 @@ class Certificates:
         self.structure = structure
         self.runs_trials = runs_trials
         self._asked: dict[tuple, Counter[Asked]] = {}
+        self._largest: dict[tuple, int] = {}
 
     def start(self, batch: Any) -> None:
         """The first trial, with the inputs passed or with generated inputs.
@@ -47,7 +51,7 @@ class Certificates:
         if batch is None:
             symbols = base_inputs(self.base)
             if symbols is not None:
-                batch = trial.inputs_for(self.base, symbols)
+                batch = inputs_for(self.base, symbols, max(trial.SIZES))
         if batch is None:
             raise ValueError(
                 f"No inputs of model '{self.base.name}' can be generated to "
@@ -60,13 +64,14 @@ class Certificates:
                 "`trial` must be arrays of one example or more, in the form "
                 f"that the model takes. Received: trial={batch!r}"
             )
-        self.certify_call(batch)
+        self.certify_call(batch, trial.SIZES[0])
 
-    def is_new(self, inputs: Any, kind: str = CALL) -> bool:
-        """Whether inputs of this kind have had no trial yet."""
-        kind_of_inputs = self._key(inputs, kind)
-        known = kind_of_inputs is None or kind_of_inputs in self._asked
-        return self.runs_trials and not known
+    def is_new(self, inputs: Any, size: int, kind: str = CALL) -> bool:
+        """Whether such a batch of inputs has had no trial yet."""
+        key = self._key(inputs, kind)
+        if not self.runs_trials or key is None:
+            return False
+        return size > self._largest.get(key, 0)
 
     def _key(self, inputs: Any, kind: str) -> tuple | None:
         """What a trial is of, or `None` if that is not known."""
@@ -77,10 +82,13 @@ class Certificates:
         flags = tuple(y.trainable for y in self.structure.layers.values())
         return kind, signature, flags
 
-    def certify_call(self, inputs: Any, training: bool = False) -> None:
+    def certify_call(
+        self, inputs: Any, size: int, training: bool = False
+    ) -> None:
         """Runs a trial of calls, see `certify`."""
         self.certify(
             inputs,
+            size,
             lambda x: self.base(x, training=training),
             call_kind(training),
             draws=training,
@@ -89,6 +97,7 @@ class Certificates:
     def certify(
         self,
         inputs: Any,
+        size: int,
         answer: Callable[[Any], Any],
         kind: str,
         draws: bool = True,
@@ -98,6 +107,7 @@ class Certificates:
 
         Args:
             inputs: Inputs of the base, with values.
+            size: Integer, the number of examples in a batch.
             answer: Function from inputs to outputs, by way of the base.
             kind: String, what else `answer` depends on.
             draws: See `Trial`. Defaults to `True`.
@@ -106,7 +116,8 @@ class Certificates:
         Raises:
             ValueError: if the trial fails.
         """
-        first = tree.map_structure(lambda x: x[: max(trial.SIZES)], inputs)
+        examples = max(size, *trial.SIZES)
+        first = tree.map_structure(lambda x: x[:examples], inputs)
         run = trial.Trial(
             self.base,
             self.structure,
@@ -115,7 +126,7 @@ class Certificates:
             repeated,
         ).run
         try:
-            asked = run(first)
+            asked = run(first, size)
         except (ValueError, MemoryError):
             raise
         except Exception as error:
@@ -129,6 +140,7 @@ class Certificates:
             ) from error
         if (key := self._key(inputs, kind)) is not None:
             self._asked[key] = asked
+            self._largest[key] = max(size, *trial.SIZES[:2])
 
     def check(self, asked: Counter[Asked], inputs: Any) -> None:
         """Raises a `ValueError` if lookups differ from those of a trial.

@@ -29,25 +29,31 @@ class Watch:
     another error.
 
     Args:
-        check: Function from a batch's inputs, and from whether a trial may run
-            now, to inputs with ids that were checked.
+        check: Function from inputs, from whether a trial may run now, and from
+            the size of their batches if they are more than one, to inputs with
+            ids that were checked.
     """
 
-    def __init__(self, check: Callable[[Any, bool], Any]):
+    def __init__(self, check: Callable[..., Any]):
         self._check = check
         self._thread = threading.get_ident()
         self.error: ValueError | None = None
 
-    def of(self, x: Any) -> Any:
+    def of(self, x: Any, batch_size: int | None = None) -> Any:
         """Data of the same type, checked when they are read.
 
         The first batch may have a trial here, and is read once: some data can't
         be read again. Other batches have one if this thread reads them, or on
         TensorFlow in any thread.
+
+        Args:
+            x: What a user passes to a loop of the model.
+            batch_size: Integer, into batches of which size the loop divides
+                arrays. Defaults to `None`, for one batch.
         """
         if x is None or isinstance(x, dict):
             # All batches at once.
-            return self._inputs(x, True)
+            return self._inputs(x, True, batch_size=batch_size)
         if isinstance(x, keras.utils.PyDataset):
             # By an index, and before an epoch may shuffle: it is read again.
             self._batch(x[0], True)
@@ -78,9 +84,9 @@ class Watch:
         is_mine = threading.get_ident() == self._thread
         return self._batch(batch, is_mine or BACKEND == "tensorflow")
 
-    def _inputs(self, x: Any, may_try: bool) -> Any:
+    def _inputs(self, x: Any, may_try: bool, **kwargs: Any) -> Any:
         try:
-            return self._check(x, may_try)
+            return self._check(x, may_try, **kwargs)
         except ValueError as error:
             self.error = self.error or error
             raise

@@ -14,7 +14,6 @@ import keras
 import numpy as np
 
 from keras_ether.adapters import per_example
-from keras_ether.bank import trial
 from keras_ether.bank.bank_model import BankModel
 from keras_ether.bank.names import ADAPTER_ID
 from keras_ether.ops.values import to_numpy
@@ -105,9 +104,10 @@ def _generating_class(task_class: Any) -> type:
                 certificates = self.bank_model.certificates
                 kind = f"generate by {type(self.sampler).__name__}"
                 few = _few_tokens(inputs)
-                if certificates.is_new(few, kind):
+                if certificates.is_new(few, batch, kind):
                     certificates.certify(
                         few,
+                        batch,
                         lambda x: self.bank_model.base.generate_step(
                             x, *args, **(kwargs | {"stop_token_ids": None})
                         ),
@@ -131,9 +131,9 @@ def _generating_class(task_class: Any) -> type:
 
 
 def _few_tokens(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The first prompts, with space for a few more tokens."""
+    """The prompts, with space for a few more tokens."""
     first = {
-        name: to_numpy(keras.ops.convert_to_tensor(x[: max(trial.SIZES)]))
+        name: to_numpy(keras.ops.convert_to_tensor(x))
         for name, x in inputs.items()
     }
     masks = [n for n in first if n.endswith(PROMPTS[1])]

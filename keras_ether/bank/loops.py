@@ -23,6 +23,8 @@ from keras_ether.types import Variable
 
 _FIT = inspect.signature(keras.Model.fit)
 _COMPILE = inspect.signature(keras.Model.compile)
+# Keras's default.
+BATCH_SIZE = 32
 
 
 class Loops(keras.Model):
@@ -84,26 +86,43 @@ class Loops(keras.Model):
         self._check_trains(given.arguments.get("callbacks"))
         with self._edge(True) as watch, self._loop():
             self._build_optimizer()
+            sizes = ("batch_size", "validation_batch_size")
+            size = max(given.arguments.get(n) or BATCH_SIZE for n in sizes)
             for name in ("x", "validation_data"):
                 if name not in given.arguments:
                     continue
                 data = given.arguments[name]
                 if isinstance(data, tuple | list):
-                    data = (watch.of(data[0]), *data[1:])
+                    data = (watch.of(data[0], size), *data[1:])
                 else:
-                    data = watch.of(data)
+                    data = watch.of(data, size)
                 given.arguments[name] = data
             if self.optimizer is not None:
                 self.optimizer.begin()
             return super().fit(*given.args[1:], **given.kwargs)
 
-    def evaluate(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         with self._edge() as watch, self._loop():
-            return super().evaluate(watch.of(x), *args, **kwargs)
+            x = watch.of(x, batch_size or BATCH_SIZE)
+            return super().evaluate(x, y, batch_size, *args, **kwargs)
 
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
+    def predict(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         with self._edge() as watch, self._loop():
-            return super().predict(watch.of(x), *args, **kwargs)
+            x = watch.of(x, batch_size or BATCH_SIZE)
+            return super().predict(x, batch_size, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         self._check_trains(None)

@@ -4,14 +4,12 @@ Shapes don't tell whether a model computes each example separately. So the trial
 runs the model with several random adapters and heads in one batch. It compares
 the outputs with those of each adapter alone, computed with the model's own
 variables and without the bank's code. If they agree within rounding, in batches
-of two sizes, the model has passed.
+of two small sizes and of the size of the real batch, the model has passed.
 """
 
 import functools
-import math
 from collections import Counter
 from collections.abc import Callable
-from collections.abc import Iterable
 from typing import Any
 
 import keras
@@ -25,6 +23,14 @@ from keras_ether.bank.examples import BankExamples
 from keras_ether.bank.examples import check_markable
 from keras_ether.bank.stacks import BASE
 from keras_ether.bank.structure import Structure
+from keras_ether.bank.trial_outputs import ALL
+from keras_ether.bank.trial_outputs import COARSE
+from keras_ether.bank.trial_outputs import FINE
+from keras_ether.bank.trial_outputs import NEIGHBOURS
+from keras_ether.bank.trial_outputs import Places
+from keras_ether.bank.trial_outputs import are_equal
+from keras_ether.bank.trial_outputs import of_each
+from keras_ether.bank.trial_outputs import to_numpy_at
 from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.traced import compiled
 from keras_ether.ops.traced import no_gradient
@@ -41,12 +47,6 @@ ROWS = 4
 # keep when it turns or sorts its examples.
 PATTERN = (2, 0, 1, 3, 3, 1, 2, 2, 0, 3, 1)
 SIZES = (5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43)
-# Of axes of unknown size: short for models with a longest sequence, long for
-# images.
-LENGTHS = (8, 64)
-# Relative errors: of two ways to compute one thing, in float32 and where 16
-# bits or integer kernels round it; and there of one way with other neighbours.
-FINE, COARSE, NEIGHBOURS = 1e-3, 0.3, 0.05
 
 
 class Trial:
@@ -93,12 +93,13 @@ class Trial:
         self._run_mixed = compiled(self._compute_mixed, is_compiled)
         self._run_plain = compiled(self._compute_plain, is_compiled)
 
-    def run(self, inputs: Any) -> Counter[Asked]:
+    def run(self, inputs: Any, size: int) -> Counter[Asked]:
         """Tests the model on inputs of this kind.
 
         Args:
             inputs: Arrays or tensors in the structure that the model takes,
                 of one example or more.
+            size: Integer, the size of the real batch.
 
         Returns:
             How often each adapter, and each layer of the head, was asked.
@@ -110,42 +111,60 @@ class Trial:
         known = {a for v in self.base.variables for a in v.shape}
         known |= {a for x in tree.flatten(inputs) for a in x.shape[1:]}
         asked: list[Counter[Asked]] = []
-        for size in SIZES:
-            if size in known:
+        for small in SIZES:
+            if small in known:
                 continue
-            batch = _rows_of(inputs, np.arange(size) % _length(inputs))
-            self._run_size(batch, np.resize(PATTERN, size))
-            if size in self.examples.axes:
+            self._run_size(inputs, small)
+            if not asked:
+                self._check_effect(inputs)
+            if small in self.examples.axes:
                 continue
             asked.append(self.examples.asked)
             if len(asked) == 2:
+                if size > small:
+                    # Experts with a capacity mix examples of large batches.
+                    self._run_size(inputs, size)
                 return asked[0]
         raise per_example.NoExamplesError(
             f"Model '{self.base.name}' has axes of all lengths in {SIZES}, so "
             "no batch size is left for a trial."
         )
 
-    def _run_size(self, batch: Any, rows: np.ndarray) -> None:
+    def _run_size(self, inputs: Any, size: int) -> None:
+        batch = _rows_of(inputs, np.arange(size) % _length(inputs))
+        rows = np.resize(PATTERN, size)
         self._record(batch)
         mixed = self._mixed(batch, rows, self.table)
         self._check_asked(self.examples.asked)
-        alone = [self._alone(batch, row, self.table) for row in range(ROWS)]
-        if all(_equal(y, alone[0], 0.0) for y in alone[1:]):
+        if not self._are_apart(mixed, batch, rows, self.table):
+            raise per_example.NoExamplesError(self._problem(batch, rows))
+        if self.draws:
+            return
+        # Each example elsewhere in the batch, among other examples.
+        order = np.roll(np.arange(size)[::-1], 2)
+        order[: size // 3] = order[-1]
+        others = self._mixed(_rows_of(batch, order), rows[order], self.table)
+        if not are_equal(others, [y[order] for y in mixed], self._neighbours):
+            raise per_example.NoExamplesError(
+                f"Model '{self.base.name}' does not compute each example of a "
+                f"batch separately: in a batch of {size} an example's output "
+                "changed with the other examples. The model may average over "
+                "the batch, or have experts with a capacity. A bank can't be "
+                "made of it."
+            )
+
+    def _check_effect(self, inputs: Any) -> None:
+        """Refuses a model whose outputs are the same with all adapters."""
+        batch = _rows_of(inputs, np.arange(SIZES[0]) % _length(inputs))
+        base = self._alone(batch, BASE, self.table)
+        others = (self._alone(batch, r, self.table) for r in range(1, ROWS))
+        if all(are_equal(y, base, 0.0) for y in others):
             raise per_example.NoExamplesError(
                 f"The outputs of model '{self.base.name}' do not depend on its "
                 "adapters, so a trial can't test them. Pass your own batch as "
                 "`trial`. (A `tf.function` within the model still runs the "
                 "code that it traced before.)"
             )
-        fits = self._are_apart(mixed, alone, batch, rows, self.table)
-        if fits and not self.draws:
-            order = np.roll(np.arange(len(rows))[::-1], 2)
-            turned = self._mixed(
-                _rows_of(batch, order), rows[order], self.table
-            )
-            fits = _equal(turned, [y[order] for y in mixed], self._tolerance)
-        if not fits:
-            raise per_example.NoExamplesError(self._problem(batch, rows))
 
     def _record(self, batch: Any) -> None:
         """Lets a `tf.function` within the model record the model as it is.
@@ -158,31 +177,39 @@ class Trial:
     def _are_apart(
         self,
         mixed: list[np.ndarray],
-        alone: list[list[np.ndarray]],
         batch: Any,
         rows: np.ndarray,
         table: dict[str, np.ndarray],
     ) -> bool:
         """Whether the outputs of a mixed batch are those of each row alone."""
-        if not _equal(mixed, _picked(alone, rows), self._tolerance):
+        alone = of_each(
+            rows, lambda row, places: self._alone(batch, row, table, places)
+        )
+        if not are_equal(mixed, alone, self._tolerance):
             return False
-        if self._tolerance != COARSE:
+        if self._tolerance == FINE:
             return True
-        each = [
-            self._mixed(batch, np.full_like(rows, row), table)
-            for row in range(ROWS)
-        ]
-        return _equal(mixed, _picked(each, rows), NEIGHBOURS)
+        same = of_each(
+            rows,
+            lambda row, places: self._mixed(
+                batch, np.full_like(rows, row), table, places
+            ),
+        )
+        return are_equal(mixed, same, self._neighbours)
 
     def _mixed(
-        self, batch: Any, rows: np.ndarray, table: dict[str, np.ndarray]
+        self,
+        batch: Any,
+        rows: np.ndarray,
+        table: dict[str, np.ndarray],
+        places: Places = ALL,
     ) -> list[np.ndarray]:
-        """The bank's outputs, each example with the adapter of its row."""
+        """The bank's outputs at `places`, each example with its row."""
         for name, variable in self.stacked.items():
             variable.assign(table[name])
         values = [v.value for v in self.held]
         row = ops.convert_to_tensor(rows, "int32")
-        return _to_numpy(self._run_mixed(values, batch, row))
+        return to_numpy_at(self._run_mixed(values, batch, row), places)
 
     def _compute_mixed(
         self, values: list[Tensor], batch: Any, row: Tensor
@@ -199,13 +226,19 @@ class Trial:
         return outputs
 
     def _alone(
-        self, batch: Any, row: int, table: dict[str, np.ndarray]
+        self,
+        batch: Any,
+        row: int,
+        table: dict[str, np.ndarray],
+        places: Places = ALL,
     ) -> list[np.ndarray]:
-        """The model's outputs with one adapter, without the bank's code."""
+        """The model's outputs at `places` with one row, not by the bank."""
         values = [v.value for v in self.held]
         own = {name: value[row] for name, value in table.items()}
         strength = np.float32(row != BASE)
-        return _to_numpy(self._run_plain(values, own, strength, batch))
+        return to_numpy_at(
+            self._run_plain(values, own, strength, batch), places
+        )
 
     def _compute_plain(
         self, values: list[Tensor], own: dict, strength: Tensor, batch: Any
@@ -265,6 +298,10 @@ class Trial:
         )
         return COARSE if rounds else FINE
 
+    @property
+    def _neighbours(self) -> float:
+        return min(self._tolerance, NEIGHBOURS)
+
     def _problem(self, batch: Any, rows: np.ndarray) -> str:
         """A message that names the first layer whose adapters are mixed."""
         paths = dict.fromkeys(s.layer_path for s in self.stack_of.values())
@@ -291,9 +328,8 @@ class Trial:
             for name, value in self.table.items()
         }
         rows = np.where(rows == BASE, 1, rows)
-        alone = [self._alone(batch, max(row, 1), table) for row in range(ROWS)]
         mixed = self._mixed(batch, rows, table)
-        return self._are_apart(mixed, alone, batch, rows, table)
+        return self._are_apart(mixed, batch, rows, table)
 
 
 def _random_rows(
@@ -317,44 +353,6 @@ def expected(structure: Structure) -> set[Asked]:
     } | {(path, "") for path in structure.heads}
 
 
-def inputs_for(base: Model, symbols: Any) -> Any:
-    """Generated inputs that a model takes, or `None`."""
-    rng = np.random.default_rng(0)
-    for length in LENGTHS:
-        inputs = generated_inputs(symbols, max(SIZES), length, rng)
-        try:
-            with keras.StatelessScope(), no_gradient():
-                base(_rows_of(inputs, np.arange(2)), training=False)
-        except Exception:
-            # The model may not take this length.
-            continue
-        return inputs
-    return None
-
-
-def generated_inputs(
-    symbols: Any, size: int, length: int, rng: np.random.Generator
-) -> Any:
-    """Generated inputs of a model.
-
-    Args:
-        symbols: The symbolic inputs, with `shape` and `dtype`.
-        size: Integer, the number of examples.
-        length: Integer, the length of axes of unknown size.
-        rng: NumPy generator.
-    """
-
-    def invent(x: Any) -> np.ndarray:
-        shape = (size, *(length if s is None else s for s in x.shape[1:]))
-        dtype = keras.backend.standardize_dtype(x.dtype)
-        if keras.backend.is_float_dtype(dtype):
-            return rng.normal(size=shape).astype("float32")
-        # Ids of any vocabulary, and masks that keep most entries.
-        return (rng.random(shape) < 0.75).astype(dtype)
-
-    return tree.map_structure(invent, symbols)
-
-
 def _length(inputs: Any) -> int:
     return int(tree.flatten(inputs)[0].shape[0])
 
@@ -363,51 +361,3 @@ def _rows_of(inputs: Any, places: np.ndarray) -> Any:
     return tree.map_structure(
         lambda x: ops.take(ops.convert_to_tensor(x), places, axis=0), inputs
     )
-
-
-def _to_numpy(outputs: Any) -> list[np.ndarray]:
-    found = []
-    for y in tree.flatten(outputs):
-        y = ops.convert_to_tensor(y)
-        if keras.backend.is_float_dtype(
-            keras.backend.standardize_dtype(y.dtype)
-        ):
-            y = ops.cast(y, "float32")
-        found.append(to_numpy(y))
-    return found
-
-
-def _picked(
-    alone: list[list[np.ndarray]], rows: Iterable[int]
-) -> list[np.ndarray]:
-    """For each example the output of its own row."""
-    return [
-        np.stack([alone[row][k][i] for i, row in enumerate(rows)])
-        for k in range(len(alone[0]))
-    ]
-
-
-def _equal(
-    found: list[np.ndarray], wanted: list[np.ndarray], tolerance: float
-) -> bool:
-    """Whether outputs are equal within rounding, example by example."""
-    for y, z in zip(found, wanted, strict=True):
-        if y.shape != z.shape:
-            return False
-        if not np.issubdtype(y.dtype, np.floating):
-            wrong = np.mean(y != z)
-            # Rounding may decide between near ties.
-            if wrong > (0.5 if tolerance > FINE else 0.0):
-                return False
-            continue
-        finite = np.isfinite(y)
-        if not np.array_equal(finite, np.isfinite(z)):
-            return False
-        error = np.where(finite, y - np.where(finite, z, 0), 0)
-        rows = (len(error), math.prod(error.shape[1:]))
-        error = error.reshape(rows)
-        size = np.sqrt(np.mean(np.square(z[finite]))) if finite.any() else 0
-        of_example = np.sqrt(np.mean(np.square(error), axis=1))
-        if (of_example > tolerance * size).any():
-            return False
-    return True

@@ -9,6 +9,7 @@ and PyTorch's share.
 """
 
 import contextlib
+import functools
 from collections.abc import Callable
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,7 @@ BACKEND = keras.backend.backend()
 if BACKEND == "jax":
     import jax
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnums=0)
     def _replace_row(
         arrays: Sequence[Tensor], row: int, values: Sequence[Tensor]
     ) -> list[Tensor]:
@@ -227,10 +228,11 @@ def with_barrier(x: Tensor) -> Tensor:
 def replace_row(
     arrays: Sequence[Tensor], row: int, values: Sequence[Any]
 ) -> list[Tensor]:
-    """Copies of arrays of JAX in which one row is another, by one program.
+    """Replaces one row of arrays of JAX by one program, in their own memory.
 
-    Replacing rows one by one would run a program for each array, which takes
-    most of the time. So would making a tensor of each value.
+    The arrays passed are deleted. Replacing rows one by one would run a program
+    for each array, which takes most of the time. So would making a tensor of
+    each value.
     """
     values = [
         np.asarray(value).astype(array.dtype)

@@ -267,8 +267,8 @@ def set_row(
 ) -> None:
     """Sets one row of variables of shape `(rows, ...)`, and no other.
 
-    A new `row` triggers no compilation. If the backend's arrays are mutable,
-    only the row is written.
+    A new `row` triggers no compilation. Only the row is written: on JAX the
+    variables' earlier arrays are deleted.
 
     Args:
         variables: List of variables. On JAX one program changes them all, which

@@ -412,12 +412,59 @@ def test_answers_that_tell_nothing():
 
 
 @pytest.mark.once
-def test_examples_that_differ_but_in_adapters_may_meet(rng):
-    """What all examples share is no adapter's: a mean of the inputs, say."""
-    bank = keras_ether.AdapterBank(around(averaged), 2)
-    bank.add("a")
-    x = rng.standard_normal((4, FIVE, 8)).astype("float32")
-    assert np.isfinite(bank.predict(x, ["a", None, "a", None])).all()
+def test_a_base_that_mixes_its_inputs():
+    """Without an adapter's help, before the first one."""
+    with pytest.raises(ValueError, match="changed with the other examples"):
+        keras_ether.AdapterBank(around(averaged), 2)
+
+
+class Experts(L.Layer):
+    """Two experts, of which each takes some 8 examples at least."""
+
+    def build(self, shape):
+        own = {"initializer": "orthogonal", "trainable": False}
+        self.router = self.add_weight(shape=(shape[-1], 2), name="r", **own)
+        shape = (2, shape[-1], shape[-1])
+        self.experts = self.add_weight(shape=shape, name="e", **own)
+
+    def call(self, x):
+        routes = ops.argmax(ops.matmul(x, self.router), axis=-1)
+        routes = ops.one_hot(routes, 2)
+        size = ops.cast(ops.shape(x)[0], "float32")
+        places = ops.cumsum(routes, axis=0)
+        kept = ops.cast(places <= ops.maximum(8.0, 0.35 * size), "float32")
+        y = ops.einsum("bd,edf,be->bf", x, self.experts, routes * kept)
+        return x + y
+
+
+def test_experts_with_a_capacity(rng):
+    """They mix examples in large batches alone."""
+    inputs = keras.Input((8,))
+    x = Experts(name="experts")(L.Dense(8, name="a")(inputs))
+    model = keras.Model(inputs, L.Dense(3, name="head")(x))
+    keras_ether.apply(model, rank_blocks=2, targets=["a"], seed=0)
+    bank = keras_ether.AdapterBank(model, 2)
+    bank.add("alice")
+    x = rng.standard_normal((64, 8)).astype("float32")
+    names = ["alice", None] * 32
+    assert bank.predict(x, names, batch_size=4).shape == (64, 3)
+    batch = {"inputs": x, "adapter_id": bank.ids(names)}
+    for use in (
+        lambda: bank.predict(x, names, batch_size=64),
+        lambda: bank.model(batch),
+        lambda: bank.model.predict_on_batch(batch),
+        lambda: bank.model.evaluate(batch, np.zeros((64, 3)), batch_size=64),
+        lambda: bank.model.fit(batch, np.zeros((64, 3)), batch_size=64),
+        lambda: bank.model.fit(
+            {k: v[:8] for k, v in batch.items()},
+            np.zeros((8, 3)),
+            validation_data=(batch, np.zeros((64, 3))),
+            validation_batch_size=64,
+        ),
+    ):
+        bank.model.compile("adam", "mse")
+        with pytest.raises(ValueError, match="each example of a batch"):
+            use()
 
 
 @pytest.mark.once
