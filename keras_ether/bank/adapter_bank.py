@@ -45,7 +45,9 @@ class AdapterBank:
     larger than those before. A trial takes 14 forward passes (12 for `fit`) of
     5 to 13 examples, and 6 (5) of the batch if that is larger. The cost is
     higher in 16 bits, with a quantized base (12 more) and on TensorFlow (3
-    more). Threads may use a bank concurrently. A change of the bank waits for running
+    more).
+
+    Threads may use a bank concurrently. A change of the bank waits for running
     calls, and calls wait for the change.
 
     Args:
