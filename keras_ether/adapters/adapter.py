@@ -24,6 +24,7 @@ from keras_ether.ops.backend import precise_products
 from keras_ether.ops.backend import tensor
 from keras_ether.ops.conv_view import ConvView
 from keras_ether.ops.matrix_view import MatrixView
+from keras_ether.ops.traced import compiled
 from keras_ether.types import Factors
 from keras_ether.types import Sides
 from keras_ether.types import Sizes
@@ -226,41 +227,21 @@ class Adapter(Reduced, RuntimeStrength, keras.layers.Layer):
             call: The record of the call, or `None` outside of any. Defaults to
                 `None`.
         """
-        return self._fold(kernel, (call or Call.outside()).factors(self))
+        # The program of a call is compiled as a whole.
+        folded = _folded if call is None else _fold
+        factors_of = (call or Call.outside()).factors(self)
+        return folded(self.view, False, kernel, factors_of)
 
     def fold_trained(self, kernel: Tensor) -> Tensor:
         """`H W G`, at full strength."""
-        return self._fold(kernel, self._trained())
+        return _folded(self.view, False, kernel, self._trained())
 
     def unfold(self, kernel: Tensor) -> Tensor:
         """`H⁻¹ W G⁻¹` at full strength, for methods of orthogonal blocks."""
-        return self._fold(kernel, self._trained(), inverse=True)
+        return _folded(self.view, True, kernel, self._trained())
 
     def _trained(self) -> Sides:
         return {s: self.trained_factors(s) for s in ("input", "output")}
-
-    def _fold(
-        self,
-        kernel: Tensor,
-        factors_of: Sides,
-        inverse: bool = False,
-    ) -> Tensor:
-        dtype = kernel.dtype
-        kernel = at_least_float32(kernel)
-        # `multiply` acts on rows: it gives W G, and H W as (Wᵀ Hᵀ)ᵀ. The
-        # inverse of an orthogonal H or G is its transpose.
-        for side, map_axis, transposed in (
-            ("input", self.view.map_kernel_inputs, not inverse),
-            ("output", self.view.map_kernel_outputs, inverse),
-        ):
-            factors = factors_of[side]
-            if factors is None:
-                continue
-            if transposed:
-                factors = reflections.transpose(*factors)
-            with precise_products():
-                kernel = _transform(kernel, factors, map_axis)
-        return ops.cast(kernel, dtype)
 
     def save_own_variables(self, store: Any) -> None:
         weights_file.save_vectors(self, store)
@@ -299,6 +280,34 @@ def vector_shapes(
             method.weights, method.start(blocks, width, rng), strict=True
         )
     }
+
+
+def _fold(
+    view: MatrixView | ConvView,
+    inverse: bool,
+    kernel: Tensor,
+    factors_of: Sides,
+) -> Tensor:
+    dtype = kernel.dtype
+    kernel = at_least_float32(kernel)
+    # `multiply` acts on rows: it gives W G, and H W as (Wᵀ Hᵀ)ᵀ. The inverse of
+    # an orthogonal H or G is its transpose.
+    for side, map_axis, transposed in (
+        ("input", view.map_kernel_inputs, not inverse),
+        ("output", view.map_kernel_outputs, inverse),
+    ):
+        factors = factors_of[side]
+        if factors is None:
+            continue
+        if transposed:
+            factors = reflections.transpose(*factors)
+        with precise_products():
+            kernel = _transform(kernel, factors, map_axis)
+    return ops.cast(kernel, dtype)
+
+
+# As one program, JAX needs no memory for results between.
+_folded = compiled(_fold, static=(0, 1))
 
 
 def _transform(

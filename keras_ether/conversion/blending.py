@@ -1,6 +1,7 @@
 """Weighted sums of adapters over one base."""
 
 import functools
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from keras_ether.adapters import quantized_kernel
 from keras_ether.ops import values
 from keras_ether.ops.backend import at_least_float32
 from keras_ether.ops.backend import without_gradients
+from keras_ether.ops.traced import compiled
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_file
 from keras_ether.saving import loading
@@ -126,12 +128,20 @@ def _fill(
 def _kernel_sum(kernel: Tensor, terms: list) -> Tensor:
     with without_gradients():
         base = at_least_float32(ops.convert_to_tensor(kernel))
-        total = base
+        # As few arrays of the kernel's size as possible are in memory.
+        total = 0.0
         for weight, adapter in terms:
             if weight:
-                change = adapter.fold_trained(base) - base
-                total = total + weight * change
+                total = _add(total, weight, adapter.fold_trained(base))
+        rest = 1.0 - math.fsum(weight for weight, _ in terms)
+        if rest:
+            total = _add(total, rest, base)
         return ops.cast(total, kernel.dtype)
+
+
+@compiled
+def _add(total: Tensor | float, weight: float, kernel: Tensor) -> Tensor:
+    return total + weight * kernel
 
 
 def _weight_sum(variable: Variable, terms: list) -> np.ndarray:

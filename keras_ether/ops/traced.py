@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -47,7 +48,9 @@ def concrete(x: Any) -> np.ndarray | None:
     return np.asarray(x)
 
 
-def compiled(function: Callable, by_jax: bool = True) -> Callable:
+def compiled(
+    function: Callable, by_jax: bool = True, static: Sequence[int] = ()
+) -> Callable:
     """The function, compiled with `jax.jit` on JAX and unchanged elsewhere.
 
     Otherwise JAX would compile a program for each operation.
@@ -55,8 +58,12 @@ def compiled(function: Callable, by_jax: bool = True) -> Callable:
     Args:
         function: The function.
         by_jax: Whether it is compiled there. Defaults to `True`.
+        static: Positions of hashable arguments that are no tensors. Defaults to
+            none.
     """
-    return jax.jit(function) if BACKEND == "jax" and by_jax else function
+    if BACKEND == "jax" and by_jax:
+        return jax.jit(function, static_argnums=static)
+    return function
 
 
 def eagerly() -> contextlib.AbstractContextManager:

@@ -222,12 +222,12 @@ def test_a_fold_that_fails_leaves_every_kernel(dtype, error, monkeypatch):
     before = fingerprint(model)
     fold, count = keras_ether.adapters.adapter.Adapter.fold, 0
 
-    def failing(adapter, kernel, training=False):
+    def failing(adapter, kernel, call=None):
         nonlocal count
         count += 1
         if count == 3:
             raise error("no more")
-        return fold(adapter, kernel, training)
+        return fold(adapter, kernel, call)
 
     monkeypatch.setattr(keras_ether.adapters.adapter.Adapter, "fold", failing)
     with pytest.raises(error, match="no more"):
