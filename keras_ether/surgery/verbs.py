@@ -47,10 +47,9 @@ def apply(
 ) -> Layer:
     """Adapts a built model in place with ETHER or ETHER+.
 
-    Without a `method`, `apply` uses ETHER+ on the input side of each kernel,
-    with a learned strength, the setting recommended at Adam's default learning
-    rate, 1e-3 (`benchmarks/RESULTS.md`). `method` selects a method of the
-    paper.
+    Without a `method`, `apply` uses the recommended setting: ETHER+ on the
+    input side of each kernel, with a learned strength
+    (`benchmarks/RESULTS.md`). `method` selects a method of the paper.
 
     Each target layer computes `activation((x H) W G + b)`. Its kernel `W` is
     frozen. The block-diagonal `H` and `G` are made of trained vectors (Bini et
@@ -69,11 +68,11 @@ def apply(
     fine-tuning, which is too low here.
 
     With a learned strength, try `compile("adam")` first, for a model of any
-    depth. Convolutions may need a lower rate. The paper's methods need higher
-    rates. With Adam, start at 1e-2 for `"ether"` and at 2e-3 for `"ether+"`;
-    with one block, start at half of that. `fit` and `train_on_batch` warn once
-    if the rate, or the highest rate of its schedule, is below a tenth of the
-    value for the method.
+    depth. Convolutions may need a lower rate. For the paper's methods, start
+    Adam at 1e-2 with `"ether"` and at 2e-3 with `"ether+"`; with one block,
+    start at half of that. `fit` and `train_on_batch` warn once if the rate, or
+    the highest rate of its schedule, is below a tenth of the value for the
+    method.
 
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
@@ -103,9 +102,9 @@ def apply(
         side: `"input"`, `"output"`, `"both"`, `"narrow"` for the shorter of the
             two, or `"single"` for the input side, or the output side of an
             embedding. `None`, the default, is `"both"` if `method="ether+"`,
-            and else `"single"`. An embedding has only an output side. It uses
-            it with every `side` except `"input"`, which leaves embeddings out,
-            or is an error if you select one by name.
+            and else `"single"`. An embedding uses its output side, its only
+            one, with every `side` except `"input"`. `"input"` leaves embeddings
+            out, or is an error if you select one by name.
         trainable: Names, paths or regular expressions, as in `targets`. These
             layers and all layers inside them stay trainable and get no adapter.
             Use it for a new head in a model without a `backbone`.
