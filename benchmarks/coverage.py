@@ -126,9 +126,12 @@ def reasons(report):
 
 
 def real_row(name, entry):
-    layers = sum(times for _, times in entry.rows("ether"))
-    numbers = [f"{entry.numbers(method):,}" for method in METHODS]
-    return name, layers, *numbers
+    rows = [entry.rows(method) for method in METHODS]
+    layers = sum(times for _, times in rows[0])
+    counts = [
+        sum(row.parameters * times for row, times in found) for found in rows
+    ]
+    return name, layers, *(f"{count:,}" for count in counts)
 
 
 if __name__ == "__main__":
