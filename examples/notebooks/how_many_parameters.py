@@ -431,7 +431,6 @@ keras_ether.merge(model)
 #
 # - Look at the bars above: where methods can't be told apart, take the
 #   smallest.
-# - With more data, the difference between methods shows:
-#   `benchmarks/RESULTS.md` has five tasks, with rates chosen on validation
-#   data.
+# - `benchmarks/RESULTS.md` compares the methods on three tasks, with rates
+#   chosen on validation data.
 # - Fewer still: `targets=["query", "value"]` adapts those alone.

@@ -47,20 +47,20 @@ def apply(
 ) -> Layer:
     """Adapts a built model in place with ETHER or ETHER+.
 
-    Without a `method`, `apply` uses ETHER+ on the input side of each kernel,
-    with a learned strength, the setting recommended at Adam's default learning
-    rate, 1e-3 (`benchmarks/RESULTS.md`). `method` selects a method of the
-    paper.
+    Without a `method`, `apply` uses the recommended setting: ETHER+ on the
+    input side of each kernel, with a learned strength
+    (`benchmarks/RESULTS.md`). `method` selects a method of the paper.
 
     Each target layer computes `activation((x H) W G + b)`. Its kernel `W` is
     frozen. The block-diagonal `H` and `G` are made of trained vectors (Bini et
-    al., ICML 2024, sections 3.2 to 3.4). In a convolution, `H` acts on the
+    al., ICML 2024, sections 3.2 to 3.4). With one side, the other matrix is the
+    identity: the default has only `H`. In a convolution, `H` acts on the
     channels and `G` on the filters. An embedding has only `G`.
 
-    After `apply`, these vectors train, and strengths that are learned. The
-    weights of a KerasHub task outside its `backbone`, and the layers in
-    `trainable`, train too. All other weights are frozen, and so are the moving
-    statistics of batch normalization.
+    After `apply`, the vectors and learned strengths train. The weights of a
+    KerasHub task outside its `backbone`, and the layers in `trainable`, train
+    too. All other weights are frozen, and so are the moving statistics of batch
+    normalization.
 
     A compiled model, or another model that contains a changed layer, works
     without a new `compile`: its functions are traced again, and the state of
@@ -68,10 +68,11 @@ def apply(
     fine-tuning, which is too low here.
 
     With a learned strength, try `compile("adam")` first, for a model of any
-    depth. The paper's methods need higher learning rates. With Adam, start at
-    1e-2 for `"ether"` and at 2e-3 for `"ether+"`; with one block, start at half
-    of that. `fit` and `train_on_batch` warn once if the rate, or the highest
-    rate of its schedule, is below a tenth of the value for the method.
+    depth. Convolutions may need a lower rate. For the paper's methods, start
+    Adam at 1e-2 with `"ether"` and at 2e-3 with `"ether+"`; with one block,
+    start at half of that. `fit` and `train_on_batch` warn once if the rate, or
+    the highest rate of its schedule, is below a tenth of the value for the
+    method.
 
     Args:
         model: A built Keras model, KerasHub backbone or task, or layer.
@@ -81,33 +82,32 @@ def apply(
             have as many parameters for every `n`; a learned strength adds one
             per block. Defaults to 4.
         method: `"ether"`, blocks `I − 2 û ûᵀ`, `d` parameters for a `(d, f)`
-            kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, `2 (d + f)`
-            parameters, which start at the identity; or one of the paper's
-            baselines, `"oft"` and `"naive"`. `None`, the default, is
+            kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, which start at the
+            identity, `2 (d + f)` parameters; or one of the paper's baselines,
+            `"oft"` and `"naive"`. `None`, the default, is
             `"ether+"` with `side="single"` and `strength="learned"`: `2 d`
             parameters, plus one per block. If you pass `side` or `strength`,
             your value is used instead.
         targets: The layers to adapt. `None`, the default, selects the layers
             that KerasHub adapts with LoRA (query and value projections), or
-            all linear layers if there are none. `"all-linear"` selects every
-            `Dense` and `EinsumDense`. `"all"` selects every layer that can be
-            adapted, including convolutions and embeddings. Any other string is
-            a regular expression for whole layer paths, as `keras_ether.plan`
-            prints them. Each entry of a list is a layer's name or, if no layer
-            has that name, a path. A callable has the signature
+            else all linear layers, or else all layers that can be adapted.
+            `"all-linear"` selects every `Dense` and `EinsumDense`, and `"all"`
+            convolutions and embeddings too. These three leave out layers that
+            are not built. Any other string is a layer's name, or else a path as
+            `keras_ether.plan` prints it, or else a regular expression for whole
+            paths. A list holds such strings. A callable has the signature
             `(layer_path, layer) -> bool`.
         exclude: The layers to leave out, in the same forms, with all layers
             inside them. Defaults to `None`.
         side: `"input"`, `"output"`, `"both"`, `"narrow"` for the shorter of the
-            two, `"single"` for the input side, or the output side of an
-            embedding, or `None`, the default: `"both"` if
-            `method="ether+"`, `"single"` if no method is given, and else the
-            input side. An embedding has only an output side, so `"input"` is
-            an error there.
-        trainable: List of layer names, paths or regular expressions for whole
-            paths. These layers and all layers inside them stay trainable and
-            get no adapter. Use it for a new head in a model without a
-            `backbone`.
+            two, or `"single"` for the input side, or the output side of an
+            embedding. `None`, the default, is `"both"` if `method="ether+"`,
+            and else `"single"`. An embedding uses its output side, its only
+            one, with every `side` except `"input"`. `"input"` leaves embeddings
+            out, or is an error if you select one by name.
+        trainable: Names, paths or regular expressions, as in `targets`. These
+            layers and all layers inside them stay trainable and get no adapter.
+            Use it for a new head in a model without a `backbone`.
         dropout: Float in `[0, 1)`. While training, each block is the identity
             with this probability. Defaults to 0.
         seed: Integer or `None`, for the initial vectors and for dropout.
@@ -126,10 +126,11 @@ def apply(
 
     Raises:
         ValueError: if an argument is out of its range, if no layer matches, if
-            an entry of a list names no layer or a layer that can't be a target,
-            or if a layer that matches can't be adapted: it is not built, has an
-            adapter or LoRA already, shares its kernel, or has a dimension that
-            `rank_blocks` does not divide. An error leaves the model unchanged.
+            a string names no layer, or if a layer that you select by name,
+            path, pattern or callable can't be adapted. Also if a layer that
+            matches has an adapter or LoRA already, shares its kernel, or has a
+            dimension that `rank_blocks` does not divide. An error leaves the
+            model unchanged.
 
     Example:
 
