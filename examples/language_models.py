@@ -36,14 +36,17 @@ def masked(
     if not preprocessor.built:
         preprocessor.build(None)
     tokenizer, length = preprocessor.tokenizer, preprocessor.sequence_length
-    start = [tokenizer.start_token_id] if preprocessor.add_start_token else []
+    start = tokenizer.start_token_id if preprocessor.add_start_token else None
     shape = (len(prompts), length + 1)
     tokens = np.full(shape, tokenizer.pad_token_id, "int32")
     used, weights = np.zeros(shape, "int32"), np.zeros(shape, "float32")
     for row, (prompt, response) in enumerate(
         zip(prompts, responses, strict=True)
     ):
-        given = [*start, *_ids(tokenizer, prompt)]
+        given = _ids(tokenizer, prompt)
+        if start is not None:
+            # Qwen's tokenizers have none.
+            given = [start, *given]
         follows = [*_ids(tokenizer, response), tokenizer.end_token_id]
         ids = [*given, *follows][: length + 1]
         tokens[row, : len(ids)] = ids

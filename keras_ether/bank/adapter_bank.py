@@ -43,9 +43,9 @@ class AdapterBank:
     with other examples in the batch. There is a trial for every new kind of
     inputs (`predict`, `fit`, `generate`, another length), and for every batch
     larger than those before. A trial takes 14 forward passes (12 for `fit`) of
-    5 to 13 examples, and 6 (5) of the batch if that is larger. The cost is
-    higher in 16 bits, with a quantized base (12 more) and on TensorFlow (3
-    more).
+    5 to 13 examples in two sizes, and 6 (5) of the batch if that is larger. For
+    each size, 16 bits or a quantized base take 4 more passes, and TensorFlow
+    takes 1 more.
 
     Threads may use a bank concurrently. A change of the bank waits for running
     calls, and calls wait for the change.
@@ -53,8 +53,8 @@ class AdapterBank:
     Args:
         model: A Keras model that `keras_ether.apply` or
             `keras_ether.load_adapter` has adapted. It determines the layers
-            that the bank's adapters may cover, their method and number of
-            blocks, and the shape of their heads.
+            that the bank's adapters may cover, their method, blocks, side and
+            strength, and the shape of their heads.
         capacity: Integer, the maximum number of adapters.
         trial: Inputs for the first trial, one example or more, in the form that
             the model takes. Defaults to `None`, for generated inputs.
@@ -65,8 +65,9 @@ class AdapterBank:
     Attributes:
         model: A Keras model. It takes a dictionary: the inputs of `model`,
             under the key `"inputs"` if they are not a dictionary, and
-            `adapter_id`, one integer per example. Use its `predict`,
-            `evaluate`, `fit` or `export`, or call it. Id 0, `None` as a name,
+            `adapter_id`, one integer per example. Use its `predict` or
+            `export`, or call it. Before `fit` or `evaluate`, call its own
+            `compile`. Id 0, `None` as a name,
             selects the base. Another id without an adapter in the bank raises a
             `ValueError` if its value is known. In your own compiled code the
             output for that example is NaN, or the lowest value of an integer
@@ -159,9 +160,10 @@ class AdapterBank:
             name: String, the adapter's name.
             source: String or `PathLike`, a file of `keras_ether.save_adapter`;
                 an adapted model; or `None`, the default, for the initial
-                vectors of `keras_ether.apply` and the base's head. Layers that
-                the bank covers and the adapter does not cover compute as in the
-                base.
+                vectors of `keras_ether.apply` and the base's head. An adapter
+                may cover fewer layers than the bank. The others compute as in
+                the base. With a learned strength it must cover as many, so that
+                `κ` is the same (`keras_ether.apply`).
             evict: Whether a full bank removes the least recently used adapter
                 that is not in use, see `using`. Defaults to `False`.
 
@@ -170,9 +172,9 @@ class AdapterBank:
 
         Raises:
             ValueError: if the bank is full, or the adapter does not fit: it was
-                trained over another base, has another method, other blocks or
-                another head, or covers layers that the bank does not cover. An
-                error leaves the bank unchanged.
+                trained over another base, has another method, other blocks,
+                another side, strength, `κ` or head, or covers layers that the
+                bank does not cover. An error leaves the bank unchanged.
         """
         if not isinstance(name, str) or not name:
             raise ValueError(

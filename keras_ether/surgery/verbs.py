@@ -78,9 +78,9 @@ def apply(
         model: A built Keras model, KerasHub backbone or task, or layer.
         rank_blocks: Integer, number of diagonal blocks `n` of `H` and `G`. It
             must divide every transformed dimension. Each block must have at
-            least two entries, since one entry could not train. The vectors
-            have as many parameters for every `n`; a learned strength adds one
-            per block. Defaults to 4.
+            least two entries, since one entry could not train. ETHER's
+            vectors have as many parameters for every `n`; a learned strength
+            adds one per block. Defaults to 4.
         method: `"ether"`, blocks `I − 2 û ûᵀ`, `d` parameters for a `(d, f)`
             kernel; `"ether+"`, blocks `I − û ûᵀ + v̂ v̂ᵀ`, which start at the
             identity, `2 (d + f)` parameters; or one of the paper's baselines,

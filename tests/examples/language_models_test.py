@@ -17,20 +17,25 @@ PROMPTS = ["a plane at", "airport"]
 RESPONSES = [" airport", " a plane at airport"]
 
 
-def preprocessor(length):
+def preprocessor(length, family="GPT2"):
     words = ["<pad>", "<|endoftext|>", *"Ġairplnehotxk", "ai", "air"]
-    tokenizer = keras_hub.models.GPT2Tokenizer(
+    if family != "GPT2":
+        words.append("<|im_end|>")
+    tokenizer = getattr(keras_hub.models, f"{family}Tokenizer")(
         vocabulary={word: place for place, word in enumerate(words)},
         merges=["a i", "ai r"],
     )
-    return keras_hub.models.GPT2CausalLMPreprocessor(
-        tokenizer, sequence_length=length
-    )
+    made = getattr(keras_hub.models, f"{family}CausalLMPreprocessor")
+    return made(tokenizer, sequence_length=length)
 
 
 @pytest.mark.once
-def test_responses_and_their_end_are_learned_and_nothing_else():
-    made = preprocessor(40)
+@pytest.mark.parametrize("family", ["GPT2", "Qwen", "Qwen3"])
+def test_responses_and_their_end_are_learned_and_nothing_else(family):
+    made = preprocessor(40, family)
+    # Qwen's tokenizers have no start token.
+    starts = made.tokenizer.start_token_id is not None
+    assert starts == (family == "GPT2")
     inputs, targets, weights = masked(made, PROMPTS, RESPONSES)
     tokenizer = made.tokenizer
     for row, (prompt, response) in enumerate(
@@ -46,7 +51,7 @@ def test_responses_and_their_end_are_learned_and_nothing_else():
             np.array(begun["padding_mask"])[0] == 1
         ]
         np.testing.assert_array_equal(used[: len(begun)], begun)
-        assert tokenizer.detokenize(used[1:-1]) == prompt + response
+        assert tokenizer.detokenize(used[starts:-1]) == prompt + response
     np.testing.assert_array_equal(inputs["token_ids"][:, 1:], targets[:, :-1])
 
 
