@@ -42,10 +42,11 @@ class AdapterBank:
     compares batches of several random adapters with each adapter alone, and
     with other examples in the batch. There is a trial for every new kind of
     inputs (`predict`, `fit`, `generate`, another length), and for every batch
-    larger than those before. A trial takes 14 forward passes (12 for `fit`) of
-    5 to 13 examples in two sizes, and 6 (5) of the batch if that is larger. For
-    each size, 16 bits or a quantized base take 4 more passes, and TensorFlow
-    takes 1 more.
+    larger than those before. A trial takes 14 forward passes of 5 to 13
+    examples in two sizes, and 6 of the batch if that is larger. For each size,
+    16 bits or a quantized base take 4 more passes, and TensorFlow takes 1 more.
+    `fit` adds 12 passes, and 5 of a larger batch. A trial of `generate`
+    generates two tokens 12 times, and 5 times for a larger batch.
 
     Threads may use a bank concurrently. A change of the bank waits for running
     calls, and calls wait for the change.
@@ -162,8 +163,8 @@ class AdapterBank:
                 an adapted model; or `None`, the default, for the initial
                 vectors of `keras_ether.apply` and the base's head. An adapter
                 may cover fewer layers than the bank. The others compute as in
-                the base. With a learned strength it must cover as many, so that
-                `κ` is the same (`keras_ether.apply`).
+                the base. With a learned strength both need the same `κ`
+                (`keras_ether.apply`): as many layers, or 18 at most.
             evict: Whether a full bank removes the least recently used adapter
                 that is not in use, see `using`. Defaults to `False`.
 
