@@ -1,5 +1,6 @@
 """Products with factors of each example's own, against explicit matrices."""
 
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -104,3 +105,29 @@ def test_zero_factors_leave_a_product_as_it_is(rng):
         *map(ops.convert_to_tensor, (y.copy(), x, kernel)), zeros, zeros
     )
     np.testing.assert_array_equal(ops.convert_to_numpy(found), y)
+
+
+def test_a_row_is_written_and_no_other(rng):
+    values = [rng.standard_normal(shape) for shape in ((5, 3), (5, 2, 4))]
+    variables = [keras.Variable(v, dtype="float32") for v in values]
+    expected = [np.array(ops.convert_to_numpy(v)) for v in variables]
+    rows = [rng.standard_normal(v.shape[1:]).astype("float32") for v in values]
+    each_example.set_row(variables, 3, rows)
+    for variable, value, row in zip(variables, expected, rows, strict=True):
+        value[3] = row
+        np.testing.assert_array_equal(ops.convert_to_numpy(variable), value)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="Other backends write in place."
+)
+def test_rows_are_written_without_a_copy_but_not_under_a_view(rng):
+    variable = keras.Variable(rng.standard_normal((5, 3)), dtype="float32")
+    row = [np.zeros(3, "float32")]
+    view = ops.convert_to_numpy(variable)
+    before = np.array(view)
+    each_example.set_row([variable], 3, row)
+    np.testing.assert_array_equal(view, before)
+    array = variable.value
+    each_example.set_row([variable], 4, row)
+    assert array.is_deleted()
