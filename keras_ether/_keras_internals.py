@@ -333,6 +333,11 @@ def values_held(variables: list) -> list[tuple[Variable, Any]]:
     return [(v, v._value) for v in variables if v._value is not None]
 
 
+def are_taken(variables: list) -> bool:
+    """Whether a loop of JAX has taken the value of a variable."""
+    return any(v._value is None for v in variables)
+
+
 def give_back(pairs: list[tuple[Variable, Any]]) -> None:
     """Restores the values of variables from which a loop of JAX took them.
 

@@ -42,11 +42,12 @@ class AdapterBank:
     compares batches of several random adapters with each adapter alone, and
     with other examples in the batch. There is a trial for every new kind of
     inputs (`predict`, `fit`, `generate`, another length), and for every batch
-    larger than those before. A trial takes 14 forward passes of 5 to 13
-    examples in two sizes, and 6 of the batch if that is larger. For each size,
-    16 bits or a quantized base take 4 more passes, and TensorFlow takes 1 more.
-    `fit` adds 12 passes, and 5 of a larger batch. A trial of `generate`
-    generates two tokens 12 times, and 5 times for a larger batch.
+    larger than those before. A trial takes 16 forward passes of 5 to 13
+    examples in two sizes, and 7 of the batch if that is larger, with its size
+    rounded up to a power of two. For each size, 16 bits or a quantized base
+    take 4 more passes, and TensorFlow takes 1 more. `fit` adds 12 passes, and 5
+    of a larger batch. A trial of `generate` generates two tokens 12 times, and
+    5 times for a larger batch.
 
     Threads may use a bank concurrently. A change of the bank waits for running
     calls, and calls wait for the change.
@@ -187,10 +188,10 @@ class AdapterBank:
         if source is not None:
             content = row_contents.content_from(source, name)
         with self.model.access.shared():
-            self.model.restore_values()
+            self.model.check_values()
             values, covered = self._checked(content, name)
         with self.model.access.alone():
-            self.model.restore_values()
+            self.model.check_values()
             return self.model.put(name, values, covered, evict)
 
     def _checked(
@@ -215,7 +216,7 @@ class AdapterBank:
                 `using`.
         """
         with self.model.access.alone():
-            self.model.restore_values()
+            self.model.check_values()
             self._rows.release(name)
             self.model.publish_ids()
 

@@ -135,6 +135,8 @@ class BankModel(Loops, NamedWeights, keras.Model):
 
     # By Keras's names of arguments, which become names in exported graphs.
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if "inputs" in kwargs and not args:
+            args = (kwargs.pop("inputs"),)
         if is_traced() or not args:
             return super().__call__(*args, **kwargs)
         inputs, *rest = args
@@ -165,6 +167,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
         if values is not None:
             # Again: a compiler may have recorded what called this.
             self.table.check_ids(values)
+            self._check_tried(inputs, len(values))
         if ids.shape[0] == 0:
             # No example to compute for.
             return self.base(inputs)
@@ -210,15 +213,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
 
     def check_ready(self) -> None:
         """Raises a `ValueError` if the bank is closed, or its base changed."""
-        if not self._is_open:
-            raise ValueError("This `AdapterBank` is closed. Make a new one.")
-        for layer, adapter in self._adapters:
-            if getattr(layer, "ether", None) is not adapter:
-                raise ValueError(
-                    f"The adapter of layer '{layer.path}' of model "
-                    f"'{self.base.name}' was merged or removed since the "
-                    "`AdapterBank` was made. Make a new bank."
-                )
+        self._check_layers()
         with self.access.shared():
             held = [] if is_traced() else internals.values_held([self.current])
             for _, ids in held:
@@ -228,6 +223,18 @@ class BankModel(Loops, NamedWeights, keras.Model):
                         "`AdapterBank` without their names. Load them with "
                         "`bank.model.load_weights`, which loads names, too."
                     )
+
+    def _check_layers(self) -> None:
+        """As `check_ready`, without the lock, which a loop may hold."""
+        if not self._is_open:
+            raise ValueError("This `AdapterBank` is closed. Make a new one.")
+        for layer, adapter in self._adapters:
+            if getattr(layer, "ether", None) is not adapter:
+                raise ValueError(
+                    f"The adapter of layer '{layer.path}' of model "
+                    f"'{self.base.name}' was merged or removed since the "
+                    "`AdapterBank` was made. Make a new bank."
+                )
         for layer, variables in self._heads:
             if not heads.is_as_it_was(layer, variables):
                 raise ValueError(
@@ -275,9 +282,9 @@ class BankModel(Loops, NamedWeights, keras.Model):
             if not size or not self.certificates.is_new(x, size, kind):
                 continue
             if certify:
-                self.restore_values()
-                self.check_ready()
-                self.certificates.certify_call(x, size, training)
+                self._check_layers()
+                with self.values_restored():
+                    self.certificates.certify_call(x, size, training)
             elif training or BACKEND == "jax":
                 # No later check will run: on JAX a loop holds the weights.
                 raise ValueError(
@@ -285,9 +292,21 @@ class BankModel(Loops, NamedWeights, keras.Model):
                     "another length or in a larger batch, while `fit`, "
                     "`predict` or `evaluate` ran. No trial can run then. "
                     "Before such a call, run `predict` or `train_on_batch` of "
-                    "the bank's model on such inputs."
+                    "the bank's model on such inputs, or let the largest batch "
+                    "be the first."
                 )
         return {**inputs, ADAPTER_ID: found}
+
+    def _check_tried(self, inputs: Any, size: int) -> None:
+        """Raises a `ValueError` for a `stateless_call` without a trial."""
+        # PyTorch infers shapes by calls with values.
+        is_stateless = BACKEND != "torch" and steps.current() is None
+        if is_stateless and self.certificates.is_new(inputs, size):
+            raise ValueError(
+                "`stateless_call` of the model of an `AdapterBank` got inputs "
+                "of a new kind, such as of another length or in a larger "
+                "batch. Call the model on such inputs first, for a trial."
+            )
 
     # Rows.
 

@@ -24,6 +24,8 @@ class Certificates:
     """How often layers look up factors or weights in a call, by kind of inputs.
 
     A trial is valid for inputs of its kind in batches of its size or smaller.
+    Sizes are rounded up to powers of two, or growing batches would have a trial
+    each.
 
     Args:
         base: The adapted model.
@@ -37,8 +39,8 @@ class Certificates:
         self.base = base
         self.structure = structure
         self.runs_trials = runs_trials
-        self._asked: dict[tuple, Counter[Asked]] = {}
-        self._largest: dict[tuple, int] = {}
+        self._asked: dict[tuple | None, Counter[Asked]] = {}
+        self._largest: dict[tuple | None, int] = {}
 
     def start(self, batch: Any) -> None:
         """The first trial, with the inputs passed or with generated inputs.
@@ -116,17 +118,20 @@ class Certificates:
         Raises:
             ValueError: if the trial fails.
         """
+        size = 1 << (size - 1).bit_length()
         examples = max(size, *trial.SIZES)
         first = tree.map_structure(lambda x: x[:examples], inputs)
-        run = trial.Trial(
-            self.base,
-            self.structure,
-            answer,
-            draws,
-            repeated,
-        ).run
+        key = self._key(inputs, kind)
+        asked, largest = self._asked.get(key), self._largest.get(key, 0)
         try:
-            asked = run(first, size)
+            made = trial.Trial(
+                self.base, self.structure, answer, draws, repeated
+            )
+            if asked is None:
+                asked, largest = made.run_small(first)
+            if size > largest:
+                # Experts with a capacity mix examples of large batches alone.
+                made.run(first, size)
         except (ValueError, MemoryError):
             raise
         except Exception as error:
@@ -138,9 +143,9 @@ class Certificates:
                 f"{type(error).__name__}: {reason} (A `jax.jit` within the "
                 "model still runs the code that it traced before.)"
             ) from error
-        if (key := self._key(inputs, kind)) is not None:
+        if key is not None:
             self._asked[key] = asked
-            self._largest[key] = max(size, *trial.SIZES[:2])
+            self._largest[key] = max(size, largest)
 
     def check(self, asked: Counter[Asked], inputs: Any) -> None:
         """Raises a `ValueError` if lookups differ from those of a trial.
@@ -211,4 +216,7 @@ def _signature(inputs: Any) -> tuple | None:
 
 def _kind(x: Any) -> str:
     dtype = keras.backend.standardize_dtype(x.dtype)
-    return "float" if keras.backend.is_float_dtype(dtype) else dtype
+    if keras.backend.is_float_dtype(dtype):
+        return "float"
+    # Keras and JAX may make other integers of a user's.
+    return "int" if keras.backend.is_int_dtype(dtype) else dtype

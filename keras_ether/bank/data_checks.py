@@ -62,10 +62,13 @@ class Watch:
             if not hasattr(x, "map"):
                 # A distributed dataset, whose ids only the graph sees.
                 return x
-            # A pipeline of unknown length may be of data that are read once.
-            if BACKEND != "tensorflow" and int(x.cardinality()) != UNKNOWN:
-                for batch in x.take(1).as_numpy_iterator():
-                    self._batch(batch, True)
+            if BACKEND == "tensorflow":
+                return _checked_pipeline(x, self._later)
+            if int(x.cardinality()) == UNKNOWN:
+                # It may be of data that are read once.
+                return self._begun_pipeline(x)
+            for batch in x.take(1).as_numpy_iterator():
+                self._batch(batch, True)
             return _checked_pipeline(x, self._later)
         if hasattr(x, "collate_fn"):
             return _checked_loader(x, self._later, self._begun(iter(x)))
@@ -78,6 +81,23 @@ class Watch:
         """Checked batches, of which the first is read and checked now."""
         first = [self._batch(one, True) for one in itertools.islice(batches, 1)]
         return itertools.chain(first, map(self._later, batches))
+
+    def _begun_pipeline(self, dataset: Any) -> Any:
+        """The same pipeline, of which the first batch is read now."""
+        batches = dataset.as_numpy_iterator()
+        first = list(itertools.islice(batches, 1))
+        for batch in first:
+            self._batch(batch, True)
+        begun = [itertools.chain(first, batches)]
+
+        def read() -> Iterator:
+            for batch in begun.pop() if begun else dataset.as_numpy_iterator():
+                self._later(batch)
+                yield batch
+
+        return type(dataset).from_generator(
+            read, output_signature=dataset.element_spec
+        )
 
     def _later(self, batch: Any) -> Any:
         # A trial takes no lock: the loop may hold it and wait for this batch.

@@ -33,6 +33,10 @@ class Loops(keras.Model):
     A subclass has the attributes of `BankModel`.
     """
 
+    # Keras's, on JAX.
+    _jax_state: dict[str, Any] | None
+    _jax_state_synced: bool
+
     @property
     def optimizer(self) -> OwnOptimizer | None:
         """The optimizer, which trains each adapter as if alone."""
@@ -170,6 +174,8 @@ class Loops(keras.Model):
 
         def run(*args: Any) -> Any:
             with access():
+                if BACKEND == "jax":
+                    self._hold(args[0])
                 return function(*args)
 
         run.is_whole = True  # type: ignore[attr-defined]
@@ -212,6 +218,35 @@ class Loops(keras.Model):
             finally:
                 self.remember()
 
+    def _hold(self, state: tuple) -> None:
+        """Keeps the state that a step takes, for `restore_values` within it.
+
+        Keras keeps that of the step before, whatever callbacks changed since.
+        """
+        parts = ["trainable", "non_trainable", "optimizer", "metrics"]
+        if len(state) < len(parts):
+            # Of an evaluation, or of a prediction.
+            parts = [part for part in parts if part != "optimizer"]
+        names = [f"{part}_variables" for part in parts]
+        self._jax_state = dict(zip(names, state, strict=False))
+
+    @contextlib.contextmanager
+    def values_restored(self) -> Iterator[None]:
+        """A context in which variables have values, within a step too."""
+        if BACKEND != "jax":
+            yield
+            return
+        taken = [v for v in self.variables if v._value is None]
+        is_synced = getattr(self, "_jax_state_synced", True)
+        self.restore_values()
+        try:
+            yield
+        finally:
+            # The step goes on with the arrays that it took.
+            for variable in taken:
+                variable._value = None
+            self._jax_state_synced = is_synced
+
     def remember(self) -> None:
         """Keeps the values, which a loop of an outer model takes.
 
@@ -225,6 +260,21 @@ class Loops(keras.Model):
         """Restores the values of variables that a loop of JAX has taken."""
         if BACKEND == "jax":
             self.jax_state_sync()
+
+    def check_values(self) -> None:
+        """Restores the values before a change of the bank.
+
+        Raises:
+            RuntimeError: if a loop of another model has taken them. It would
+                write its own back.
+        """
+        self.restore_values()
+        if internals.are_taken(self.variables):
+            raise RuntimeError(
+                "A loop of another model that contains the model of an "
+                "`AdapterBank` has taken its weights, so the bank can't change "
+                "now. Call `jax_state_sync()` of that model first."
+            )
 
     @contextlib.contextmanager
     def _edge(self, trains: bool = False) -> Iterator[Watch]:

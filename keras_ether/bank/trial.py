@@ -74,6 +74,8 @@ class Trial:
         self.answer = answer
         self.draws = draws
         self.repeated = repeated
+        self.has_drawn = False
+        self.first: list[np.ndarray] = []
         stacks = structure.stacks(ROWS)
         self.stack_of = {id(owner): stack for owner, stack in stacks.items()}
         self.stacked = {
@@ -93,16 +95,16 @@ class Trial:
         self._run_mixed = compiled(self._compute_mixed, is_compiled)
         self._run_plain = compiled(self._compute_plain, is_compiled)
 
-    def run(self, inputs: Any, size: int) -> Counter[Asked]:
-        """Tests the model on inputs of this kind.
+    def run_small(self, inputs: Any) -> tuple[Counter[Asked], int]:
+        """Tests the model on inputs of this kind, in two small batches.
 
         Args:
             inputs: Arrays or tensors in the structure that the model takes,
                 of one example or more.
-            size: Integer, the size of the real batch.
 
         Returns:
-            How often each adapter, and each layer of the head, was asked.
+            Tuple of how often each adapter, and each layer of the head, was
+            asked, and the size of the larger batch.
 
         Raises:
             NoExamplesError: if any example's output differs from that of its
@@ -114,23 +116,21 @@ class Trial:
         for small in SIZES:
             if small in known:
                 continue
-            self._run_size(inputs, small)
+            self.run(inputs, small)
             if not asked:
                 self._check_effect(inputs)
             if small in self.examples.axes:
                 continue
             asked.append(self.examples.asked)
             if len(asked) == 2:
-                if size > small:
-                    # Experts with a capacity mix examples of large batches.
-                    self._run_size(inputs, size)
-                return asked[0]
+                return asked[0], small
         raise per_example.NoExamplesError(
             f"Model '{self.base.name}' has axes of all lengths in {SIZES}, so "
             "no batch size is left for a trial."
         )
 
-    def _run_size(self, inputs: Any, size: int) -> None:
+    def run(self, inputs: Any, size: int) -> None:
+        """Tests the model on a batch of one size. See `run_small`."""
         batch = _rows_of(inputs, np.arange(size) % _length(inputs))
         rows = np.resize(PATTERN, size)
         self._record(batch)
@@ -140,18 +140,40 @@ class Trial:
             raise per_example.NoExamplesError(self._problem(batch, rows))
         if self.draws:
             return
-        # Each example elsewhere in the batch, among other examples.
-        order = np.roll(np.arange(size)[::-1], 2)
-        order[: size // 3] = order[-1]
-        others = self._mixed(_rows_of(batch, order), rows[order], self.table)
-        if not are_equal(others, [y[order] for y in mixed], self._neighbours):
-            raise per_example.NoExamplesError(
-                f"Model '{self.base.name}' does not compute each example of a "
-                f"batch separately: in a batch of {size} an example's output "
-                "changed with the other examples. The model may average over "
-                "the batch, or have experts with a capacity. A bank can't be "
-                "made of it."
+        # Each example elsewhere in the batch, without the other half.
+        for half in (np.arange(0, size, 2), np.arange(1, size, 2)):
+            order = np.resize(half[::-1], size)
+            others = self._mixed(
+                _rows_of(batch, order), rows[order], self.table
             )
+            wanted = [y[order] for y in mixed]
+            if not are_equal(others, wanted, self._neighbours):
+                self._refuse_mixing(size)
+        # The first examples are the same in batches of all sizes.
+        first = [y[: SIZES[0]] for y in mixed]
+        if not self.first:
+            self.first = first
+            if size not in SIZES:
+                few = np.arange(SIZES[0])
+                self.first = self._mixed(
+                    _rows_of(batch, few), rows[few], self.table
+                )
+        if not are_equal(first, self.first, self._neighbours):
+            self._refuse_mixing(size)
+
+    def _refuse_mixing(self, size: int) -> None:
+        cause = (
+            "It draws random numbers in inference"
+            if self.has_drawn
+            else "It may average over the batch, or have experts with a "
+            "capacity"
+        )
+        raise per_example.NoExamplesError(
+            f"Model '{self.base.name}' does not compute each example of a "
+            f"batch separately: in a batch of {size} an example's output "
+            f"changed with the other examples. {cause}. A bank can't be made "
+            "of it."
+        )
 
     def _check_effect(self, inputs: Any) -> None:
         """Refuses a model whose outputs are the same with all adapters."""
@@ -265,8 +287,10 @@ class Trial:
         """Refuses a layer that one call would change for the next."""
         for variable in self.base.variables:
             key = id(variable)
-            is_seed = variable.name == SEED
-            if not is_seed and after.get(key) is not before.get(key):
+            if after.get(key) is before.get(key):
+                continue
+            self.has_drawn |= variable.name == SEED
+            if variable.name != SEED:
                 raise per_example.NoExamplesError(
                     f"Model '{self.base.name}' changes its variable "
                     f"'{variable.path}' in a call, so an adapter's answer "

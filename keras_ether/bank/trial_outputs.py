@@ -14,6 +14,9 @@ from keras_ether.ops.values import to_numpy
 # Relative errors: of two ways to compute one thing, in float32 and where 16
 # bits or integer kernels round it; and there of one way with other neighbours.
 FINE, COARSE, NEIGHBOURS = 1e-3, 0.3, 0.05
+# Where numbers are rounded, near ties among experts may be decided otherwise
+# for so many of the examples.
+STRAYS = 0.1
 # Places of examples in a batch, or all of them.
 Places = np.ndarray | None
 ALL = None
@@ -74,6 +77,7 @@ def are_equal(
         error = error.reshape(rows)
         size = np.sqrt(np.mean(np.square(z[finite]))) if finite.any() else 0
         of_example = np.sqrt(np.mean(np.square(error), axis=1))
-        if (of_example > tolerance * size).any():
+        strays = np.mean(of_example > tolerance * size)
+        if strays > (STRAYS if tolerance > FINE else 0.0):
             return False
     return True

@@ -277,24 +277,31 @@ def set_row(
         values: List of what the rows become, array-like, one per variable.
     """
     if BACKEND == "jax":
-        stacks = [variable.value for variable in variables]
-        values = replace_row(stacks, row, values)
-    else:
-        values = [
-            # TensorFlow needs a list of rows, and adding an axis takes long.
-            ops.convert_to_tensor(
-                np.asarray(value)[None] if BACKEND == "tensorflow" else value,
-                dtype=variable.dtype,
-            )
-            for variable, value in zip(variables, values, strict=True)
-        ]
+        _set_row_of_arrays(variables, row, values)
+        return
     for variable, value in zip(variables, values, strict=True):
         if BACKEND == "torch":
+            value = ops.convert_to_tensor(value, dtype=variable.dtype)
             # Gradients do not follow assignments to `data`.
             variable.value.data[row] = value
-        elif BACKEND == "tensorflow":
-            variable.value.scatter_nd_update([[row]], value)
         else:
+            # A list of rows, and adding an axis to a tensor takes long.
+            value = ops.convert_to_tensor(
+                np.asarray(value)[None], dtype=variable.dtype
+            )
+            variable.value.scatter_nd_update([[row]], value)
+
+
+def _set_row_of_arrays(
+    variables: Sequence[Variable], row: int, values: Sequence[Any]
+) -> None:
+    made: list[Tensor] = []
+    try:
+        made += replace_row([v.value for v in variables], row, values)
+    finally:
+        # The earlier arrays are deleted: after an interrupt, too, the variables
+        # must get these.
+        for variable, value in zip(variables, made, strict=False):
             variable.assign(value)
 
 

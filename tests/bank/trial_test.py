@@ -452,6 +452,7 @@ def test_experts_with_a_capacity(rng):
     for use in (
         lambda: bank.predict(x, names, batch_size=64),
         lambda: bank.model(batch),
+        lambda: bank.model(inputs=batch),
         lambda: bank.model.predict_on_batch(batch),
         lambda: bank.model.evaluate(batch, np.zeros((64, 3)), batch_size=64),
         lambda: bank.model.fit(batch, np.zeros((64, 3)), batch_size=64),
@@ -465,6 +466,62 @@ def test_experts_with_a_capacity(rng):
         bank.model.compile("adam", "mse")
         with pytest.raises(ValueError, match="each example of a batch"):
             use()
+
+
+def by_largest(x):
+    return x / ops.max(ops.abs(x))
+
+
+def clamped(x):
+    return ops.maximum(x, ops.max(x) - 1.0)
+
+
+def by_size(x):
+    return x / ops.cast(ops.shape(x)[0], "float32")
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("function", [by_largest, clamped, by_size])
+def test_a_base_whose_answers_depend_on_the_batch(function):
+    """On its largest example, which may be any, or on their number."""
+    for seed in range(4):
+        keras.utils.set_random_seed(seed)
+        inputs = keras.Input((8,))
+        x = L.Lambda(function)(inputs)
+        x = L.Dense(8, activation="tanh", name="a")(x)
+        model = keras.Model(inputs, L.Dense(3, name="head")(x))
+        keras_ether.apply(model, rank_blocks=2, targets=["a"])
+        x = np.random.default_rng(seed).normal(size=(9, 8)).astype("float32")
+        with pytest.raises(ValueError, match="changed with the other examples"):
+            keras_ether.AdapterBank(model, 2, trial=x)
+
+
+@pytest.mark.once
+def test_random_numbers_in_inference_are_named():
+    inputs = keras.Input((8,))
+    x = L.Dense(8, name="a")(inputs)
+    x = L.Dropout(0.5, seed=0)(x, training=True)
+    model = keras.Model(inputs, L.Dense(3, name="head")(x))
+    keras_ether.apply(model, rank_blocks=2, targets=["a"])
+    with pytest.raises(ValueError, match="draws random numbers"):
+        keras_ether.AdapterBank(model, 2)
+
+
+@pytest.mark.once
+def test_growing_batches_have_a_trial_for_each_power_of_two(monkeypatch):
+    model = around(lambda x: x)
+    bank = keras_ether.AdapterBank(model, 2)
+    sizes = []
+    run = trial.Trial.run
+    monkeypatch.setattr(
+        trial.Trial,
+        "run",
+        lambda self, x, size: sizes.append(size) or run(self, x, size),
+    )
+    for size in range(1, 40):
+        x = np.zeros((size, FIVE, 8), "float32")
+        bank.predict(x, [None] * size, batch_size=size)
+    assert sizes == [16, 32, 64]
 
 
 @pytest.mark.once
