@@ -82,7 +82,15 @@ def _spec(name, array, fixed):
 
 def read(path, format_, x):
     """What the format's own runtime predicts."""
-    return np.asarray(READERS[format_](path, named(x)))
+    reader = READERS.get(format_, _saved_model)
+    return np.asarray(reader(path, named(x)))
+
+
+def _saved_model(path, x):
+    import tensorflow as tf
+
+    x = keras.tree.map_structure(tf.convert_to_tensor, x)
+    return tf.saved_model.load(path).serve(x)
 
 
 def _onnx(path, x):
