@@ -90,7 +90,8 @@ def _saved_model(path, x):
     import tensorflow as tf
 
     x = keras.tree.map_structure(tf.convert_to_tensor, x)
-    return tf.saved_model.load(path).serve(x)
+    loaded = tf.saved_model.load(path)
+    return loaded.serve(x)
 
 
 def _onnx(path, x):
