@@ -35,19 +35,21 @@ def add_arguments(parser):
         "--methods", nargs="+", choices=METHODS, default=METHODS
     )
     parser.add_argument(
-        "--rates", nargs="+", type=float, default=(3e-4, 1e-3, 3e-3)
+        "--rates", nargs="+", type=float, default=(3e-4, 1e-3, 3e-3, 1e-2)
     )
     parser.add_argument("--steps", type=int, default=24)
 
 
 def main(args):
-    tables = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for model in args.models:
+    rates = ", ".join(f"{rate:g}" for rate in args.rates)
+    for model in args.models:
+        with tempfile.TemporaryDirectory() as folder:
             rows = [best(model, m, args, folder) for m in args.methods]
-            title = f"{model}, film reviews, {args.steps} steps of "
-            tables[f"{title}{BATCH} x {LENGTH} tokens"] = rows
-    report.save("language_peers", args, tables)
+        title = (
+            f"{model}, film reviews, {args.steps} steps of {BATCH} x {LENGTH} "
+            f"tokens, rates {rates}"
+        )
+        report.save(f"language-peers-{model}", args, {title: rows})
 
 
 def best(model, method, args, folder):
@@ -211,7 +213,8 @@ class Ours:
         padded = np.pad(prompt, ((0, 0), (0, 1)))
         mask = (np.arange(length + 1) < length)[None].astype("int32")
         x = {"token_ids": padded, "padding_mask": mask}
-        return self.task.generate(x, stop_token_ids=None)
+        # `generate` itself can't return what Gemma adds to the ids.
+        return self.task.make_generate_function()(x, stop_token_ids=None)
 
 
 def inputs(ids, targets, weights):
