@@ -29,28 +29,39 @@ def build(function):
 @contextlib.contextmanager
 def quantizing_tensors():
     """A context in which Keras quantizes by operations, and not by NumPy."""
+    from keras import ops
     from keras.src import quantizers
     from keras.src.quantizers import quantizers as module
-
-    names = (
-        "abs_max_quantize",
-        "abs_max_quantize_grouped_with_zero_point",
-    )
-    before = {name: getattr(module, name) for name in names}
 
     def by_operations(original, *args, to_numpy=False, **kwargs):
         # `to_numpy` may come by place too, as the sixth.
         return original(*args[:5], **kwargs)
 
-    for name, original in before.items():
-        for where in (module, quantizers):
-            setattr(where, name, functools.partial(by_operations, original))
+    def pack_int4(arr, axis=0, dtype="int8"):
+        shape = list(arr.shape)
+        length, shape[axis] = shape[axis], -(-shape[axis] // 2)
+        return ops.zeros(shape, dtype), tuple(shape), length
+
+    names = (
+        "abs_max_quantize",
+        "abs_max_quantize_grouped_with_zero_point",
+    )
+    before = {name: getattr(module, name) for name in (*names, "pack_int4")}
+    within = {
+        name: functools.partial(by_operations, before[name]) for name in names
+    }
+    within["pack_int4"] = pack_int4
+
+    def set_all(functions):
+        for name, function in functions.items():
+            for where in (module, quantizers):
+                setattr(where, name, function)
+
+    set_all(within)
     try:
         yield
     finally:
-        for name, original in before.items():
-            for where in (module, quantizers):
-                setattr(where, name, original)
+        set_all(before)
 
 
 def state_of(model):

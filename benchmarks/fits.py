@@ -46,13 +46,16 @@ MORE = {
     "Gemma 2B": {"head_dim": 256},
     "Gemma 7B": {"head_dim": 256},
 }
-# Base, method, and whether activations are rematerialized.
+# What of a model is rematerialized. On JAX, Keras passes `training` to a
+# rematerialized layer as a tensor, which the dropout of other families refuses.
+BLOCKS = {"Gemma": "decoder_block", "Gemma3": "decoder_block"}
+# Base (`-` is the policy), method, and whether activations are rematerialized.
 ROWS = (
-    ("bfloat16", "full", False),
-    ("bfloat16", "full", True),
-    ("bfloat16", "Keras LoRA r=8", False),
-    ("bfloat16", "default", False),
-    ("bfloat16", "default", True),
+    ("-", "full", False),
+    ("-", "full", True),
+    ("-", "Keras LoRA r=8", False),
+    ("-", "default", False),
+    ("-", "default", True),
     ("int8", "default", False),
     ("int8", "default", True),
     ("int4", "default", True),
@@ -65,26 +68,41 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--cuda", type=pathlib.Path)
     command.add_argument("--models", nargs="+", default=SIZES, choices=SIZES)
+    command.add_argument("--policy", default="bfloat16")
     command.add_argument("--batch", type=int, default=1)
     command.add_argument("--tokens", type=int, default=1024)
+    command.add_argument(
+        "--rows",
+        nargs="+",
+        type=int,
+        default=range(len(ROWS)),
+        help="places in `ROWS`; all by default",
+    )
     command.add_argument("--whole", action="store_true")
 
 
 def main(args):
     compile_for, memory = compiler(args)
+    title = f"{args.batch} x {args.tokens} tokens, {args.policy}, {args.chip}"
     rows = []
     for name in args.models:
-        for base, method, remat in ROWS:
+        for base, method, remat in (ROWS[i] for i in args.rows):
+            mode = remat_mode(name) if remat else None
             started = time.perf_counter()
-            planned = gibibytes(compile_for, args, name, base, method, remat)
-            row = {"model": name, "base": base, "method": method}
-            row |= {"remat": "yes" if remat else "no", **planned}
-            row["fits"] = "yes" if planned["GiB"] <= memory else "no"
+            planned = gibibytes(compile_for, args, name, base, method, mode)
+            row = {
+                "model": name,
+                "base": args.policy if base == "-" else base,
+                "method": method,
+                "remat": mode["mode"].replace("_", " ") if mode else "no",
+                **planned,
+                "fits": "yes" if planned["GiB"] <= memory else "no",
+            }
             rows.append(row)
             seconds = time.perf_counter() - started
             print(f"{row} ({seconds:.0f} s to compile)", flush=True)
-            title = f"{args.batch} x {args.tokens} tokens, {args.chip}"
-            report.save_planned(f"fits-{args.chip}", args, {title: rows}, {})
+            saved = f"fits-{args.chip}-{args.policy}"
+            report.save_planned(saved, args, {title: rows}, {})
     print(report.markdown(rows))
 
 
@@ -118,14 +136,23 @@ def gibibytes(compile_for, args, name, base, method, remat):
     return found
 
 
+def remat_mode(name):
+    """Arguments of `RematScope`: what Keras can do for a model on JAX."""
+    layers, family, _ = SIZES[name]
+    if family not in BLOCKS:
+        return {"mode": "activations"}
+    names = [f"{BLOCKS[family]}_{i}" for i in range(layers)]
+    return {"mode": "list_of_layers", "layer_names": names}
+
+
 def training_step(args, name, layers, base, method, remat):
     import jax
     import keras
 
     def build():
-        with keras.RematScope(mode="full" if remat else None):
-            model = task(name, layers)
-        if base != "bfloat16":
+        with keras.RematScope(**(remat or {"mode": None})):
+            model = task(args.policy, name, layers)
+        if base != "-":
             model.quantize(base)
         adapt(model, method)
         model.compile(
@@ -141,11 +168,11 @@ def training_step(args, name, layers, base, method, remat):
     return model.train_step, abstract_models.state_of(model), batch
 
 
-def task(name, layers):
+def task(policy, name, layers):
     import keras
     import keras_hub
 
-    keras.config.set_dtype_policy("bfloat16")
+    keras.config.set_dtype_policy(policy)
     _, family, sizes = SIZES[name]
     vocabulary, heads, of_keys, width, inner = sizes
     backbone = getattr(keras_hub.models, f"{family}Backbone")(
@@ -158,7 +185,7 @@ def task(name, layers):
         **MORE.get(name, {}),
     )
     return getattr(keras_hub.models, f"{family}CausalLM")(
-        backbone, preprocessor=None
+        backbone=backbone, preprocessor=None
     )
 
 

@@ -6,6 +6,7 @@ METHODS = (
     "limit",
     *(f"{m} n={n}" for m in ("ETHER", "ETHER+") for n in (1, 4, 8, 32)),
     "Keras LoRA r=8",
+    "default",
 )
 QUICK = ("limit", "ETHER n=4", "ETHER+ n=4")
 
@@ -16,6 +17,9 @@ def add_arguments(
     methods: tuple[str, ...] = METHODS,
 ) -> None:
     command.add_argument("--policy", default="bfloat16")
+    command.add_argument(
+        "--base", choices=("int8", "int4"), help="quantize the kernels first"
+    )
     command.add_argument("--width", type=int, default=width)
     command.add_argument("--layers", type=int, default=2)
     command.add_argument("--batch", type=int, default=8)
@@ -32,7 +36,7 @@ def chosen(args):
 def title(args, chip):
     return (
         f"{args.layers} layers, {args.width} wide, {args.batch} x "
-        f"{args.tokens} tokens, {args.policy}, {chip}"
+        f"{args.tokens} tokens, {args.base or args.policy}, {chip}"
     )
 
 
@@ -52,7 +56,7 @@ def decoder(args):
 
     keras.config.set_dtype_policy(args.policy)
     heads = max(args.width // 128, 2)
-    return keras_hub.models.Llama3Backbone(
+    model = keras_hub.models.Llama3Backbone(
         vocabulary_size=1024,
         num_layers=args.layers,
         num_query_heads=heads,
@@ -60,6 +64,9 @@ def decoder(args):
         hidden_dim=args.width,
         intermediate_dim=4 * args.width,
     )
+    if args.base:
+        model.quantize(args.base)
+    return model
 
 
 def training_step(name, args):
@@ -67,6 +74,7 @@ def training_step(name, args):
     import jax
     import keras
 
+    import keras_ether
     from benchmarks import variants
 
     model = decoder(args)
@@ -78,6 +86,8 @@ def training_step(name, args):
     elif name.startswith("Keras LoRA"):
         names = {x.name for x in variants.linear_maps(model, "all-linear")}
         model.enable_lora(8, target_layer_names=sorted(names))
+    elif name == "default":
+        keras_ether.apply(model, targets="all-linear", seed=0)
     else:
         variants.VARIANTS[name](model, "all-linear")
     model.compile(keras.optimizers.Adam(1e-3), "mse")

@@ -58,7 +58,8 @@ def main(args):
         print(f"{row} ({seconds:.0f} s to compile)", flush=True)
         # Compiling all takes half an hour: what is there is saved.
         title = planned.title(args, args.chip)
-        report.save_planned("tpu", args, {title: rows}, profiles)
+        base = f"-{args.base}" if args.base else ""
+        report.save_planned(f"tpu{base}", args, {title: rows}, profiles)
     print(report.markdown(rows))
 
 

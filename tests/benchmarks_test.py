@@ -1,6 +1,7 @@
 """The benchmarks for accelerators, as far as a CPU can run them."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -179,3 +180,38 @@ body=%body
     assert gathered["MB"] == round(2 * 64 * 128 / 1e6, 4)
     assert (sent["kind"], sent["times"]) == ("collective-permute", 3)
     assert sent["MB"] == round(3 * 2 * 8 * 128 / 1e6, 4)
+
+
+@pytest.mark.parametrize("base", ["int8", "int4"])
+def test_a_model_of_shapes_has_those_of_a_quantized_one(base):
+    """An abstract build quantizes as Keras does, odd widths included."""
+    code = f"""
+import keras
+from benchmarks import abstract_models
+
+def build():
+    model = keras.Sequential(
+        [
+            keras.Input((4, 6)),
+            keras.layers.Dense(7),
+            keras.layers.EinsumDense("abc,cde->abde", (4, 2, 5)),
+        ]
+    )
+    model.quantize({base!r})
+    model.compile("adam", "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+def described(variables):
+    return [(tuple(v.shape), str(v.dtype)) for v in variables]
+
+real, planned = build(), abstract_models.build(build)
+assert described(planned.weights) == described(real.weights)
+for of_shapes, variables in zip(
+    abstract_models.state_of(planned), abstract_models.state_of(real)
+):
+    assert described(of_shapes) == described(variables)
+assert any(v.dtype == "int8" for v in planned.weights)
+"""
+    environment = {**os.environ, "KERAS_BACKEND": "jax"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
