@@ -74,7 +74,6 @@ class Trial:
         self.answer = answer
         self.draws = draws
         self.repeated = repeated
-        self.has_drawn = False
         self.first: list[np.ndarray] = []
         stacks = structure.stacks(ROWS)
         self.stack_of = {id(owner): stack for owner, stack in stacks.items()}
@@ -162,17 +161,12 @@ class Trial:
             self._refuse_mixing(size)
 
     def _refuse_mixing(self, size: int) -> None:
-        cause = (
-            "It draws random numbers in inference"
-            if self.has_drawn
-            else "It may average over the batch, or have experts with a "
-            "capacity"
-        )
         raise per_example.NoExamplesError(
             f"Model '{self.base.name}' does not compute each example of a "
             f"batch separately: in a batch of {size} an example's output "
-            f"changed with the other examples. {cause}. A bank can't be made "
-            "of it."
+            "changed with the other examples. The model may average over the "
+            "batch, have experts with a capacity, or draw random numbers. A "
+            "bank can't be made of it."
         )
 
     def _check_effect(self, inputs: Any) -> None:
@@ -287,10 +281,8 @@ class Trial:
         """Refuses a layer that one call would change for the next."""
         for variable in self.base.variables:
             key = id(variable)
-            if after.get(key) is before.get(key):
-                continue
-            self.has_drawn |= variable.name == SEED
-            if variable.name != SEED:
+            is_seed = variable.name == SEED
+            if not is_seed and after.get(key) is not before.get(key):
                 raise per_example.NoExamplesError(
                     f"Model '{self.base.name}' changes its variable "
                     f"'{variable.path}' in a call, so an adapter's answer "
