@@ -160,7 +160,7 @@ class BankExamples:
 
     def check_outputs(self, outputs: Any) -> None:
         """Raises a `ValueError` for outputs without one part per example."""
-        for y in tree.flatten(outputs):
+        for y in parts_of(outputs):
             leading = y.shape[0] if len(y.shape) else 1
             if leading != self.size and None not in (leading, self.size):
                 raise per_example.NoExamplesError(
@@ -175,10 +175,12 @@ class BankExamples:
         The ids of rows are read here, after all values, so an id that ended in
         between is invalid.
         """
-        with after(tree.flatten(outputs)):
+        with after(parts_of(outputs)):
             valid = self.are_valid(current)
 
-        def mark(y: Tensor) -> Tensor:
+        def mark(y: Tensor | None) -> Tensor | None:
+            if y is None:
+                return None
             each = ops.reshape(valid, (-1,) + (1,) * (len(y.shape) - 1))
             found = ops.where(each, y, ops.cast(_filling(y), y.dtype))
             internals.copy_mask(y, found)
@@ -189,8 +191,13 @@ class BankExamples:
 
 def check_markable(outputs: Any) -> None:
     """Raises a `ValueError` for outputs that `marked` can't mark."""
-    for y in tree.flatten(outputs):
+    for y in parts_of(outputs):
         _filling(y)
+
+
+def parts_of(outputs: Any) -> list[Tensor]:
+    """The tensors of nested outputs, some of which may be `None`."""
+    return [y for y in tree.flatten(outputs) if y is not None]
 
 
 def _filling(y: Tensor) -> float | int:

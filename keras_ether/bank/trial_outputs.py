@@ -7,8 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 from keras import ops
-from keras import tree
 
+from keras_ether.bank.examples import parts_of
 from keras_ether.ops.values import to_numpy
 
 # Relative errors: of two ways to compute one thing, in float32 and where 16
@@ -25,7 +25,7 @@ ALL = None
 def to_numpy_at(outputs: Any, places: Places) -> list[np.ndarray]:
     """The parts of outputs for the examples at `places`."""
     found = []
-    for y in tree.flatten(outputs):
+    for y in parts_of(outputs):
         y = ops.convert_to_tensor(y)
         if places is not ALL:
             y = ops.take(y, places, axis=0)

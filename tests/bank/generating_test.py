@@ -14,7 +14,18 @@ NAMES = ["a0", None, "a1", "a0"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*learning rate of 2e-05")
 
 
-def task(seed, sampler):
+class Silent(keras_hub.models.GPT2CausalLM):
+    """Returns `None` for its images, as Gemma 3 does for texts alone."""
+
+    def generate_step(self, *args, **kwargs):
+        return {**super().generate_step(*args, **kwargs), "images": None}
+
+    def _normalize_generate_outputs(self, outputs, is_scalar):
+        texts = [{k: v for k, v in y.items() if v is not None} for y in outputs]
+        return super()._normalize_generate_outputs(texts, is_scalar)
+
+
+def task(seed, sampler, task_class=keras_hub.models.GPT2CausalLM):
     keras.utils.set_random_seed(0)
     backbone = keras_hub.models.GPT2Backbone(
         vocabulary_size=40,
@@ -25,7 +36,7 @@ def task(seed, sampler):
         max_sequence_length=10,
         name="backbone",
     )
-    model = keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
+    model = task_class(backbone, preprocessor=None)
     tuned.move(model.trainable_weights, 0)
     keras_ether.apply(
         model,
@@ -71,6 +82,19 @@ def test_tokens_are_those_of_each_adapter_alone(rng, beams):
         bank.generate(x, turned, stop_token_ids=None)["token_ids"],
         banks.expected(turned, alone, base, answer),
     )
+
+
+def test_a_part_of_the_outputs_that_is_none(rng):
+    bank = keras_ether.AdapterBank(task(2, "greedy"), 3)
+    silent = keras_ether.AdapterBank(task(2, "greedy", Silent), 3)
+    for both in (bank, silent):
+        both.add("a0", task(0, "greedy"))
+    x, names = prompts(rng), ["a0", None] * 2
+    found, wanted = (
+        both.generate(x, names, stop_token_ids=None)["token_ids"]
+        for both in (silent, bank)
+    )
+    np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.once
