@@ -54,7 +54,7 @@ alike. TensorFlow was not run.
 | Backbone | Model | PyTorch | JAX |
 | --- | --- | --- | --- |
 | BertBackbone | all-MiniLM-L6-v2 | all | all |
-| Llama3Backbone | SmolLM2-135M-Instruct | all (int8 at 1e-4) | to merging; int4 |
+| Llama3Backbone | SmolLM2-135M | all (int8 at 1e-4) | start to merging; int4 |
 | Gemma3Backbone | Gemma 3 270M | all (int8 at 1e-4) | not run |
 | DINOV2Backbone | DINOv2 ViT-S/14 | all | not run |
 | EfficientNetBackbone | EfficientNet-Lite0 | all | not run |
