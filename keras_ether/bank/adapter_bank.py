@@ -69,11 +69,10 @@ class AdapterBank:
             under the key `"inputs"` if they are not a dictionary, and
             `adapter_id`, one integer per example. Use its `predict` or
             `export`, or call it. Before `fit` or `evaluate`, call its own
-            `compile`. Id 0, `None` as a name,
-            selects the base. Another id without an adapter in the bank raises a
-            `ValueError` if its value is known. In your own compiled code the
-            output for that example is NaN, or the lowest value of an integer
-            dtype.
+            `compile`. Id 0, `None` as a name, selects the base. Another id
+            without an adapter in the bank raises a `ValueError` if its value is
+            known. In your own compiled code the output for that example is NaN,
+            or the lowest value of an integer dtype.
         capacity: The argument `capacity`.
 
     Raises:

@@ -237,7 +237,7 @@ class Loops(keras.Model):
             yield
             return
         taken = [v for v in self.variables if v._value is None]
-        is_synced = getattr(self, "_jax_state_synced", True)
+        is_synced = self._jax_state_synced
         self.restore_values()
         try:
             yield
