@@ -468,6 +468,28 @@ def test_experts_with_a_capacity(rng):
             use()
 
 
+@pytest.mark.skipif(
+    keras.backend.backend() == "torch",
+    reason="Shapes are inferred by calls with values.",
+)
+def test_a_stateless_call_needs_a_trial_before(rng):
+    bank = keras_ether.AdapterBank(around(lambda x, inner: inner(x)), 2)
+
+    def answer(size):
+        trained = [v.value for v in bank.model.trainable_variables]
+        other = [v.value for v in bank.model.non_trainable_variables]
+        x = np.zeros((size, FIVE, 8), "float32")
+        batch = {"inputs": x, "adapter_id": bank.ids([None] * size)}
+        return bank.model.stateless_call(trained, other, batch)[0]
+
+    assert answer(4).shape == (4, 3)
+    with pytest.raises(ValueError, match="Call the model on such inputs first"):
+        answer(40)
+    x = np.zeros((40, FIVE, 8), "float32")
+    bank.predict(x, [None] * 40, batch_size=40)
+    assert answer(40).shape == (40, 3)
+
+
 def by_largest(x):
     return x / ops.max(ops.abs(x))
 
