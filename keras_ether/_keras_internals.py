@@ -207,20 +207,31 @@ def layers_containing(layers: Iterable[Layer]) -> list[Layer]:
 def _objects_of(kinds: set[type]) -> list:
     """All objects in memory whose class is one of these.
 
-    One C call finds them, during which no other thread runs. A tuple that
-    another thread makes item by item can't grow while a list of all objects
-    refers to it: that thread would get a `SystemError`.
+    One C call finds them, in which no Python code and so no other thread
+    runs. A tuple that another thread makes item by item can't grow while a
+    list of all objects refers to it: that thread would get a `SystemError`.
     """
-    if frozen := gc.get_freeze_count():
+    # A collection would run callbacks and finalizers, which are Python code.
+    collects = gc.isenabled()
+    frozen = gc.get_freeze_count()
+    try:
+        gc.disable()
         # The collector does not list objects that `gc.freeze` has frozen.
         gc.unfreeze()
-    # The list of all objects, which no name here holds, comes twice.
-    lists = chain.from_iterable(map(repeat, map(gc.get_objects, (None,)), (2,)))
-    chosen = map(map, repeat(kinds.__contains__), map(map, repeat(type), lists))
-    found = list(chain.from_iterable(map(compress, lists, chosen)))
-    if frozen:
-        gc.freeze()
-    return found
+        # By id, since the class of a class may define `__hash__`.
+        chosen = set(map(id, kinds)).__contains__
+        # The list of all objects, which no name here holds, comes twice.
+        lists = chain.from_iterable(
+            map(repeat, map(gc.get_objects, (None,)), (2,))
+        )
+        classes = map(map, repeat(type), lists)
+        marks = map(map, repeat(chosen), map(map, repeat(id), classes))
+        return list(chain.from_iterable(map(compress, lists, marks)))
+    finally:
+        if frozen:
+            gc.freeze()
+        if collects:
+            gc.enable()
 
 
 def to_archive(layer: Layer) -> bytes:

@@ -87,7 +87,12 @@ def search_what_is_new(monkeypatch):
     from keras_ether import _keras_internals as internals
 
     nothing_is_frozen = types.SimpleNamespace(
-        get_freeze_count=lambda: 0, get_objects=gc.get_objects
+        get_freeze_count=lambda: 0,
+        unfreeze=lambda: None,
+        get_objects=gc.get_objects,
+        isenabled=gc.isenabled,
+        disable=gc.disable,
+        enable=gc.enable,
     )
     monkeypatch.setattr(internals, "gc", nothing_is_frozen)
 

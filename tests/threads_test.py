@@ -1,6 +1,7 @@
 """One adapted model, asked by many threads at once."""
 
 import contextlib
+import gc
 import sys
 import threading
 import time
@@ -28,6 +29,26 @@ def short_switch_interval():
         yield
     finally:
         sys.setswitchinterval(before)
+
+
+@contextlib.contextmanager
+def collections_in_python():
+    """Has Python's collector run often, and call Python code each time.
+
+    JAX and Hypothesis register such callbacks.
+    """
+
+    def callback(phase, info):
+        time.sleep(0)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(callback)
+    gc.set_threshold(20, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.callbacks.remove(callback)
 
 
 def ask(function, inputs, threads=8):
@@ -219,7 +240,7 @@ def test_other_threads_can_make_tuples_while_a_model_changes():
             except SystemError as error:
                 raised.append(error)
 
-    with ThreadPoolExecutor(1) as pool:
+    with collections_in_python(), ThreadPoolExecutor(1) as pool:
         pool.submit(make_tuples)
         try:
             for _ in range(5):
