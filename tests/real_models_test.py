@@ -60,9 +60,9 @@ class Tuned:
 
     def __init__(self, real, folder):
         self.model = real.base()
-        self.base = real.predict(self.model)
+        self.base = real.call(self.model)
         apply(real, self.model)
-        self.start = real.predict(self.model)
+        self.start = real.call(self.model)
         real.compile(self.model, RATE)
         self.losses = real.fit(self.model, EPOCHS)
         self.after = real.predict(self.model)
@@ -83,11 +83,11 @@ def test_training_starts_at_the_pretrained_model_and_learns(tuned):
 
 def test_disabled_is_the_pretrained_model(real, tuned):
     with keras_ether.disabled(tuned.model):
-        found = real.predict(tuned.model)
+        found = real.call(tuned.model)
     fresh = real.base()
     for name, layer in heads(tuned.model).items():
         heads(fresh)[name].set_weights(layer.get_weights())
-    np.testing.assert_array_equal(found, real.predict(fresh))
+    np.testing.assert_array_equal(found, real.call(fresh))
     np.testing.assert_array_equal(real.predict(tuned.model), tuned.after)
 
 
@@ -176,9 +176,9 @@ def test_a_quantized_base_is_adapted(real, mode, tmp_path):
         warnings.simplefilter("ignore")
         # A head of integers could not train.
         model.quantize(mode, filters=lambda layer: layer.name not in HEADS)
-    base = real.predict(model)
+    base = real.call(model)
     apply(real, model)
-    np.testing.assert_array_equal(real.predict(model), base)
+    np.testing.assert_array_equal(real.call(model), base)
     # Keras rounds the inputs of int8 layers, too: deep models need lower rates.
     is_rounded = mode == "int8" and real.name in real_models.ROUNDED
     real.compile(model, RATE / 10 if is_rounded else RATE)
@@ -188,7 +188,7 @@ def test_a_quantized_base_is_adapted(real, mode, tmp_path):
     path = tmp_path / "quantized.ether.safetensors"
     keras_ether.save_adapter(model, path)
     keras_ether.remove(model, reset_head=bool(heads(model)))
-    np.testing.assert_array_equal(real.predict(model), base)
+    np.testing.assert_array_equal(real.call(model), base)
     keras_ether.load_adapter(model, path)
     np.testing.assert_array_equal(real.predict(model), after)
 
