@@ -70,7 +70,14 @@ def main():
             command.add_argument(
                 "--cases",
                 nargs="+",
-                choices=["minilm", "minilm-default", "decoder", "bert-base"],
+                choices=[
+                    "minilm",
+                    "minilm-default",
+                    "decoder",
+                    "decoder-int8",
+                    "decoder-int4",
+                    "bert-base",
+                ],
                 help="models and targets; all of them by default",
             )
         if name in SECONDS:

@@ -66,10 +66,8 @@ def quantizing_tensors():
 
 def state_of(model):
     """Shapes of what a training step of a compiled model takes and returns."""
-    import jax
-
     return tuple(
-        [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in variables]
+        [shape_of(v) for v in variables]
         for variables in (
             model.trainable_variables,
             model.non_trainable_variables,
@@ -77,3 +75,11 @@ def state_of(model):
             model.metrics_variables,
         )
     )
+
+
+def shape_of(variable):
+    """Shape and dtype, and the layout that a `keras.distribution` gives it."""
+    import jax
+
+    layout = getattr(variable._layout, "backend_layout", variable._layout)
+    return jax.ShapeDtypeStruct(variable.shape, variable.dtype, sharding=layout)

@@ -59,21 +59,30 @@ def main(args):
 
 def compile_step(name, args):
     """A training step, compiled for one of the chips."""
-    import jax
     import keras
+    import keras_hub
+
+    # It stays in force: adapters ask for it where their layers are traced.
+    keras.distribution.set_distribution(
+        distribution(args.layout, args.chips, keras_hub.models.Llama3Backbone)
+    )
+    step = planned.training_step(name, args)
+    return compile_for(args.layout, args.chips, *step)
+
+
+def compile_for(layout, chips, step, state, batch):
+    """A function of a sharded state and a batch, compiled for the chips."""
+    import jax
     import numpy as np
     from jax.experimental import topologies
     from jax.sharding import Mesh
     from jax.sharding import NamedSharding
     from jax.sharding import PartitionSpec
 
-    # It stays in force: adapters ask for it where their layers are traced.
-    keras.distribution.set_distribution(distribution(args))
-    step, state, batch = planned.training_step(name, args)
-    chips = topologies.get_topology_desc(
-        TOPOLOGIES[args.chips], platform="tpu"
+    devices = topologies.get_topology_desc(
+        TOPOLOGIES[chips], platform="tpu"
     ).devices
-    mesh = Mesh(np.reshape(chips, mesh_shape(args)), AXES)
+    mesh = Mesh(np.reshape(devices, mesh_shape(layout, chips)), AXES)
 
     def placed(x, spec):
         return jax.ShapeDtypeStruct(
@@ -87,21 +96,23 @@ def compile_step(name, args):
         return jax.jit(step, donate_argnums=0).lower(state, batch).compile()
 
 
-def mesh_shape(args):
-    return (1, args.chips) if args.layout == "model" else (args.chips, 1)
+def mesh_shape(layout, chips):
+    return (1, chips) if layout == "model" else (chips, 1)
 
 
-def distribution(args):
+def distribution(layout, chips, backbone):
+    """A layout of a class of backbones on as many devices of the processor."""
     import keras
-    import keras_hub
 
-    devices = keras.distribution.list_devices("cpu")[: args.chips]
-    mesh = keras.distribution.DeviceMesh(mesh_shape(args), AXES, devices)
-    if args.layout == "model":
-        layouts = keras_hub.models.Llama3Backbone.get_layout_map(mesh)
+    devices = keras.distribution.list_devices("cpu")[:chips]
+    mesh = keras.distribution.DeviceMesh(
+        mesh_shape(layout, chips), AXES, devices
+    )
+    if layout == "model":
+        layouts = backbone.get_layout_map(mesh)
     else:
         layouts = keras.distribution.LayoutMap(mesh)
-    if args.layout == "fsdp":
+    if layout == "fsdp":
         # The heads of keys and values may be fewer than the chips.
         layouts[r".*(query|key|value|dense)/kernel"] = ("batch",)
         layouts[r".*attention_output/kernel"] = (None, None, "batch")

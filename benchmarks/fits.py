@@ -2,24 +2,30 @@
 
     pip install libtpu
     python -m benchmarks fits
+    python -m benchmarks fits --chips 8 --models "Gemma 7B" "Llama 3 8B"
     python -m benchmarks fits --chip p100 --cuda cuda    # see `gpu_plan`
 
 No weight is allocated and no chip is needed. A model is compiled with two
 layers and with four; each further layer takes half of the difference. `--whole`
-compiles all layers beside it, which shows the error of that.
+compiles all layers beside it, which shows the error of that. `--chips 8` cuts
+the kernels over eight chips of a v5e, by KerasHub's layout map, and says what
+one chip holds.
 """
 
 import argparse
+import functools
 import pathlib
 import time
 
 from benchmarks import abstract_models
+from benchmarks import collectives
 from benchmarks import described_gpus
 from benchmarks import gpu_plan
 from benchmarks import report
 from benchmarks import tpu
 
 GIB = 2**30
+LAYOUT = "model"
 # Name, memory in GiB, as data sheets say it.
 TPUS = {"v5e": ("v5e:2x2", 16), "v6e": ("v6e:2x2", 32)}
 # Layers, and the arguments of KerasHub's backbone.
@@ -66,6 +72,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--chip", default="v5e", choices=[*TPUS, *described_gpus.DATA_SHEETS]
     )
+    command.add_argument("--chips", type=int, default=1, choices=(1, 8))
     command.add_argument("--cuda", type=pathlib.Path)
     command.add_argument("--models", nargs="+", default=SIZES, choices=SIZES)
     command.add_argument("--policy", default="bfloat16")
@@ -83,8 +90,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def main(args):
     compile_for, memory = compiler(args)
-    title = f"{args.batch} x {args.tokens} tokens, {args.policy}, {args.chip}"
-    rows = []
+    chip = args.chip if args.chips == 1 else f"{args.chip}-{args.chips}"
+    title = f"{args.batch} x {args.tokens} tokens, {args.policy}, {chip}"
+    saved = f"fits-{chip}-{args.policy}"
+    rows = report.planned_rows(saved, args, title)
     for name in args.models:
         for base, method, remat in (ROWS[i] for i in args.rows):
             mode = remat_mode(name) if remat else None
@@ -98,16 +107,30 @@ def main(args):
                 **planned,
                 "fits": "yes" if planned["GiB"] <= memory else "no",
             }
-            rows.append(row)
             seconds = time.perf_counter() - started
             print(f"{row} ({seconds:.0f} s to compile)", flush=True)
-            saved = f"fits-{args.chip}-{args.policy}"
+            # Rows of other runs stay.
+            rows = [r for r in rows if _key(r) != _key(row)] + [row]
+            rows.sort(key=lambda r: [*SIZES].index(r["model"]))
             report.save_planned(saved, args, {title: rows}, {})
     print(report.markdown(rows))
 
 
+def _key(row):
+    return [row[name] for name in ("model", "base", "method", "remat")]
+
+
 def compiler(args):
     """A function that compiles for the chip, and the chip's memory in GiB."""
+    if args.chips > 1:
+        if args.chip != "v5e":
+            raise SystemExit("--chips needs --chip v5e")
+        tpu.set_environment()
+        collectives.set_environment(args.chips)
+        compile_for = functools.partial(
+            collectives.compile_for, LAYOUT, args.chips
+        )
+        return compile_for, TPUS[args.chip][1]
     if args.chip in TPUS:
         tpu.set_environment()
         topology, memory = TPUS[args.chip]
@@ -148,6 +171,7 @@ def remat_mode(name):
 def training_step(args, name, layers, base, method, remat):
     import jax
     import keras
+    import keras_hub
 
     def build():
         with keras.RematScope(**(remat or {"mode": None})):
@@ -162,6 +186,12 @@ def training_step(args, name, layers, base, method, remat):
         model.optimizer.build(model.trainable_variables)
         return model
 
+    if args.chips > 1:
+        family = getattr(keras_hub.models, f"{SIZES[name][1]}Backbone")
+        # It stays in force: adapters ask for it where layers are traced.
+        keras.distribution.set_distribution(
+            collectives.distribution(LAYOUT, args.chips, family)
+        )
     model = abstract_models.build(build)
     tokens = jax.ShapeDtypeStruct((args.batch, args.tokens), "int32")
     batch = {"token_ids": tokens, "padding_mask": tokens}, tokens

@@ -1,5 +1,7 @@
 """The models that are timed, with random weights, and batches for them."""
 
+import warnings
+
 import keras
 import keras_hub
 import numpy as np
@@ -33,6 +35,16 @@ def decoder(batch=4, length=256):
     )
     inputs = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
     return model, inputs, np.roll(tokens, -1, axis=1)
+
+
+def quantized_decoder(mode):
+    """The decoder, whose kernels and embeddings are rounded to integers."""
+    model, *batch = decoder()
+    with warnings.catch_warnings():
+        # Keras names each kind of layer that has nothing to round.
+        warnings.simplefilter("ignore")
+        model.backbone.quantize(mode)
+    return model, *batch
 
 
 def _bert(batch, length, vocabulary, layers, heads, width):

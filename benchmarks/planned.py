@@ -74,7 +74,6 @@ def training_step(name, args):
     import jax
     import keras
 
-    import keras_ether
     from benchmarks import variants
 
     model = decoder(args)
@@ -86,8 +85,6 @@ def training_step(name, args):
     elif name.startswith("Keras LoRA"):
         names = {x.name for x in variants.linear_maps(model, "all-linear")}
         model.enable_lora(8, target_layer_names=sorted(names))
-    elif name == "default":
-        keras_ether.apply(model, targets="all-linear", seed=0)
     else:
         variants.VARIANTS[name](model, "all-linear")
     model.compile(keras.optimizers.Adam(1e-3), "mse")

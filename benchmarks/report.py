@@ -93,6 +93,19 @@ def save(name, args, tables):
     print(f"\nWritten to {path}")
 
 
+def planned_path(name, args):
+    quick = "-quick" if args.quick else ""
+    return args.results / f"{name}-jax{quick}.json"
+
+
+def planned_rows(name, args, title):
+    """The rows of a table that was saved before, if any."""
+    path = planned_path(name, args)
+    if not path.exists():
+        return []
+    return json.loads(path.read_text(encoding="utf-8"))["tables"].get(title, [])
+
+
 def save_planned(name, args, tables, largest):
     """Writes what a compiler planned: tables, and the largest operations."""
     run = {
@@ -102,9 +115,9 @@ def save_planned(name, args, tables, largest):
         "largest operations": largest,
     }
     args.results.mkdir(parents=True, exist_ok=True)
-    quick = "-quick" if args.quick else ""
-    path = args.results / f"{name}-jax{quick}.json"
-    path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    planned_path(name, args).write_text(
+        json.dumps(run, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 def describe(found):

@@ -1,5 +1,7 @@
 """Training steps by method, over the limit."""
 
+import functools
+
 import keras
 import numpy as np
 
@@ -24,6 +26,16 @@ CASES = {
         models.decoder,
         "all-linear",
     ),
+    "decoder-int8": (
+        "Decoder with an int8 base, 4 x 256 tokens, all linear maps",
+        functools.partial(models.quantized_decoder, "int8"),
+        "all-linear",
+    ),
+    "decoder-int4": (
+        "Decoder with an int4 base, 4 x 256 tokens, all linear maps",
+        functools.partial(models.quantized_decoder, "int4"),
+        "all-linear",
+    ),
     "bert-base": (
         "BERT-base's size, 8 x 128 tokens, all linear maps",
         models.bert_base,
@@ -33,9 +45,13 @@ CASES = {
 
 
 def main(args):
-    names = variants.QUICK if args.quick else tuple(variants.VARIANTS)
     for case in ("minilm",) if args.quick else args.cases or CASES:
         title, build, targets = CASES[case]
+        names = tuple(variants.VARIANTS)
+        if case.endswith(("int8", "int4")):
+            names = variants.QUANTIZED
+        elif args.quick:
+            names = variants.QUICK
         seconds = 60 if args.quick else args.seconds
         rows = measure(build, targets, names, seconds)
         report.save(f"train-{case}", args, {title: rows})

@@ -15,9 +15,10 @@ from keras_ether.surgery.layer_tree import LayerTree
 
 
 def limit(model, targets):
+    # Not the scales of a quantized layer, which do not train.
+    vectors = [w for w in model.backbone.trainable_weights if len(w.shape) == 1]
     freeze_backbone(model)
-    vector = next(w for w in model.backbone.weights if len(w.shape) == 1)
-    vector.trainable = True
+    vectors[0].trainable = True
 
 
 def head(model, targets):
@@ -32,6 +33,11 @@ def ether(model, targets, method="ether", rank_blocks=1):
     keras_ether.apply(
         model, method=method, rank_blocks=rank_blocks, targets=targets, seed=0
     )
+
+
+def default(model, targets):
+    """`apply` without a method."""
+    keras_ether.apply(model, targets=targets, seed=0)
 
 
 def lora(model, targets, rank=8):
@@ -114,10 +120,13 @@ VARIANTS = {
         for method in ("ether", "ether+")
         for n in (1, 4, 8, 32)
     },
+    "default": default,
     "Keras LoRA r=8": lora,
     "authors' algorithm n=1": functools.partial(authors, rank_blocks=1),
     "authors' algorithm n=4": functools.partial(authors, rank_blocks=4),
 }
+# What trains over a quantized base.
+QUANTIZED = ("limit", "ETHER n=4", "ETHER+ n=4", "default", "Keras LoRA r=8")
 QUICK = (
     "limit",
     "ETHER n=4",

@@ -379,15 +379,6 @@ def last_operations(model: Model) -> list:
     return [tensor._keras_history.operation for tensor in outputs]
 
 
-# The method in which an optimizer clips the gradients of one update.
-CLIP_GRADIENTS = "_clip_gradients"
-
-
-def accumulated_gradients(optimizer: Optimizer) -> list[Variable]:
-    """The gradients that an optimizer has accumulated."""
-    return getattr(optimizer, "_accumulated_gradients", [])
-
-
 def autocast(layer: Layer) -> contextlib.AbstractContextManager:
     """The scope in which Keras runs a layer's call under its dtype policy."""
     if not layer.autocast or layer.compute_dtype == layer.variable_dtype:

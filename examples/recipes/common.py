@@ -56,10 +56,9 @@ class OptionParser(argparse.ArgumentParser):
 
 
 def make_parser(description, rank_blocks):
-    """The options that all recipes have."""
-    parser = OptionParser(description=description.splitlines()[0])
+    """The options of the paper's experiments."""
+    parser = make_plain_parser(description)
     add = parser.add_argument
-    add("--preset", help="KerasHub's name of a model, or a folder of one")
     add("--method", default="ether", choices=["ether", "ether+"], help=DEFAULT)
     add(
         "--rank-blocks",
@@ -67,7 +66,20 @@ def make_parser(description, rank_blocks):
         default=rank_blocks,
         help=f"diagonal blocks of a reflection ({DEFAULT})",
     )
-    add("--learning-rate", type=positive_float, help="default: the paper's")
+    return parser
+
+
+def make_plain_parser(description, learning_rate=None):
+    """The options that all recipes have."""
+    parser = OptionParser(description=description.splitlines()[0])
+    add = parser.add_argument
+    add("--preset", help="KerasHub's name of a model, or a folder of one")
+    add(
+        "--learning-rate",
+        type=positive_float,
+        default=learning_rate,
+        help=DEFAULT if learning_rate else "default: the paper's",
+    )
     add("--samples", type=positive_int, help="how much of the data to use")
     add("--dtype", help="of the model, such as bfloat16 (default: Keras's)")
     add("--seed", type=int, default=0, help=DEFAULT)

@@ -281,6 +281,48 @@ def test_instruction_tuning(recipe, method, trained):
     assert_base_unchanged(result.model, make)
 
 
+# An int4 base
+
+
+@pytest.mark.parametrize("lines", [None, 192])
+def test_too_few_texts_are_one_line(recipe, tmp_path, lines):
+    path = tmp_path / "texts.txt"
+    if lines:
+        path.write_text("a text\n" * lines)
+    with pytest.raises(SystemExit, match=r"texts\.txt") as error:
+        recipe("quantized_base").main(["--data", str(path)])
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.nightly
+def test_adapters_over_an_int4_base_are_merged_into_the_base(recipe, tmp_path):
+    tuning = recipe("instruction_tuning")
+    arguments = ["--preset", "random", "--samples", "64"]
+    options = tuning.read_options(arguments)
+    records = tuning.read_records(options)
+    folder = tmp_path / "preset"
+    keras.utils.set_random_seed(0)
+    tuning.tiny_model(records, options).save_to_preset(str(folder))
+    path = tmp_path / "texts.txt"
+    path.write_text(
+        "\n".join(record["input"] for record in 6 * records), "utf-8"
+    )
+    arguments = ["--preset", str(folder), "--data", str(path)]
+    arguments += ["--samples", "64", "--dtype", "float32"]
+    arguments += ["--learning-rate", "3e-3"]
+    with pytest.warns(UserWarning, match="trained over another base"):
+        result = recipe("quantized_base").main(arguments)
+    assert result.trained > 0
+    before, after = result.before, result.after
+    assert before.keys() == {"bfloat16", "int4"}
+    assert after.keys() == {"bfloat16", "int4", "merged"}
+    for name in after:
+        assert after[name] < before.get(name, before["bfloat16"])
+    # The same adapter over two roundings of one base.
+    assert abs(after["merged"] - after["int4"]) < 0.1
+    assert not keras_ether.summary(result.model, print_fn=str).rows
+
+
 # Diffusion
 
 
