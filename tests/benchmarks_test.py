@@ -1,5 +1,6 @@
 """The benchmarks for accelerators, as far as a CPU can run them."""
 
+import argparse
 import json
 import os
 import subprocess
@@ -215,3 +216,23 @@ assert any(v.dtype == "int8" for v in planned.weights)
 """
     environment = {**os.environ, "KERAS_BACKEND": "jax"}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+
+
+def test_rows_of_other_models_stay_in_a_table_of_plans(tmp_path, monkeypatch):
+    from benchmarks import fits
+
+    planned = iter([1.0, 2.0, 20.0])
+    monkeypatch.setattr(fits, "gibibytes", lambda *_: {"GiB": next(planned)})
+    monkeypatch.setattr(fits, "compiler", lambda args: (None, 16))
+    for names in (["Gemma 2B"], ["SmolLM2 135M", "Gemma 2B"]):
+        parser = argparse.ArgumentParser()
+        fits.add_arguments(parser)
+        args = parser.parse_args(["--rows", "3", "--models", *names])
+        args.results, args.quick, args.threads = tmp_path, False, 1
+        fits.main(args)
+    (path,) = tmp_path.iterdir()
+    (rows,) = json.loads(path.read_text("utf-8"))["tables"].values()
+    assert [(row["model"], row["GiB"], row["fits"]) for row in rows] == [
+        ("SmolLM2 135M", 2.0, "yes"),
+        ("Gemma 2B", 20.0, "no"),
+    ]

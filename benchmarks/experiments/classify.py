@@ -11,6 +11,7 @@ from benchmarks.experiments import data as data_lib
 from benchmarks.experiments import fitting
 
 EVALUATION_BATCH = 64
+LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 # Regularizations of the logistic regression, to choose among.
 PENALTIES = (0.1, 1.0, 10.0, 100.0)
 
@@ -53,12 +54,9 @@ class Trainer:
             )
             parts = [(x, y) for x, (_, y) in zip(found, parts, strict=True)]
         batches = data_lib.Batches(inputs, labels, settings["batch_size"], seed)
-        loss = fitting.fit(
-            model,
-            batches,
-            settings,
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        )
+        if settings.get("head_first"):
+            self.start_head(model, inputs, labels, settings)
+        loss = fitting.fit(model, batches, settings, LOSS)
         fitted = time.perf_counter()
         trainable = fitting.trainable(model)
         fitting.merge(model)
@@ -71,6 +69,20 @@ class Trainer:
             "seconds": time.perf_counter() - start,
         }
         return fitting.finite(measured)
+
+    def start_head(self, model, inputs, labels, settings):
+        """Trains the head alone, at a rate and for epochs of its own.
+
+        The adapters have to start at the pretrained model.
+        """
+        features, head = halves(model)
+        found = _by_length(features.predict_on_batch, inputs)
+        seed, size = settings["seed"], settings["batch_size"]
+        rates = dict.fromkeys(
+            ["learning_rate", "head_rate"], settings["head_first"]
+        )
+        batches = data_lib.Batches(found, labels, size, seed)
+        fitting.fit(head, batches, settings | rates, LOSS)
 
     def frozen(self, features, seed, parts):
         """What a frozen backbone makes of some inputs, once for a seed."""

@@ -7,6 +7,9 @@ import keras
 import numpy as np
 import pytest
 
+import keras_ether
+from tests import models
+
 ROOT = Path(__file__).parents[2]
 PAGES = [
     page
@@ -47,6 +50,34 @@ def test_code_runs(name, tmp_path, monkeypatch):
         found = base.predict(names["x"], verbose=0)
         expected = model.predict(names["x"], verbose=0)
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.once
+# KerasHub's `fit` makes a dataset of arrays.
+@pytest.mark.filterwarnings("ignore:`shuffle=True` was passed")
+def test_code_of_a_head_of_many_classes_runs(rng):
+    text = (ROOT / "examples" / "FINE_TUNING.md").read_text("utf-8")
+    section = text.partition("### A head of many classes\n")[2]
+    blocks = re.findall(r"^```python\n(.*?)^```", section, re.M | re.S)
+    task = models.bert()
+    names = {
+        "keras": keras,
+        "keras_ether": keras_ether,
+        "task": task,
+        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "x": models.inputs_of("bert", rng),
+        "y": np.arange(8) % 4,
+    }
+    before = task.get_layer("logits").get_weights()
+    exec(blocks[0], names)
+    after = task.get_layer("logits").get_weights()
+    assert not np.array_equal(before[0], after[0])
+    report = keras_ether.summary(task, print_fn=str)
+    assert report.rows
+    trained = sum(int(np.prod(w.shape)) for w in task.trainable_weights)
+    assert trained == report.trainable + sum(w.size for w in after)
+    exec(blocks[1], names)
+    task.fit(names["x"], names["y"], verbose=0)
 
 
 def anchors(page):
