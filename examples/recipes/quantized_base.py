@@ -1,7 +1,7 @@
 """Adapters over an int4 base, served with it or merged into bfloat16.
 
-Rounded to int4, the frozen kernels of a language model take a quarter of the
-memory of bfloat16, in training too. This recipe
+Rounded to int4, the frozen weights of a language model take a quarter of the
+memory of bfloat16. This recipe
 
 1. measures the loss of the pretrained model, and of its int4 copy;
 2. trains adapters over each;
@@ -43,7 +43,8 @@ BATCH_SIZE = 8
 def main(arguments=None):
     """Runs the recipe and returns a `common.Result`.
 
-    `before` and `after` are losses by the name of the model.
+    `before` and `after` are the losses of the "base" and of its "int4" copy,
+    and `after` has that of the "merged" model.
     """
     options = read_options(arguments)
     test, texts = read_texts(options)
@@ -59,9 +60,9 @@ def main(arguments=None):
     data = masked(preprocessor, [""] * len(texts), texts)
 
     model = load(options)
-    before = {"bfloat16": measure("bfloat16", model, test)}
+    before = {"base": measure(options.dtype, model, test)}
     train(model, data, options)
-    after = {"bfloat16": measure("bfloat16, tuned", model, test)}
+    after = {"base": measure(f"{options.dtype}, tuned", model, test)}
 
     model = load(options)
     quantize(model)
@@ -77,7 +78,7 @@ def main(arguments=None):
         # The base before rounding is not the one of the training.
         keras_ether.load_adapter(model, file, check_base=False)
     keras_ether.merge(model)
-    after["merged"] = measure("bfloat16, merged", model, test)
+    after["merged"] = measure(f"{options.dtype}, merged", model, test)
     return common.Result(model, trained, losses, before, after)
 
 

@@ -314,10 +314,10 @@ def test_adapters_over_an_int4_base_are_merged_into_the_base(recipe, tmp_path):
         result = recipe("quantized_base").main(arguments)
     assert result.trained > 0
     before, after = result.before, result.after
-    assert before.keys() == {"bfloat16", "int4"}
-    assert after.keys() == {"bfloat16", "int4", "merged"}
+    assert before.keys() == {"base", "int4"}
+    assert after.keys() == {"base", "int4", "merged"}
     for name in after:
-        assert after[name] < before.get(name, before["bfloat16"])
+        assert after[name] < before.get(name, before["base"])
     # The same adapter over two roundings of one base.
     assert abs(after["merged"] - after["int4"]) < 0.1
     assert not keras_ether.summary(result.model, print_fn=str).rows
