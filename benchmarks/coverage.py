@@ -49,17 +49,17 @@ exact start, a falling loss, `disabled`, an adapter file, resuming, merging,
 `remove`, a `.keras` file or preset (where Keras can load that of the plain
 model), exports, int8 and int4 bases, and a bank of three. For language models
 it is also `generate` of the bank, and a LoRA folder over which PEFT answers
-alike. Over int8, SmolLM2, Gemma 3 and Whisper train at 1e-4, where the first two
-hardly learn.
+alike. Over int8, SmolLM2, Gemma 3 and Whisper train at 1e-4, where the first
+two hardly learn.
 
 | Backbone | Model | PyTorch, JAX | TensorFlow |
 | --- | --- | --- | --- |
 | BertBackbone | all-MiniLM-L6-v2 | all | all |
-| Llama3Backbone | SmolLM2-135M | all | TF_SMOL |
-| Gemma3Backbone | Gemma 3 270M | all | TF_GEMMA |
+| Llama3Backbone | SmolLM2-135M | all | all but ONNX (2), banks not run |
+| Gemma3Backbone | Gemma 3 270M | all | start to SavedModel (2) |
 | DINOV2Backbone | DINOv2 ViT-S/14 | all | all but ONNX (1) |
 | EfficientNetBackbone | EfficientNet-Lite0 | all | all |
-| WhisperBackbone | Whisper tiny.en | all | TF_WHISPER |
+| WhisperBackbone | Whisper tiny.en | all | all but ONNX (1), bank not run |
 
 (1) tf2onnx writes GELU as an operation that onnxruntime lacks. (2) tf2onnx took
 more than 14 GB.
