@@ -59,7 +59,7 @@ two hardly learn.
 | Gemma3Backbone | Gemma 3 270M | all | start to SavedModel (2) |
 | DINOV2Backbone | DINOv2 ViT-S/14 | all | all but ONNX (1) |
 | EfficientNetBackbone | EfficientNet-Lite0 | all | all |
-| WhisperBackbone | Whisper tiny.en | all | all but ONNX (1), bank not run |
+| WhisperBackbone | Whisper tiny.en | all | all but ONNX (1) |
 
 (1) tf2onnx writes GELU as an operation that onnxruntime lacks. (2) tf2onnx took
 more than 14 GB.
