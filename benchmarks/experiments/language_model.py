@@ -11,6 +11,8 @@ from benchmarks.experiments import fitting
 
 # Small, since every token has an output for each word of the vocabulary.
 EVALUATION_BATCH = 8
+# Methods that train nothing, by how many training texts precede a text.
+SHOTS = {"base": 0, "few-shot-1": 1, "few-shot-4": 4}
 
 
 def load(options, preprocessor):
@@ -69,9 +71,15 @@ class Trainer:
             settings["method"], settings["rank_blocks"], seed
         )
         start = time.perf_counter()
-        last = None
-        if settings["method"] != "base":
-            rows = fitting.choose(self.data["train"], settings["samples"], seed)
+        last, shots = None, SHOTS.get(settings["method"])
+        parts = {part: self.data[part] for part in ("dev", "test")}
+        rows = fitting.choose(self.data["train"], settings["samples"], seed)
+        if shots is not None:
+            parts = {
+                part: after_examples(rows, shots, of)
+                for part, of in parts.items()
+            }
+        else:
             batches = Batches(rows, settings["batch_size"], seed)
             last = fitting.fit(model, batches, settings, loss())
         fitted = time.perf_counter()
@@ -81,9 +89,9 @@ class Trainer:
         measured = {
             "trainable": trainable,
             "loss": last,
-            "dev": mean_loss(model, self.data["dev"]),
-            "test": mean_loss(model, self.data["test"]),
-            "test_tokens": int(self.data["test"]["weights"].sum()),
+            "dev": mean_loss(model, parts["dev"]),
+            "test": mean_loss(model, parts["test"]),
+            "test_tokens": int(parts["test"]["weights"].sum()),
             "fit_seconds": fitted - start,
             "seconds": time.perf_counter() - start,
         }
@@ -106,6 +114,20 @@ def arguments(rows):
     rows = dict(rows)
     targets, weights = rows.pop("targets"), rows.pop("weights")
     return rows, targets, weights.astype("float32")
+
+
+def after_examples(train, shots, rows):
+    """Rows behind the first texts to train on, which have no loss."""
+    masks = train["padding_mask"][:shots].astype(bool)
+    tokens = train["token_ids"][:shots][masks]
+    prompt = {name: np.zeros_like(tokens) for name in rows}
+    prompt |= {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
+
+    def behind(name, array):
+        before = np.tile(prompt[name].astype(array.dtype), (len(array), 1))
+        return np.concatenate([before, array], axis=1)
+
+    return {name: behind(name, array) for name, array in rows.items()}
 
 
 def loss():

@@ -9,6 +9,8 @@ from benchmarks.experiments.methods import METHODS
 # Adam's default in Keras.
 DEFAULT = 1e-3
 HEAD_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+# What a language model does untrained.
+PROMPTS = ("base", "few-shot-1", "few-shot-4")
 
 
 def main(lab):
@@ -69,8 +71,11 @@ CHOSEN = "chosen rate (rates tried)"
 def before(lab):
     """Rows of what does not fine-tune."""
     if lab.task.is_loss:
-        runs = lab.results([lab.settings("base")])
-        return [row(lab, METHODS["base"].label, runs, value=shown(lab, runs))]
+        found = {name: lab.results([lab.settings(name)]) for name in PROMPTS}
+        return [
+            row(lab, METHODS[name].label, runs, value=shown(lab, runs))
+            for name, runs in found.items()
+        ]
     labels = {
         "majority": "most frequent class",
         "logistic": "logistic regression on frozen vectors",
