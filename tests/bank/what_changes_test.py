@@ -104,7 +104,8 @@ def test_a_layer_thawed_after_training_has_another_trial():
     bank = bank_of(model)
     bank.model.compile("sgd", "mse")
     data = batch(bank, ["alice", "bob"] * 2)
-    bank.model.fit(data, Y, verbose=0)
+    # `None` is as no validation data.
+    bank.model.fit(data, Y, validation_data=None, verbose=0)
     model.get_layer("bn").trainable = True
     with pytest.raises(ValueError, match="each example of a batch separately"):
         bank.model.fit(data, Y, verbose=0)
