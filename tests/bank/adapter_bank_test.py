@@ -115,77 +115,41 @@ def test_the_row_freed_longest_ago_is_taken_first():
     assert bank.add("b") == 3 + 2
 
 
-def _other_base(tmp_path):
-    return tuned.adapted("mlp", base_seed=1), "another base.*'first'"
-
-
-def _other_method(tmp_path):
-    return tuned.adapted("mlp", "ether+"), "method='ether', .*method='ether\\+'"
-
-
 def _applied(**arguments):
     model = tuned.base("mlp")
     return keras_ether.apply(model, **{"rank_blocks": 2} | arguments)
 
 
-def _other_blocks(tmp_path):
-    model = _applied(rank_blocks=4, trainable=["head"])
-    return model, "rank_blocks=2.*rank_blocks=4"
-
-
-def _more_layers(tmp_path):
-    return _applied(targets="all-linear"), "for 'head', but the bank"
-
-
-def _no_head(tmp_path):
-    model = _applied(targets=["first", "second"], method="ether")
-    return model, "other trained layers must be"
-
-
-def _other_head(tmp_path):
+def _other_head():
     model = tuned.base("mlp")
     head = keras.layers.Dense(7, name="head")(model.get_layer("second").output)
     model = keras.Model(model.inputs[0], head)
-    keras_ether.apply(model, rank_blocks=2, trainable=["head"])
-    return model, "does not fit|shape"
+    return keras_ether.apply(model, rank_blocks=2, trainable=["head"])
 
 
-def _damaged(tmp_path):
-    file = tmp_path / "damaged.safetensors"
-    keras_ether.save_adapter(tuned.adapted("mlp"), file)
-    data = bytearray(file.read_bytes())
-    data[-1] ^= 1
-    file.write_bytes(data)
-    return file, "damaged"
+UNFIT = [
+    (lambda: tuned.adapted("mlp", base_seed=1), "another base.*'first'"),
+    (
+        lambda: tuned.adapted("mlp", "ether+"),
+        r"method='ether', .*method='ether\+'",
+    ),
+    (
+        lambda: _applied(rank_blocks=4, trainable=["head"]),
+        "rank_blocks=2.*rank_blocks=4",
+    ),
+    (lambda: _applied(targets="all-linear"), "for 'head', but the bank"),
+    (
+        lambda: _applied(targets=["first", "second"], method="ether"),
+        "other trained layers must be",
+    ),
+    (_other_head, "does not fit|shape"),
+    (lambda: tuned.base("mlp"), "no ETHER adapter"),
+    (lambda: 3, "must be the path"),
+]
 
 
-def _plain(tmp_path):
-    return tuned.base("mlp"), "no ETHER adapter"
-
-
-def _something(tmp_path):
-    return 3, "must be the path"
-
-
-@pytest.mark.once
-@pytest.mark.filterwarnings("ignore:.*the last linear layer")
-@pytest.mark.parametrize(
-    "make",
-    [
-        _other_base,
-        _other_method,
-        _other_blocks,
-        _more_layers,
-        _no_head,
-        _other_head,
-        _damaged,
-        _plain,
-        _something,
-    ],
-)
-def test_what_does_not_fit_is_refused(make, tmp_path):
+def check_refused(source, message):
     bank, _ = banks.bank_of(capacity=2)
-    source, message = make(tmp_path)
     with unchanged(bank):
         with pytest.raises(ValueError, match=message):
             bank.add("a0", source)
@@ -194,18 +158,36 @@ def test_what_does_not_fit_is_refused(make, tmp_path):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("name", ["", None, 3])
-def test_names_are_strings(name):
-    bank, _ = banks.bank_of()
-    with pytest.raises(ValueError, match="must be a non-empty string"):
-        bank.add(name)
+@pytest.mark.filterwarnings("ignore:.*the last linear layer")
+@pytest.mark.parametrize(("make", "message"), UNFIT)
+def test_what_does_not_fit_is_refused(make, message):
+    check_refused(make(), message)
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("capacity", [0, -1, 1.5, True, None])
-def test_capacity_is_a_positive_integer(capacity):
-    with pytest.raises(ValueError, match="capacity"):
-        keras_ether.AdapterBank(tuned.adapted("mlp"), capacity)
+def test_a_damaged_file_is_refused(tmp_path):
+    file = tmp_path / "damaged.safetensors"
+    keras_ether.save_adapter(tuned.adapted("mlp"), file)
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    check_refused(file, "damaged")
+
+
+@pytest.mark.once
+def test_names_are_strings():
+    bank, _ = banks.bank_of()
+    for name in ("", None, 3):
+        with pytest.raises(ValueError, match="must be a non-empty string"):
+            bank.add(name)
+
+
+@pytest.mark.once
+def test_capacity_is_a_positive_integer():
+    model = tuned.adapted("mlp")
+    for capacity in (0, -1, 1.5, True, None):
+        with pytest.raises(ValueError, match="capacity"):
+            keras_ether.AdapterBank(model, capacity)
 
 
 @pytest.mark.once

@@ -1,6 +1,7 @@
 """Every example gets its own adapter's answer, whatever the layers."""
 
 import copy
+import itertools
 
 import keras
 import numpy as np
@@ -18,21 +19,17 @@ L = keras.layers
 NAMES = banks.NAMES
 
 
-def trials():
-    return [
-        pytest.param(name, method, marks=marks)
-        for name in models.ALL
-        for method in ["ether", "ether+"]
-        for marks in [
-            []
-            if (name, method) in [("mlp", "ether"), ("functional", "ether+")]
-            else [pytest.mark.nightly]
-        ]
-    ]
+QUICK = [("mlp", "ether"), ("functional", "ether+")]
 
 
 @pytest.mark.filterwarnings("ignore:.*learning rate of 5e-05")
-@pytest.mark.parametrize(("name", "method"), trials())
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else pytest.mark.nightly)
+        for case in itertools.product(models.ALL, ["ether", "ether+"])
+    ],
+)
 def test_answers_are_those_of_each_adapter_alone(name, method, rng):
     bank, alone = banks.bank_of(name, method)
     x = models.inputs_of(name, rng)
