@@ -59,8 +59,9 @@ def _einsum(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
 
 def _normalization(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
     batch = ops.shape(next(iter(own.values())))[0]
-    scale, shift = SCALES[type(layer)]
-    neutral = {scale: ops.ones, shift: ops.zeros}
+    _, names = PRODUCTS[type(layer)]
+    # The scale, and the shift if there is one.
+    neutral = dict(zip(names, (ops.ones, ops.zeros), strict=False))
     plain = _stand_in(
         layer,
         {
@@ -74,7 +75,7 @@ def _normalization(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
     # The batch, its repeats, then the axes of one example.
     places = {axis % rank + 1 for axis in axes}
     sizes = [y.shape[i] if i in places else 1 for i in range(2, rank + 1)]
-    for name, operation in ((scale, ops.multiply), (shift, ops.add)):
+    for name, operation in zip(names, (ops.multiply, ops.add), strict=False):
         if name in own:
             values = ops.cast(own[name], y.dtype)
             y = operation(y, ops.reshape(values, (-1, 1, *sizes)))
@@ -82,18 +83,11 @@ def _normalization(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
 
 
 # The product of each class, and the names of the weights that it knows.
-PRODUCTS: dict[type, tuple[Callable, frozenset[str]]] = {
-    keras.layers.Dense: (_dense, frozenset({"kernel", "bias"})),
-    keras.layers.EinsumDense: (_einsum, frozenset({"kernel", "bias"})),
-    keras.layers.LayerNormalization: (
-        _normalization,
-        frozenset({"gamma", "beta"}),
-    ),
-    keras.layers.RMSNormalization: (_normalization, frozenset({"scale"})),
-}
-SCALES = {
-    keras.layers.LayerNormalization: ("gamma", "beta"),
-    keras.layers.RMSNormalization: ("scale", None),
+PRODUCTS: dict[type, tuple[Callable, tuple[str, ...]]] = {
+    keras.layers.Dense: (_dense, ("kernel", "bias")),
+    keras.layers.EinsumDense: (_einsum, ("kernel", "bias")),
+    keras.layers.LayerNormalization: (_normalization, ("gamma", "beta")),
+    keras.layers.RMSNormalization: (_normalization, ("scale",)),
 }
 
 

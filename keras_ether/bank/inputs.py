@@ -60,9 +60,10 @@ def generated_inputs(base: Model, size: int) -> Any:
             functools.partial(_invented, size=size, length=length, rng=rng),
             symbols,
         )
+        two = tree.map_structure(lambda x: ops.convert_to_tensor(x[:2]), inputs)
         try:
             with keras.StatelessScope(), no_gradient():
-                base(tree.map_structure(_two, inputs), training=False)
+                base(two, training=False)
         except Exception:
             # The model may not take this length.
             continue
@@ -141,7 +142,3 @@ def _invented(
         return rng.normal(size=shape).astype("float32")
     # Ids of any vocabulary, and masks that keep most entries.
     return (rng.random(shape) < 0.75).astype(dtype)
-
-
-def _two(x: np.ndarray) -> Any:
-    return ops.convert_to_tensor(x[:2])

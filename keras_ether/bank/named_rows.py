@@ -81,7 +81,7 @@ class NamedRows(keras.Model):
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         text = json.dumps(self._named()).encode()
-        store["names"] = np.frombuffer(text or b" ", "uint8")
+        store["names"] = np.frombuffer(text, "uint8")
 
     def _named(self) -> dict[str, list]:
         """By name the row, and the paths of the layers that it covers."""
