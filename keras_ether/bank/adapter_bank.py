@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 
 from keras_ether import _keras_internals as internals
@@ -14,17 +13,15 @@ from keras_ether.adapters import arguments
 from keras_ether.bank import generating
 from keras_ether.bank import row_contents
 from keras_ether.bank.bank_model import BankModel
-from keras_ether.bank.certificates import base_inputs
-from keras_ether.bank.names import ADAPTER_ID
-from keras_ether.bank.names import INPUTS
-from keras_ether.bank.stacks import BASE
-from keras_ether.bank.structure import base_head
+from keras_ether.bank.inputs import ADAPTER_ID
+from keras_ether.bank.inputs import INPUTS
+from keras_ether.bank.inputs import preprocessed
+from keras_ether.bank.structure import BASE
 from keras_ether.bank.structure import structure_of
-from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.values import integer
+from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_file
 from keras_ether.saving import atomic_write
-from keras_ether.saving.adapter_file import AdapterFile
 from keras_ether.types import Model
 
 
@@ -128,9 +125,8 @@ class AdapterBank:
         except BaseException:
             self.close()
             raise
-        self.model.write(BASE, base_head(structure))
-        self._structure = structure
-        self._rows = self.model.table
+        head = {name: to_numpy(v) for name, v in structure.head.items()}
+        self.model.write(BASE, head)
         self._generator: generating.Generator | None = None
 
     def close(self) -> None:
@@ -150,7 +146,7 @@ class AdapterBank:
     @property
     def names(self) -> list[str]:
         """The names of the adapters, in the order of their rows."""
-        return self._rows.names
+        return self.model.table.names
 
     def add(self, name: str, source: Any = None, evict: bool = False) -> int:
         """Adds an adapter, or replaces the adapter of that name.
@@ -188,24 +184,18 @@ class AdapterBank:
             content = row_contents.content_from(source, name)
         with self.model.access.shared():
             self.model.check_values()
-            values, covered = self._checked(content, name)
+            structure = self.model.structure
+            if content is None:
+                values = self.model.values(BASE)
+                values |= row_contents.initial_values(structure)
+                covered = list(structure.adapted)
+            else:
+                values, covered = row_contents.values_for(
+                    content, structure, name
+                )
         with self.model.access.alone():
             self.model.check_values()
             return self.model.put(name, values, covered, evict)
-
-    def _checked(
-        self, content: AdapterFile | None, name: str
-    ) -> tuple[dict[str, Any], Sequence[str]]:
-        """The values of an adapter, and the layers that it covers."""
-        structure = self._structure
-        if content is None:
-            head = self.model.values(BASE)
-            head = {n: head[n] for n in structure.head}
-            values = row_contents.fresh_values(structure, head)
-            return values, list(structure.adapted)
-        row_contents.check_fits(content, structure, fingerprint, name)
-        values = row_contents.values_for(content, structure)
-        return values, row_contents.covered_by(content)
 
     def remove(self, name: str) -> None:
         """Removes an adapter. Its id is never used again.
@@ -216,7 +206,7 @@ class AdapterBank:
         """
         with self.model.access.alone():
             self.model.check_values()
-            self._rows.release(name)
+            self.model.table.release(name)
             self.model.publish_ids()
 
     def ids(self, names: Sequence[str | None]) -> np.ndarray:
@@ -231,7 +221,7 @@ class AdapterBank:
         Raises:
             ValueError: if there is no such adapter.
         """
-        return self._rows.ids_of(_checked_names(names))
+        return self.model.table.ids_of(_checked_names(names))
 
     @contextlib.contextmanager
     def using(self, names: Sequence[str | None]) -> Iterator[np.ndarray]:
@@ -253,12 +243,8 @@ class AdapterBank:
         ...     batch = {"inputs": x[:2], "adapter_id": ids}
         ...     y = bank.model.predict(batch, verbose=0)
         """
-        names = _checked_names(names)
-        ids = self._rows.pin(names)
-        try:
+        with self.model.table.pinned(_checked_names(names)) as ids:
             yield ids
-        finally:
-            self._rows.unpin(names)
 
     def predict(
         self, x: Any, names: Sequence[str | None], **kwargs: Any
@@ -282,7 +268,7 @@ class AdapterBank:
 
         >>> y = bank.predict(x[:2], ["alice", None], batch_size=32)
         """
-        x = self._preprocessed(x)
+        x = preprocessed(self.model.base, x)
         kwargs.setdefault("verbose", 0)
         with self.using(names) as ids, self.model.one_call():
             x = x if isinstance(x, dict) else {INPUTS: x}
@@ -303,12 +289,10 @@ class AdapterBank:
         atomic_write.check_place(filepath)
         with self.model.access.shared():
             self.model.restore_values()
-            row = self._rows.row(name)
+            table = self.model.table
+            values = self.model.values(table.row(name))
             content = row_contents.content_of_row(
-                self._structure,
-                self._rows.covered[name],
-                self.model.values(row),
-                fingerprint,
+                self.model.structure, table.covered[name], values
             )
         adapter_file.write(filepath, content)
 
@@ -337,29 +321,16 @@ class AdapterBank:
         with self.using(adapters) as ids, self.model.one_call():
             return self._generator.generate(prompts, ids, kwargs)
 
-    def _preprocessed(self, x: Any) -> Any:
-        """The model's inputs, from the raw inputs of a task."""
-        preprocessor = getattr(self.model.base, "preprocessor", None)
-        struct = base_inputs(self.model.base)
-        is_ready = (
-            isinstance(x, dict)
-            and isinstance(struct, dict)
-            and struct.keys() <= x.keys()
-        )
-        if preprocessor is None or is_ready:
-            return x
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(preprocessor(x))
-        return keras.tree.map_structure(keras.ops.convert_to_numpy, x)
-
     def _values(self, row: int) -> dict[str, np.ndarray]:
         return self.model.values(row)
 
 
 def _checked_names(names: Sequence[str | None]) -> Sequence[str | None]:
     # A copy: the caller's list may change while its adapters are in use.
-    found = [] if isinstance(names, str) else list(names)
-    is_list = not isinstance(names, str)
-    if not is_list or not all(n is None or isinstance(n, str) for n in found):
+    found = list(names)
+    if isinstance(names, str) or not all(
+        name is None or isinstance(name, str) for name in found
+    ):
         raise ValueError(
             "`names` must be a list of names, one per example. Received: "
             f"names={names!r}"

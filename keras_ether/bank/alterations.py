@@ -6,7 +6,6 @@ restores it.
 
 import functools
 import threading
-from collections.abc import Callable
 from collections.abc import Iterable
 
 from keras_ether.adapters import changes
@@ -38,28 +37,19 @@ class Alterations:
         with _LOCK, changes.all_or_none() as made:
             for layer in of_heads:
                 answer = functools.partial(heads.call, layer)
-                self._replace(made, layer, heads.CALL, answer)
+                self._replace(made, changes.Method(layer, heads.CALL, answer))
             for layer in rematerialized:
-                self._replace(
-                    made, layer, REMAT, per_example.rematerialized_call
-                )
+                again = per_example.rematerialized_call
+                self._replace(made, changes.Method(layer, REMAT, again))
         _undo_those_left()
 
     def _replace(
-        self,
-        made: changes.Transaction,
-        layer: Layer,
-        name: str,
-        function: Callable,
+        self, made: changes.Transaction, method: changes.Method
     ) -> None:
+        layer, key = method.layer, f"{method.name} of banks"
         self._owner.adapted.add(layer)
-        made.hold(
-            layer,
-            _key(name),
-            self._owner,
-            lambda: (changes.Method(layer, name, function),),
-        )
-        self._held.append((layer, name))
+        made.hold(layer, key, self._owner, lambda: (method,))
+        self._held.append((layer, key))
 
     def undo(self) -> None:
         """Restores the layers' own methods, now or very soon.
@@ -71,8 +61,8 @@ class Alterations:
 
     def _undo(self) -> None:
         with changes.all_or_none() as made:
-            for layer, name in self._held:
-                made.release(layer, _key(name), {self._owner})
+            for layer, key in self._held:
+                made.release(layer, key, {self._owner})
         self._held = []
 
 
@@ -85,7 +75,3 @@ def _undo_those_left() -> None:
             pass
         finally:
             _LOCK.release()
-
-
-def _key(name: str) -> str:
-    return f"{name} of banks"

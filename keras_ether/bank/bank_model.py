@@ -16,31 +16,32 @@ from keras_ether.bank import heads
 from keras_ether.bank import step as steps
 from keras_ether.bank.access import Access
 from keras_ether.bank.alterations import Alterations
+from keras_ether.bank.certificates import CALL
+from keras_ether.bank.certificates import TRAINING
 from keras_ether.bank.certificates import Certificates
-from keras_ether.bank.certificates import base_inputs
-from keras_ether.bank.certificates import call_kind
 from keras_ether.bank.examples import BankExamples
+from keras_ether.bank.inputs import ADAPTER_ID
+from keras_ether.bank.inputs import INPUTS
+from keras_ether.bank.inputs import check_size
+from keras_ether.bank.inputs import one_for_each
+from keras_ether.bank.inputs import signature
+from keras_ether.bank.inputs import takes
 from keras_ether.bank.loops import Loops
-from keras_ether.bank.named_weights import NamedWeights
-from keras_ether.bank.names import ADAPTER_ID
-from keras_ether.bank.names import INPUTS
+from keras_ether.bank.named_rows import NamedRows
 from keras_ether.bank.rows import NO_ID
 from keras_ether.bank.rows import Rows
-from keras_ether.bank.stacks import fill
 from keras_ether.bank.structure import Structure
 from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.traced import concrete
 from keras_ether.ops.traced import is_traced
-from keras_ether.ops.traced import same_leading_axis
 from keras_ether.ops.values import to_numpy
 from keras_ether.types import Layer
 from keras_ether.types import Model
-from keras_ether.types import Shape
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
 
-class BankModel(Loops, NamedWeights, keras.Model):
+class BankModel(Loops, NamedRows, keras.Model):
     """Computes each example with the adapter of its `adapter_id`.
 
     `keras_ether.AdapterBank` makes it, as its attribute `model`.
@@ -55,16 +56,15 @@ class BankModel(Loops, NamedWeights, keras.Model):
     def __init__(
         self, base: Model, structure: Structure, rows: int, certifies: bool
     ) -> None:
-        struct = base_inputs(base)
-        if isinstance(struct, dict) and ADAPTER_ID in struct:
+        if takes(base, ADAPTER_ID):
             raise ValueError(
                 f"Model '{base.name}' has an input '{ADAPTER_ID}', but a bank "
                 "uses this name for its ids. Rename the input."
             )
         super().__init__(name=f"{base.name}_bank", dtype=base.dtype_policy)
         self.base = base
-        stacks = structure.stacks(rows)
-        self.stacks = list(stacks.values())
+        stack_of = structure.stacks(rows)
+        self.stacks = list(stack_of.values())
         table = Rows(rows)
         mark = np.random.default_rng().integers(2**30, dtype="int32")
         # The id of each row, and a number of these adapters' own.
@@ -85,15 +85,14 @@ class BankModel(Loops, NamedWeights, keras.Model):
             table=table,
             access=Access(),
             _mark=mark,
-            _stack_of={id(owner): stack for owner, stack in stacks.items()},
+            _stack_of=stack_of,
             _adapters=[(y, y.ether) for y in structure.adapted.values()],
             _heads=[
                 (structure.layers[path], list(own.values()))
-                for path, own in structure.heads.items()
+                for path, own in structure.weights.items()
             ],
             _is_open=True,
             certificates=Certificates(base, structure, certifies),
-            _names_read=None,
             _is_loading=False,
             _values_left=[],
         )
@@ -172,7 +171,7 @@ class BankModel(Loops, NamedWeights, keras.Model):
             # No example to compute for.
             return self.base(inputs)
         for x in tree.flatten(inputs):
-            ids = _of_size(ids, x)
+            ids = one_for_each(ids, x)
         examples = self.examples(ids, row=None if step is None else step.row)
         with per_example.computing_for(examples):
             outputs = self.base(inputs)
@@ -201,13 +200,9 @@ class BankModel(Loops, NamedWeights, keras.Model):
             )
         inputs = dict(inputs)
         ids = inputs.pop(ADAPTER_ID)
-        if inputs.keys() == {INPUTS} and not self._base_takes(INPUTS):
+        if inputs.keys() == {INPUTS} and not takes(self.base, INPUTS):
             inputs = inputs[INPUTS]
         return ids, inputs
-
-    def _base_takes(self, name: str) -> bool:
-        struct = base_inputs(self.base)
-        return isinstance(struct, dict) and name in struct
 
     # What is checked before and after.
 
@@ -265,27 +260,24 @@ class BankModel(Loops, NamedWeights, keras.Model):
                 number of ids is not that of the examples, or if a trial fails.
         """
         ids, x = self.split(inputs)
-        values = None if _is_symbolic(x) else concrete(ids)
+        parts = tree.flatten(x)
+        is_symbolic = any(isinstance(part, keras.KerasTensor) for part in parts)
+        values = None if is_symbolic else concrete(ids)
         if values is None:
             return inputs
         found = self.table.check_ids(values)
-        for part in tree.flatten(x):
-            size = part.shape[0] if getattr(part, "shape", ()) else None
-            if size not in (None, len(found)):
-                raise ValueError(
-                    "`adapter_id` must have one id for each example. "
-                    f"Received: {len(found)} ids for {size} examples"
-                )
+        for part in parts:
+            if getattr(part, "shape", ()):
+                check_size(len(found), part.shape[0])
         size = min(len(found), batch_size or len(found))
-        for training in (False, True)[: 1 + trains]:
-            kind = call_kind(training)
+        for kind in (CALL, TRAINING)[: 1 + trains]:
             if not size or not self.certificates.is_new(x, size, kind):
                 continue
             if certify:
                 self._check_layers()
                 with self.values_restored():
-                    self.certificates.certify_call(x, size, training)
-            elif training or BACKEND == "jax":
+                    self.certificates.certify_call(x, size, kind)
+            elif kind == TRAINING or BACKEND == "jax":
                 # No later check will run: on JAX a loop holds the weights.
                 raise ValueError(
                     "Another thread passed inputs of a new kind, such as of "
@@ -308,59 +300,6 @@ class BankModel(Loops, NamedWeights, keras.Model):
                 "batch. Call the model on such inputs first, for a trial."
             )
 
-    # Rows.
-
-    def put(
-        self,
-        name: str,
-        values: dict[str, Any],
-        covered: Iterable[str],
-        evict: bool,
-    ) -> int:
-        """Puts an adapter in a row; it may replace or evict another one.
-
-        Returns:
-            Its id.
-        """
-        row = self.table.make_room(name, evict)
-        try:
-            # A graph may run without the bank's lock: a removed adapter has no
-            # id.
-            self.publish_ids()
-            self.write(row, values)
-        except BaseException:
-            # The row now belongs to no adapter.
-            self.table.release(name, is_lost=True)
-            self.publish_ids()
-            raise
-        self.table.assign(name, row, covered)
-        self.publish_ids()
-        return int(self.table.ids[row])
-
-    def publish_ids(self) -> None:
-        """Sets the variable from which compiled code reads the valid ids."""
-        self.__dict__["_mark"] += np.int32(1)
-        self.current.assign(self.marked_ids())
-        self.remember()
-
-    def marked_ids(self) -> np.ndarray:
-        """The value of `current` if the values belong to the bank's names."""
-        return np.append(self.table.ids, self._mark)
-
-    def write(self, row: int, values: dict[str, Any]) -> None:
-        """Sets the values of a row."""
-        fill(self.stacks, row, values)
-        if self.optimizer is not None:
-            self.optimizer.restart_row(row)
-
-    def values(self, row: int) -> dict[str, np.ndarray]:
-        """The values of a row by tensor name."""
-        return {
-            name: value
-            for stack in self.stacks
-            for name, value in stack.row(row).items()
-        }
-
     def export(
         self,
         filepath: str | os.PathLike,
@@ -370,28 +309,11 @@ class BankModel(Loops, NamedWeights, keras.Model):
     ) -> Any:
         """See `keras.Model.export`. The signature includes `adapter_id`."""
         if input_signature is None:
-            specs = self.input_specs()
-            input_signature = None if specs is None else [specs]
+            input_signature = signature(self.base)
         with self.access.shared():
             return super().export(
                 filepath, *args, input_signature=input_signature, **kwargs
             )
-
-    def input_specs(self) -> dict[str, Any] | None:
-        """Specifications of the inputs, `None` if the base's are unknown."""
-        struct = base_inputs(self.base)
-        if struct is None:
-            return None
-
-        def spec(shape: Shape, dtype: str, name: str) -> keras.InputSpec:
-            return keras.InputSpec(shape=shape, dtype=dtype, name=name)
-
-        specs = tree.map_structure(
-            lambda x: spec((None, *x.shape[1:]), x.dtype, x.name), struct
-        )
-        if not isinstance(specs, dict):
-            specs = {INPUTS: specs}
-        return {**specs, ADAPTER_ID: spec((None,), "int32", ADAPTER_ID)}
 
     def quantize(self, *args: Any, **kwargs: Any) -> None:
         raise ValueError(
@@ -411,20 +333,3 @@ class BankModel(Loops, NamedWeights, keras.Model):
             "The model of an `AdapterBank` can't be made from a configuration. "
             "Make a bank from a copy of the adapted model."
         )
-
-
-def _of_size(ids: Tensor, x: Tensor) -> Tensor:
-    """The ids, one for each part of an input."""
-    sizes = (ids.shape[0], x.shape[0] if len(x.shape) else 1)
-    if None in sizes:
-        return same_leading_axis(ids, ops.shape(x)[0])
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            "`adapter_id` must have one id for each example. Received: "
-            f"{sizes[0]} ids for {sizes[1]} examples"
-        )
-    return ids
-
-
-def _is_symbolic(inputs: Any) -> bool:
-    return any(isinstance(x, keras.KerasTensor) for x in tree.flatten(inputs))

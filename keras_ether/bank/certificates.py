@@ -7,13 +7,12 @@ from typing import Any
 import keras
 from keras import tree
 
-from keras_ether import _keras_internals as internals
 from keras_ether.adapters import per_example
 from keras_ether.bank import trial
-from keras_ether.bank.examples import Asked
-from keras_ether.bank.generated_inputs import inputs_for
-from keras_ether.bank.names import INPUTS
+from keras_ether.bank.inputs import generated_inputs
+from keras_ether.bank.structure import Asked
 from keras_ether.bank.structure import Structure
+from keras_ether.bank.trial_runs import Runs
 from keras_ether.ops.traced import clear_traces
 from keras_ether.types import Model
 
@@ -51,9 +50,7 @@ class Certificates:
         if not self.runs_trials:
             return
         if batch is None:
-            symbols = base_inputs(self.base)
-            if symbols is not None:
-                batch = inputs_for(self.base, symbols, max(trial.SIZES))
+            batch = generated_inputs(self.base, max(trial.SIZES))
         if batch is None:
             raise ValueError(
                 f"No inputs of model '{self.base.name}' can be generated to "
@@ -84,25 +81,19 @@ class Certificates:
         flags = tuple(y.trainable for y in self.structure.layers.values())
         return kind, signature, flags
 
-    def certify_call(
-        self, inputs: Any, size: int, training: bool = False
-    ) -> None:
+    def certify_call(self, inputs: Any, size: int, kind: str = CALL) -> None:
         """Runs a trial of calls, see `certify`."""
+        training = kind == TRAINING
         self.certify(
-            inputs,
-            size,
-            lambda x: self.base(x, training=training),
-            call_kind(training),
-            draws=training,
+            inputs, size, kind, lambda x: self.base(x, training=training)
         )
 
     def certify(
         self,
         inputs: Any,
         size: int,
-        answer: Callable[[Any], Any],
         kind: str,
-        draws: bool = True,
+        answer: Callable[[Any], Any],
         repeated: bool = False,
     ) -> None:
         """Runs a trial.
@@ -110,10 +101,10 @@ class Certificates:
         Args:
             inputs: Inputs of the base, with values.
             size: Integer, the number of examples in a batch.
+            kind: String, what else `answer` depends on. All but `CALL` may
+                draw random numbers.
             answer: Function from inputs to outputs, by way of the base.
-            kind: String, what else `answer` depends on.
-            draws: See `Trial`. Defaults to `True`.
-            repeated: The same. Defaults to `False`.
+            repeated: See `BankExamples`. Defaults to `False`.
 
         Raises:
             ValueError: if the trial fails.
@@ -125,7 +116,7 @@ class Certificates:
         asked, largest = self._asked.get(key), self._largest.get(key, 0)
         try:
             made = trial.Trial(
-                self.base, self.structure, answer, draws, repeated
+                Runs(self.base, self.structure, answer, kind != CALL, repeated)
             )
             if asked is None:
                 asked, largest = made.run_small(first)
@@ -148,16 +139,11 @@ class Certificates:
             self._largest[key] = max(size, largest)
 
     def check(self, asked: Counter[Asked], inputs: Any) -> None:
-        """Raises a `ValueError` if lookups differ from those of a trial.
+        """Raises a `ValueError` if a call's lookups differ from a trial's.
 
         Without a trial of such inputs, any other trial counts.
-
-        Args:
-            asked: How often each was looked up in a call.
-            inputs: Inputs of the call.
         """
-        key = self._key(inputs, CALL)
-        known = None if key is None else self._asked.get(key)
+        known = self._asked.get(self._key(inputs, CALL))
         known = known or next(iter(self._asked.values()), None)
         if known is None:
             self.check_all(asked)
@@ -169,30 +155,9 @@ class Certificates:
 
     def check_all(self, asked: Counter[Asked]) -> None:
         """Raises a `ValueError` if an adapter or weight was not looked up."""
-        missing = trial.expected(self.structure) - set(asked)
+        missing = self.structure.lookups - set(asked)
         if missing:
             raise _asking_error(min(missing), asked, "it has to at least once")
-
-
-def call_kind(training: bool) -> str:
-    """The `kind` of calls, see `Certificates.certify`."""
-    return TRAINING if training else CALL
-
-
-def base_inputs(base: Model) -> Any:
-    """The symbolic inputs of a model as it takes them, or `None`."""
-    if isinstance(base, keras.Sequential):
-        inputs = base.inputs
-        return inputs[0] if inputs else None
-    if not getattr(base, "inputs", None):
-        # The inputs that a subclassed model was built for.
-        shape = (base.get_build_config() or {}).get("input_shape")
-        is_one = isinstance(shape, tuple | list) and not any(
-            isinstance(size, tuple | list) for size in shape
-        )
-        return keras.KerasTensor(shape, name=INPUTS) if is_one else None
-    struct = internals.inputs_struct(base)
-    return dict(struct) if isinstance(struct, dict) else struct
 
 
 def _asking_error(key: Asked, asked: Counter[Asked], wanted: str) -> ValueError:

@@ -12,9 +12,11 @@ from keras import tree
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import per_example
 from keras_ether.adapters.adapter import Adapter
-from keras_ether.bank.stacks import BASE
-from keras_ether.bank.stacks import Stack
-from keras_ether.bank.stacks import factors_of
+from keras_ether.bank.inputs import differ
+from keras_ether.bank.inputs import leading_size
+from keras_ether.bank.structure import BASE
+from keras_ether.bank.structure import Asked
+from keras_ether.bank.structure import Stack
 from keras_ether.ops.each_example import take_rows
 from keras_ether.ops.each_example import where_each
 from keras_ether.ops.traced import after
@@ -23,9 +25,6 @@ from keras_ether.types import Factors
 from keras_ether.types import Layer
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
-
-# A lookup: a layer's structural path, and the side of its adapter or "".
-Asked = tuple[str, str]
 
 
 class BankExamples:
@@ -72,14 +71,9 @@ class BankExamples:
         self.narrow = ops.where(ops.logical_and(fits, narrow >= 0), narrow, -1)
         named = ops.where(self.narrow >= 0, ops.mod(self.narrow, rows), 0)
         self.row = named if row is None else row
-        self.is_base = ops.equal(self.row, BASE)
 
     def are_valid(self, current: Variable) -> Tensor:
-        """Whether each id is that of an adapter in the bank, `(batch,)`.
-
-        Args:
-            current: Int32 variable of shape `(rows,)`, the id of each row.
-        """
+        """Whether each id is that of its row, by a variable of these ids."""
         return ops.equal(take_rows(current, self.row), self.narrow)
 
     def factors(self, adapter: Adapter, side: str) -> Factors:
@@ -91,12 +85,18 @@ class BankExamples:
                 "was made. Make a new bank."
             )
         self.asked[stack.layer_path, side] += 1
-        gathered = {
-            name.rpartition("/")[2]: take_rows(variable, self.row)
-            for name, variable in stack.rows.items()
-            if name.rpartition("/")[2].startswith(side)
-        }
-        return factors_of(adapter, side, gathered)
+        method = adapter.method
+        vectors = [
+            take_rows(stack.rows[f"{side}_{name}"], self.row)
+            for name in method.weights
+        ]
+        blocks = vectors[0].shape[1]
+        # The formulas treat each block separately, whichever example has it.
+        left, right = method.factors(
+            *(ops.reshape(v, (-1, *v.shape[2:])) for v in vectors)
+        )
+        shape = (-1, blocks, *left.shape[1:])
+        return ops.reshape(left, shape), ops.reshape(right, shape)
 
     def weights_of(self, layer: Layer) -> dict[str, Tensor] | None:
         """A layer's weights by name, with the batch as their first axis.
@@ -123,33 +123,24 @@ class BankExamples:
         Outputs for the base must equal the base's own outputs bit for bit, but
         products with many matrices are rounded differently from a product with
         one.
-
-        Args:
-            layer: The layer of the head.
-            each: Outputs by each example's own weights.
-            base: Function from the base's weights, by name, to outputs.
         """
-        rows = self.stacks[id(layer)].rows
         row = ops.full((1,), BASE, "int32")
-        saving_base = base(
-            {
-                n: ops.stop_gradient(take_rows(v, row)[0])
-                for n, v in rows.items()
-            }
-        )
-        return where_each(self.is_base, saving_base, each)
+        of_base = {
+            name: ops.stop_gradient(take_rows(variable, row)[0])
+            for name, variable in self.stacks[id(layer)].rows.items()
+        }
+        is_base = ops.equal(self.row, BASE)
+        return where_each(is_base, base(of_base), each)
 
     def check(self, layer: Layer, inputs: Tensor) -> Tensor:
         """The inputs of a layer, whose leading axis has to be the batch."""
-        leading = inputs.shape[0] if len(inputs.shape) else 1
+        leading = leading_size(inputs)
         self.axes.update(size for size in inputs.shape[1:] if size is not None)
         if None in (leading, self.size):
             if self.repeated:
                 return inputs
             return same_leading_axis(inputs, ops.shape(self.ids)[0])
-        if leading == self.size:
-            return inputs
-        if self.repeated and leading % self.size == 0:
+        if leading == self.size or (self.repeated and leading % self.size == 0):
             return inputs
         raise per_example.NoExamplesError(
             f"The leading axis of the inputs of layer '{layer.path}' must be "
@@ -161,8 +152,7 @@ class BankExamples:
     def check_outputs(self, outputs: Any) -> None:
         """Raises a `ValueError` for outputs without one part per example."""
         for y in parts_of(outputs):
-            leading = y.shape[0] if len(y.shape) else 1
-            if leading != self.size and None not in (leading, self.size):
+            if differ(leading_size(y), self.size):
                 raise per_example.NoExamplesError(
                     "Every output of a bank's base must have the batch as its "
                     f"first axis. Received: {self.size} examples and an output "

@@ -15,7 +15,7 @@ import numpy as np
 
 from keras_ether.adapters import per_example
 from keras_ether.bank.bank_model import BankModel
-from keras_ether.bank.names import ADAPTER_ID
+from keras_ether.bank.inputs import ADAPTER_ID
 from keras_ether.ops.values import to_numpy
 from keras_ether.types import Model
 from keras_ether.types import Variable
@@ -32,11 +32,8 @@ NEW_TOKENS = 2
 class Generator:
     """Generates with the adapters of a bank.
 
-    Args:
-        model: The bank's `BankModel`.
-
     Raises:
-        ValueError: if its base has no `generate`.
+        ValueError: if the base has no `generate`.
     """
 
     def __init__(self, model: BankModel) -> None:
@@ -108,10 +105,10 @@ def _generating_class(task_class: Any) -> type:
                     certificates.certify(
                         few,
                         batch,
+                        kind,
                         lambda x: self.bank_model.base.generate_step(
                             x, *args, **(kwargs | {"stop_token_ids": None})
                         ),
-                        kind,
                         repeated=True,
                     )
                 return function({**inputs, ADAPTER_ID: ids}, *args, **kwargs)

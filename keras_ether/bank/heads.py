@@ -59,8 +59,9 @@ def _einsum(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
 
 def _normalization(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
     batch = ops.shape(next(iter(own.values())))[0]
-    scale, shift = SCALES[type(layer)]
-    neutral = {scale: ops.ones, shift: ops.zeros}
+    _, names = PRODUCTS[type(layer)]
+    # The scale, and the shift if there is one.
+    neutral = dict(zip(names, (ops.ones, ops.zeros), strict=False))
     plain = _stand_in(
         layer,
         {
@@ -74,7 +75,7 @@ def _normalization(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
     # The batch, its repeats, then the axes of one example.
     places = {axis % rank + 1 for axis in axes}
     sizes = [y.shape[i] if i in places else 1 for i in range(2, rank + 1)]
-    for name, operation in ((scale, ops.multiply), (shift, ops.add)):
+    for name, operation in zip(names, (ops.multiply, ops.add), strict=False):
         if name in own:
             values = ops.cast(own[name], y.dtype)
             y = operation(y, ops.reshape(values, (-1, 1, *sizes)))
@@ -82,28 +83,18 @@ def _normalization(layer: Layer, x: Tensor, own: dict[str, Tensor]) -> Tensor:
 
 
 # The product of each class, and the names of the weights that it knows.
-PRODUCTS: dict[type, tuple[Callable, frozenset[str]]] = {
-    keras.layers.Dense: (_dense, frozenset({"kernel", "bias"})),
-    keras.layers.EinsumDense: (_einsum, frozenset({"kernel", "bias"})),
-    keras.layers.LayerNormalization: (
-        _normalization,
-        frozenset({"gamma", "beta"}),
-    ),
-    keras.layers.RMSNormalization: (_normalization, frozenset({"scale"})),
-}
-SCALES = {
-    keras.layers.LayerNormalization: ("gamma", "beta"),
-    keras.layers.RMSNormalization: ("scale", None),
+PRODUCTS: dict[type, tuple[Callable, tuple[str, ...]]] = {
+    keras.layers.Dense: (_dense, ("kernel", "bias")),
+    keras.layers.EinsumDense: (_einsum, ("kernel", "bias")),
+    keras.layers.LayerNormalization: (_normalization, ("gamma", "beta")),
+    keras.layers.RMSNormalization: (_normalization, ("scale",)),
 }
 
 
 def check(path: str, layer: Layer, variables: dict[str, Variable]) -> None:
     """Raises a `ValueError` for weights that examples can't have separately.
 
-    Args:
-        path: String, the layer's path.
-        layer: A Keras layer, or the model itself.
-        variables: Its own weights that train or change, by name.
+    They are a layer's own weights that train or change, by name.
     """
     reason = _refusal_reason(layer, variables)
     if reason:
@@ -124,19 +115,10 @@ def is_as_it_was(layer: Layer, variables: list[Variable]) -> bool:
 
 
 def call(layer: Layer, original: Callable, *args: Any, **kwargs: Any) -> Any:
-    """A layer's `call`, with each example's own weights if it has some.
-
-    Args:
-        layer: The layer.
-        original: Its own `call`.
-        *args: Arguments of `call`.
-        **kwargs: The same.
-    """
+    """A layer's `call`, with each example's own weights if it has some."""
     examples = per_example.current(layer)
-    if examples is None:
-        return original(*args, **kwargs)
-    values = examples.weights_of(layer)
-    if values is None:
+    values = None if examples is None else examples.weights_of(layer)
+    if examples is None or values is None:
         return original(*args, **kwargs)
     # The inputs: other arguments don't change the outputs of these classes.
     x = args[0] if args else next(iter(kwargs.values()))
@@ -168,11 +150,11 @@ def _aligned(values: Tensor, y: Tensor) -> Tensor:
 
 
 def _cast(layer: Layer, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by their last name, in the dtype that Keras would pass on."""
+    """Weights in the dtype that Keras would pass on."""
+    if not layer.autocast:
+        return values
     return {
-        name.rpartition("/")[2]: ops.cast(value, layer.compute_dtype)
-        if layer.autocast
-        else value
+        name: ops.cast(value, layer.compute_dtype)
         for name, value in values.items()
     }
 
@@ -200,7 +182,11 @@ def _refusal_reason(layer: Layer, variables: dict[str, Variable]) -> str | None:
     if layer.quantization_mode is not None:
         return f"it is quantized ('{layer.quantization_mode}')"
     _, names = PRODUCTS[type(layer)]
-    held = {id(v): v.name for v in vars(layer).values() if is_variable(v)}
+    held = {
+        id(value): value.name
+        for value in vars(layer).values()
+        if isinstance(value, keras.Variable)
+    }
     for name, variable in variables.items():
         if name not in names or held.get(id(variable)) != name:
             return f"a bank knows only {sorted(names)} of this class"
@@ -209,7 +195,3 @@ def _refusal_reason(layer: Layer, variables: dict[str, Variable]) -> str | None:
     if len(variables) != len(layer.variables):
         return "only some of its weights train"
     return None
-
-
-def is_variable(value: Any) -> bool:
-    return isinstance(value, keras.Variable)

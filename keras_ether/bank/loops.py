@@ -3,20 +3,20 @@
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable
 from collections.abc import Iterator
 from typing import Any
 
 import keras
 from keras import ops
 
-from keras_ether import _keras_internals as internals
 from keras_ether.adapters import per_example
 from keras_ether.bank import step as steps
 from keras_ether.bank.data_checks import Watch
 from keras_ether.bank.own_loss import own_losses
 from keras_ether.bank.own_optimizer import OwnOptimizer
-from keras_ether.bank.stacks import BASE
+from keras_ether.bank.structure import BASE
+from keras_ether.bank.taken_values import Lock
+from keras_ether.bank.taken_values import TakenValues
 from keras_ether.ops.backend import BACKEND
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
@@ -27,15 +27,11 @@ _COMPILE = inspect.signature(keras.Model.compile)
 BATCH_SIZE = 32
 
 
-class Loops(keras.Model):
+class Loops(TakenValues):
     """A model whose loops check ids, and are atomic for other threads.
 
     A subclass has the attributes of `BankModel`.
     """
-
-    # Keras's, on JAX.
-    _jax_state: dict[str, Any] | None
-    _jax_state_synced: bool
 
     @property
     def optimizer(self) -> OwnOptimizer | None:
@@ -81,24 +77,43 @@ class Loops(keras.Model):
             valid = examples.are_valid(self.current)
         row = ops.where(valid, examples.row, BASE)
         step = steps.Step(row, ops.not_equal(row, BASE))
-        own = frozenset(id(layer) for layer in self.structure.with_rows)
+        own = frozenset(id(y) for y, _ in (*self._adapters, *self._heads))
         with steps.running(step), per_example.binding(own):
             return super().train_step(*args)
+
+    @contextlib.contextmanager
+    def _checking(
+        self, lock: Lock = contextlib.nullcontext, trains: bool = False
+    ) -> Iterator[Watch]:
+        """A context for a loop of Keras, with a `Watch` for its data.
+
+        Args:
+            lock: The lock that it holds. Defaults to none.
+            trains: Whether adapters train in it. Defaults to `False`.
+        """
+        watch = Watch(functools.partial(self.checked, trains=trains))
+        try:
+            with self.looping(lock):
+                if trains and self.optimizer is not None:
+                    # Not in a graph, where its variables have no values yet.
+                    self.optimizer.build(self.trainable_variables)
+                yield watch
+        except Exception as error:
+            if watch.error is None or watch.error is error:
+                raise
+            raise watch.error from error
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         given = _FIT.bind(self, *args, **kwargs)
         self._check_trains(given.arguments.get("callbacks"))
-        with self._edge(True) as watch, self._loop():
-            self._build_optimizer()
+        with self._checking(trains=True) as watch:
             sizes = ("batch_size", "validation_batch_size")
             size = max(given.arguments.get(n) or BATCH_SIZE for n in sizes)
             for name in ("x", "validation_data"):
-                if name not in given.arguments:
-                    continue
-                data = given.arguments[name]
+                data = given.arguments.get(name)
                 if isinstance(data, tuple | list):
                     data = (watch.of(data[0], size), *data[1:])
-                else:
+                elif data is not None or name == "x":
                     data = watch.of(data, size)
                 given.arguments[name] = data
             if self.optimizer is not None:
@@ -113,7 +128,7 @@ class Loops(keras.Model):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        with self._edge() as watch, self._loop():
+        with self._checking() as watch:
             x = watch.of(x, batch_size or BATCH_SIZE)
             return super().evaluate(x, y, batch_size, *args, **kwargs)
 
@@ -124,28 +139,22 @@ class Loops(keras.Model):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        with self._edge() as watch, self._loop():
+        with self._checking() as watch:
             x = watch.of(x, batch_size or BATCH_SIZE)
             return super().predict(x, batch_size, *args, **kwargs)
 
     def train_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
         self._check_trains(None)
-        with self._edge(True) as watch, self._loop(self.access.alone):
-            self._build_optimizer()
+        with self._checking(self.access.alone, trains=True) as watch:
             return super().train_on_batch(watch.of(x), *args, **kwargs)
 
     def test_on_batch(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        with self._edge() as watch, self._loop(self.access.shared):
+        with self._checking(self.access.shared) as watch:
             return super().test_on_batch(watch.of(x), *args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> Any:
-        with self._edge() as watch, self._loop(self.access.shared):
+        with self._checking(self.access.shared) as watch:
             return super().predict_on_batch(watch.of(x))
-
-    def _build_optimizer(self) -> None:
-        # Not in a graph, where its variables have no values yet.
-        if self.optimizer is not None and not self.optimizer.built:
-            self.optimizer.build(self.trainable_variables)
 
     def make_train_function(self, force: bool = False) -> Any:
         self.check_ready()
@@ -162,130 +171,19 @@ class Loops(keras.Model):
         super().make_predict_function(force)
         self._guard("predict_function", self.access.shared)
 
-    def _guard(
-        self,
-        name: str,
-        access: Callable[[], contextlib.AbstractContextManager],
-    ) -> None:
+    def _guard(self, name: str, lock: Lock) -> None:
         """Makes one run of a compiled function atomic for other threads."""
         function = getattr(self, name)
         if getattr(function, "is_whole", False):
             return
 
         def run(*args: Any) -> Any:
-            with access():
-                if BACKEND == "jax":
-                    self._hold(args[0])
+            with lock():
+                self.hold(args[0])
                 return function(*args)
 
         run.is_whole = True  # type: ignore[attr-defined]
         setattr(self, name, run)
-
-    def one_call(self) -> contextlib.AbstractContextManager:
-        """A context in which several calls are atomic for other threads."""
-        if BACKEND == "jax":
-            return self.access.alone()
-        return self.access.shared()
-
-    @contextlib.contextmanager
-    def _loop(
-        self,
-        access: Callable[
-            [], contextlib.AbstractContextManager
-        ] = contextlib.nullcontext,
-    ) -> Iterator[None]:
-        """A context for a loop of Keras, or one step, which holds `access`.
-
-        No checked id ends before a step has used it.
-        """
-        if BACKEND != "jax":
-            with access():
-                yield
-            return
-        # On JAX a loop takes the variables' values and writes them back.
-        with self.access.alone():
-            self.restore_values()
-            optimizer = self.optimizer.variables if self.optimizer else []
-            variables = [*self.variables, *self.metrics_variables, *optimizer]
-            before = internals.values_held(variables)
-            try:
-                yield
-            except BaseException:
-                # Not if the loop fails: the values from its start remain.
-                self.restore_values()
-                internals.give_back(before)
-                raise
-            finally:
-                self.remember()
-
-    def _hold(self, state: tuple) -> None:
-        """Keeps the state that a step takes, for `restore_values` within it.
-
-        Keras keeps that of the step before, whatever callbacks changed since.
-        """
-        parts = ["trainable", "non_trainable", "optimizer", "metrics"]
-        if len(state) < len(parts):
-            # Of an evaluation, or of a prediction.
-            parts = [part for part in parts if part != "optimizer"]
-        names = [f"{part}_variables" for part in parts]
-        self._jax_state = dict(zip(names, state, strict=False))
-
-    @contextlib.contextmanager
-    def values_restored(self) -> Iterator[None]:
-        """A context in which variables have values, within a step too."""
-        if BACKEND != "jax":
-            yield
-            return
-        taken = [v for v in self.variables if v._value is None]
-        is_synced = self._jax_state_synced
-        self.restore_values()
-        try:
-            yield
-        finally:
-            # The step goes on with the arrays that it took.
-            for variable in taken:
-                variable._value = None
-            self._jax_state_synced = is_synced
-
-    def remember(self) -> None:
-        """Keeps the values, which a loop of an outer model takes.
-
-        If that loop fails, JAX can't restore them otherwise.
-        """
-        if BACKEND == "jax":
-            held = internals.values_held(self.variables)
-            self.__dict__["_values_left"] = held
-
-    def restore_values(self) -> None:
-        """Restores the values of variables that a loop of JAX has taken."""
-        if BACKEND == "jax":
-            self.jax_state_sync()
-
-    def check_values(self) -> None:
-        """Restores the values before a change of the bank.
-
-        Raises:
-            RuntimeError: if a loop of another model has taken them. It would
-                write its own back.
-        """
-        self.restore_values()
-        if internals.are_taken(self.variables):
-            raise RuntimeError(
-                "A loop of another model that contains the model of an "
-                "`AdapterBank` has taken its weights, so the bank can't change "
-                "now. Call `jax_state_sync()` of that model first."
-            )
-
-    @contextlib.contextmanager
-    def _edge(self, trains: bool = False) -> Iterator[Watch]:
-        check = functools.partial(self.checked, trains=trains)
-        watch = Watch(check)
-        try:
-            yield watch
-        except Exception as error:
-            if watch.error is None or watch.error is error:
-                raise
-            raise watch.error from error
 
     def _check_trains(self, callbacks: Any) -> None:
         for name, variable in self.structure.variables.items():
@@ -337,10 +235,12 @@ class Loops(keras.Model):
 
     @property
     def non_trainable_variables(self) -> list[Variable]:
-        trained = {id(v) for v in self.trainable_variables}
-        return [v for v in self.variables if id(v) not in trained]
+        return self._not_trained(self.variables)
 
     @property
     def non_trainable_weights(self) -> list[Variable]:
+        return self._not_trained(self.weights)
+
+    def _not_trained(self, variables: list[Variable]) -> list[Variable]:
         trained = {id(v) for v in self.trainable_variables}
-        return [v for v in self.weights if id(v) not in trained]
+        return [v for v in variables if id(v) not in trained]

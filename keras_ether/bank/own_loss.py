@@ -6,6 +6,7 @@ gradient is that of the sum of these losses, in which every adapter has its own
 part. The value that Keras logs is their mean over all examples.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -16,6 +17,7 @@ from keras import tree
 
 from keras_ether import _keras_internals as internals
 from keras_ether.bank import step as steps
+from keras_ether.bank.inputs import differ
 from keras_ether.bank.step import Step
 from keras_ether.ops import traced
 from keras_ether.ops.values import to_numpy
@@ -43,11 +45,7 @@ def own_losses(loss: Any) -> Any:
 
 
 class OwnLoss(keras.losses.Loss):
-    """A loss, reduced over the examples of each adapter in a training step.
-
-    Args:
-        loss: A `keras.losses.Loss`.
-    """
+    """A loss, reduced over the examples of each adapter in a training step."""
 
     def __init__(self, loss: keras.losses.Loss) -> None:
         known = type(loss).__call__ is keras.losses.Loss.__call__
@@ -76,20 +74,24 @@ class OwnLoss(keras.losses.Loss):
         if step is None:
             return self.loss(y_true, y_pred, sample_weight)
         convert = lambda x: ops.convert_to_tensor(x, dtype=self.dtype)  # noqa: E731
-        masks = [internals.mask_of(y_pred)]
+        in_mask = internals.mask_of(y_pred)
         y_true = tree.map_structure(convert, y_true)
         y_pred = tree.map_structure(convert, y_pred)
         values = self.call(y_true, y_pred)
-        if not len(values.shape) or step.is_other_size(values.shape[0]):
+        if not len(values.shape) or differ(values.shape[0], step.row.shape[0]):
             raise ValueError(
                 f"Loss '{self.name}' must have one value per example. "
                 f"Received: values of shape {tuple(values.shape)}"
             )
         self._try(y_true, y_pred)
-        masks.append(internals.mask_of(values))
+        masks = [
+            ops.cast(mask, self.dtype)
+            for mask in (in_mask, internals.mask_of(values))
+            if mask is not None
+        ]
         return _reduced(
             convert(values),
-            [ops.cast(mask, self.dtype) for mask in masks if mask is not None],
+            functools.reduce(ops.multiply, masks) if masks else None,
             None if sample_weight is None else convert(sample_weight),
             self.reduction,
             step,
@@ -119,13 +121,11 @@ class OwnLoss(keras.losses.Loss):
                 for shape, second in zip(shapes, seconds, strict=True)
             ]
             given = tree.pack_sequence_as((y_true, y_pred), arrays)
-            return to_numpy(self.call(*given))[1:]
+            with traced.same_draws():
+                return to_numpy(self.call(*given))[1:]
 
         with traced.eagerly(), traced.no_gradient():
-            with traced.same_draws():
-                one = of_second()
-            with traced.same_draws():
-                other = of_second()
+            one, other = of_second(), of_second()
         if not np.allclose(one, other, atol=1e-6, equal_nan=True):
             raise ValueError(
                 f"Loss '{self.name}' compares or mixes the examples of a "
@@ -137,15 +137,12 @@ class OwnLoss(keras.losses.Loss):
 
 def _reduced(
     values: Tensor,
-    masks: list[Tensor],
+    mask: Tensor | None,
     weights: Tensor | None,
     reduction: str,
     step: Step,
 ) -> Tensor:
     """As `keras.losses` reduces values, over the examples of each adapter."""
-    mask = masks[0] if masks else None
-    for other in masks[1:]:
-        mask = mask * other
     ones = ops.ones_like(ops.cast(step.row, values.dtype))
     count = step.sum_of_own(ones * _inner_size(values))
     if mask is not None:

@@ -155,22 +155,16 @@ class OwnOptimizer(keras.optimizers.Optimizer):
             )
         if not self.built:
             self.build(list(trainable_variables or ()))
-        stacks = internals.trained_variables(self)
         dense = [None if g is None else dense_gradient(g) for g in grads]
         if BACKEND == "jax":
-            self._apply_all(step, dense, stacks)
+            self._apply_all(step, dense)
         elif BACKEND == "tensorflow":
-            self._apply_in_turn(step, dense, stacks)
+            self._apply_in_turn(step, dense)
         else:
-            self._apply_eagerly(step, dense, stacks)
+            self._apply_eagerly(step, dense)
         internals.update_count(self).assign_add(1)
 
-    def _apply_all(
-        self,
-        step: steps.Step,
-        grads: list[Tensor | None],
-        stacks: list[Variable],
-    ) -> None:
+    def _apply_all(self, step: steps.Step, grads: list[Tensor | None]) -> None:
         """Updates all adapters at once, without the inner variables."""
         trains = step.is_first()
         # Other examples write back the values of the base's row.
@@ -178,7 +172,7 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         given = [g for g in grads if g is not None]
         values = [
             [take_rows(v, rows) for v in part]
-            for part in (stacks, self.states, given)
+            for part in (self._stacks, self.states, given)
         ]
         indices = {id(v): i for i, v in enumerate(self.slots)}
         rate = internals.rate_set(self.alone)
@@ -202,18 +196,15 @@ class OwnOptimizer(keras.optimizers.Optimizer):
             return own, slots
 
         new = ops.vectorized_map(update, values)
-        for variables, before, after in zip(
-            (stacks, self.states), values[:2], new, strict=True
+        for variable, old, value in zip(
+            [*self._stacks, *self.states],
+            [*values[0], *values[1]],
+            [*new[0], *new[1]],
+            strict=True,
         ):
-            for variable, old, value in zip(
-                variables, before, after, strict=True
-            ):
-                each = ops.reshape(trains, (-1,) + (1,) * (len(old.shape) - 1))
-                variable.assign(
-                    ops.scatter_update(
-                        variable, rows[:, None], ops.where(each, value, old)
-                    )
-                )
+            each = ops.reshape(trains, (-1,) + (1,) * (len(old.shape) - 1))
+            chosen = ops.where(each, value, old)
+            variable.assign(ops.scatter_update(variable, rows[:, None], chosen))
         self.trained.assign(
             ops.scatter_update(
                 self.trained, rows[:, None], ops.cast(trains, "int32")
@@ -221,17 +212,14 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         )
 
     def _apply_in_turn(
-        self,
-        step: steps.Step,
-        grads: list[Tensor | None],
-        stacks: list[Variable],
+        self, step: steps.Step, grads: list[Tensor | None]
     ) -> None:
         """Updates one adapter after another, in a loop of the graph."""
         trains = step.is_first()
 
         def update(i: Tensor, done: Tensor) -> Tensor:
             def one() -> Tensor:
-                self._apply_row(step.row[i], grads, stacks)
+                self._apply_row(step.row[i], grads)
                 return done + 1
 
             return ops.cond(trains[i], one, lambda: done)
@@ -240,33 +228,27 @@ class OwnOptimizer(keras.optimizers.Optimizer):
 
     @not_compiled
     def _apply_eagerly(
-        self,
-        step: steps.Step,
-        grads: list[Tensor | None],
-        stacks: list[Variable],
+        self, step: steps.Step, grads: list[Tensor | None]
     ) -> None:
         for row in np.unique(to_numpy(step.row)[to_numpy(step.trains)]):
-            self._apply_row(int(row), grads, stacks)
+            self._apply_row(int(row), grads)
 
-    def _apply_row(
-        self, row: Any, grads: list[Tensor | None], stacks: list[Variable]
-    ) -> None:
-        with self._loaded(row, stacks):
+    def _apply_row(self, row: Any, grads: list[Tensor | None]) -> None:
+        with self._loaded(row):
             self.alone.apply(
                 [None if g is None else g[row] for g in grads], self.single
             )
         write_row(self.trained, row, ops.ones((), "int32"))
 
+    @property
+    def _stacks(self) -> list[Variable]:
+        return internals.trained_variables(self)
+
     @contextlib.contextmanager
-    def _loaded(self, row: Any, stacks: list[Variable]) -> Iterator[None]:
+    def _loaded(self, row: Any) -> Iterator[None]:
         """Loads a row into the inner optimizer's variables."""
-        pairs = list(
-            zip(
-                [*self.single, *self.slots],
-                [*stacks, *self.states],
-                strict=True,
-            )
-        )
+        inner = [*self.single, *self.slots]
+        pairs = list(zip(inner, [*self._stacks, *self.states], strict=True))
         index = ops.reshape(ops.convert_to_tensor(row, "int32"), (1,))
         for one, stack in pairs:
             one.assign(take_rows(stack, index)[0])
@@ -275,16 +257,15 @@ class OwnOptimizer(keras.optimizers.Optimizer):
             write_row(stack, row, tensor(one))
 
     def finalize_variable_values(self, var_list: list[Variable]) -> None:
-        """Reindices values by their averages, if the optimizer has averages.
+        """Replaces values by their averages, if the optimizer has averages.
 
         Only in rows that trained since `begin`.
         """
         if not self.built or not self.alone.use_ema:
             return
-        stacks = internals.trained_variables(self)
         with self.access.alone():
             for row in np.flatnonzero(to_numpy(self.trained)):
-                with self._loaded(int(row), stacks):
+                with self._loaded(int(row)):
                     self.alone.finalize_variable_values(self.single)
             self.begin()
 

@@ -2,22 +2,20 @@
 
 import os
 import random
-from collections.abc import Callable
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from keras_ether.bank.structure import Structure
-from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.saving import adapter_file
 from keras_ether.saving import adapter_header
 from keras_ether.saving import contents
 from keras_ether.saving import loading
 from keras_ether.saving import save_and_load
 from keras_ether.saving.adapter_file import AdapterFile
+from keras_ether.saving.adapter_header import Group
 from keras_ether.surgery import targets as targets_lib
-from keras_ether.types import Variable
 
 
 def content_from(source: Any, name: str) -> AdapterFile:
@@ -36,88 +34,74 @@ def content_from(source: Any, name: str) -> AdapterFile:
     )
 
 
-def check_fits(
-    content: AdapterFile,
-    structure: Structure,
-    digest: Callable[[Variable], np.ndarray],
-    name: str,
-) -> None:
-    """Raises a `ValueError` unless an adapter fits a bank of this structure.
+def values_for(
+    content: AdapterFile, structure: Structure, name: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The values of an adapter for a bank's row, in the bank's dtypes.
 
     Args:
         content: The adapter's `AdapterFile`.
-        structure: A `Structure`.
-        digest: Function from a variable to its fingerprint.
-        name: String, the adapter's name, for the error.
+        structure: The bank's `Structure`.
+        name: String, the adapter's name, for an error.
+
+    Returns:
+        Dictionary from a tensor's name to its value, and the paths of the
+        layers that the adapter covers.
+
+    Raises:
+        ValueError: if the adapter does not fit.
     """
+    covered = adapter_header.layers_of(content.header)
     try:
-        _check_adapters(content, structure)
+        _check_adapters(covered, structure)
         _check_head(content, structure)
-        _check_base(content, structure, digest)
+        _check_base(content, covered, structure)
     except ValueError as error:
         raise ValueError(
             f"Adapter '{name}' does not fit the bank: {error}"
         ) from error
-
-
-def covered_by(content: AdapterFile) -> tuple[str, ...]:
-    """The paths of the layers that an adapter covers."""
-    return tuple(adapter_header.layers_of(content.header))
-
-
-def values_for(content: AdapterFile, structure: Structure) -> dict[str, Any]:
-    """The tensors of an adapter for a bank's row, in the bank's dtypes."""
-    groups = adapter_header.layers_of(content.header)
     variables = dict(structure.head)
-    for path in groups:
+    for path in covered:
         variables |= structure.vectors(path)
     pairs = loading.pairs(variables, content.tensors)
-    return dict(zip(variables, (value for _, value in pairs), strict=True))
+    values = dict(zip(variables, (value for _, value in pairs), strict=True))
+    return values, list(covered)
 
 
-def fresh_values(
-    structure: Structure, head: dict[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-    """The initial vectors of `apply`, with the given head."""
+def initial_values(structure: Structure) -> dict[str, np.ndarray]:
+    """The initial vectors of `apply`, by tensor name."""
     rng = np.random.default_rng(random.getrandbits(64))
-    values = dict(head)
-    for path, layer in structure.adapted.items():
-        adapter = layer.ether
-        method = adapter.method
-        for side, width in adapter.widths.items():
-            start = method.start(adapter.blocks, width, rng)
-            for weight, value in zip(method.weights, start, strict=True):
-                key = f"{side}_{weight}"
-                values[adapter_header.tensor_name("adapter", path, key)] = value
-    return values
+    return {
+        adapter_header.tensor_name("adapter", path, f"{side}_{name}"): value
+        for path, layer in structure.adapted.items()
+        for side, width in layer.ether.widths.items()
+        for name, value in layer.ether.method.initial(
+            layer.ether.blocks, width, rng
+        ).items()
+    }
 
 
 def content_of_row(
     structure: Structure,
     covered: Collection[str],
     values: dict[str, np.ndarray],
-    digest: Callable[[Variable], np.ndarray],
 ) -> AdapterFile:
     """The `AdapterFile` of a row of a bank.
 
     Args:
-        structure: A `Structure`.
+        structure: The bank's `Structure`.
         covered: The paths of the layers that the adapter covers.
         values: Dictionary from a tensor's name to its value.
-        digest: Function from a variable to its fingerprint.
     """
     adapted = {path: structure.adapted[path] for path in covered}
     layers, weights = structure.layers, structure.weights
-    fingerprints = contents.base_fingerprints(layers, adapted, weights, digest)
+    fingerprints = contents.base_fingerprints(layers, adapted, weights)
     header = save_and_load.header_of(layers, adapted, weights, fingerprints)
     names = adapter_header.tensor_names(header)
-    return adapter_file.AdapterFile(
-        header, {name: values[name] for name in names}
-    )
+    return AdapterFile(header, {name: values[name] for name in names})
 
 
-def _check_adapters(content: AdapterFile, structure: Structure) -> None:
-    groups = adapter_header.layers_of(content.header)
+def _check_adapters(groups: dict[str, Group], structure: Structure) -> None:
     unknown = [path for path in groups if path not in structure.adapted]
     if unknown:
         raise ValueError(
@@ -147,16 +131,13 @@ def _check_head(content: AdapterFile, structure: Structure) -> None:
 
 
 def _check_base(
-    content: AdapterFile,
-    structure: Structure,
-    digest: Callable[[Variable], np.ndarray],
+    content: AdapterFile, groups: dict[str, Group], structure: Structure
 ) -> None:
-    groups = adapter_header.layers_of(content.header)
-    of_file = adapter_header.digest_of_base(content.header)
-    if of_file is not fingerprint:
-        digest = of_file
     of_layers, base = contents.base_fingerprints(
-        structure.layers, groups, structure.weights, digest
+        structure.layers,
+        groups,
+        structure.weights,
+        adapter_header.digest_of_base(content.header),
     )
     for path, group in groups.items():
         if of_layers[path] != group.layers[path]:

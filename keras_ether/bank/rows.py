@@ -4,16 +4,18 @@ An id is `generation * rows + row`. Every new adapter in a row gets the row's
 next generation, so no id is used twice.
 """
 
+import contextlib
 import difflib
 import threading
 from collections import Counter
 from collections import OrderedDict
 from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
 
 import numpy as np
 
-from keras_ether.bank.stacks import BASE
+from keras_ether.bank.structure import BASE
 
 NO_ID = -1
 LARGEST = np.iinfo("int32").max
@@ -72,19 +74,20 @@ class Rows:
                     self._row_of.move_to_end(name)
             return self.ids[np.asarray(rows, "int32")]
 
-    def pin(self, names: Sequence[str | None]) -> np.ndarray:
-        """The ids of adapters, which stay in their rows until `unpin`."""
+    @contextlib.contextmanager
+    def pinned(self, names: Sequence[str | None]) -> Iterator[np.ndarray]:
+        """A context in which adapters, whose ids it yields, keep their rows."""
+        pins = {name for name in names if name is not None}
         with self._lock:
             ids = self.ids_of(names)
-            self._pins.update({n for n in names if n is not None})
-            return ids
-
-    def unpin(self, names: Sequence[str | None]) -> None:
-        """Undoes `pin`."""
-        with self._lock:
-            self._pins.subtract({n for n in names if n is not None})
-            # Names of removed adapters must not accumulate.
-            self._pins += Counter()
+            self._pins.update(pins)
+        try:
+            yield ids
+        finally:
+            with self._lock:
+                self._pins.subtract(pins)
+                # Names of removed adapters must not accumulate.
+                self._pins += Counter()
 
     def make_room(self, name: str, evict: bool) -> int:
         """The row for an adapter that will be added.
@@ -183,10 +186,7 @@ class Rows:
         return found
 
     def check_ids(self, ids: np.ndarray) -> np.ndarray:
-        """Ids as int32.
-
-        Args:
-            ids: Array of what a caller passes as ids, one per example.
+        """What a caller passes as ids, as int32.
 
         Raises:
             ValueError: if it is no vector of integers, or one of them is no id

@@ -23,27 +23,21 @@ class Step:
     row: Tensor
     trains: Tensor
 
-    def is_other_size(self, size: int | None) -> bool:
-        """Whether a size is known not to be that of the batch."""
-        return size != self.row.shape[0] and None not in (
-            size,
-            self.row.shape[0],
-        )
+    def _same(self) -> Tensor:
+        """Whether two examples have the same adapter, `(batch, batch)`."""
+        return ops.equal(self.row[:, None], self.row[None, :])
 
     def sum_of_own(self, values: Tensor) -> Tensor:
         """For each example the sum over all examples of its adapter.
 
-        Args:
-            values: Tensor of shape `(batch,)`. NaN reaches no other adapter.
+        NaN reaches no other adapter.
         """
-        same = ops.equal(self.row[:, None], self.row[None, :])
-        return ops.sum(ops.where(same, values[None, :], 0), axis=1)
+        return ops.sum(ops.where(self._same(), values[None, :], 0), axis=1)
 
     def is_first(self) -> Tensor:
         """Whether an example is the first of its adapter, and trains it."""
-        same = ops.equal(self.row[:, None], self.row[None, :])
         index = ops.arange(ops.shape(self.row)[0])
-        before = ops.logical_and(same, index[None, :] < index[:, None])
+        before = ops.logical_and(self._same(), index[None, :] < index[:, None])
         return ops.logical_and(
             self.trains, ops.logical_not(ops.any(before, axis=1))
         )

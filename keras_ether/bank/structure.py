@@ -1,21 +1,79 @@
-"""The structure that all adapters of a bank share with one adapted model."""
+"""The structure of all adapters of a bank, and stacks of their values."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
+import keras
 
 from keras_ether.adapters.adapted import AdaptedCall
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.bank import heads
-from keras_ether.bank.stacks import Stack
 from keras_ether.ops.matrix_view import MatrixView
-from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_header
 from keras_ether.saving import contents
 from keras_ether.surgery import verbs
 from keras_ether.types import Layer
 from keras_ether.types import Model
 from keras_ether.types import Variable
+
+# A lookup in a call: a layer's structural path, and the side of its adapter, or
+# "" for its weights.
+Asked = tuple[str, str]
+# The row of the base.
+BASE = 0
+
+
+class Stack(keras.layers.Layer):
+    """The rows of one layer's vectors, or of the weights of a head's layer.
+
+    Args:
+        section: The section of the tensors in an adapter file, `"adapter"` or
+            `"weights"`.
+        layer_path: String, structural path of the layer in its model.
+        variables: Dictionary from name to the variable whose values are
+            stacked.
+        rows: Integer, number of rows, which are zeros at first.
+
+    Attributes:
+        layer_path: The argument.
+        rows: Dictionary from name to a variable of shape `(rows, ...)`.
+    """
+
+    def __init__(
+        self,
+        section: str,
+        layer_path: str,
+        variables: dict[str, Variable],
+        rows: int,
+    ) -> None:
+        name = layer_path.replace("/", "_") or "model"
+        super().__init__(name=f"{name}_rows", dtype="float32")
+        self.section = section
+        self.layer_path = layer_path
+        self.rows = {
+            name: self.add_weight(
+                name=self._tensor(name).replace("/", "_"),
+                shape=(rows, *variable.shape),
+                initializer="zeros",
+                dtype=variable.dtype,
+                autocast=False,
+            )
+            for name, variable in variables.items()
+        }
+        self.built = True
+
+    @property
+    def tensors(self) -> dict[str, Variable]:
+        """`rows` by the names of tensors in an adapter file."""
+        return {self._tensor(name): v for name, v in self.rows.items()}
+
+    def _tensor(self, name: str) -> str:
+        return adapter_header.tensor_name(self.section, self.layer_path, name)
+
+
+def tensors_of(stacks: Iterable[Stack]) -> dict[str, Variable]:
+    """The variables of all stacks by the names of tensors in a file."""
+    return {n: v for stack in stacks for n, v in stack.tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -34,20 +92,13 @@ class Structure:
     weights: dict[str, dict[str, Variable]]
 
     @property
-    def heads(self) -> dict[str, dict[str, Variable]]:
-        """By layer path, the head's variables by their tensor's name."""
-        return {
-            path: {
-                adapter_header.tensor_name("weights", path, name): variable
-                for name, variable in own.items()
-            }
-            for path, own in self.weights.items()
-        }
-
-    @property
     def head(self) -> dict[str, Variable]:
         """The head's variables by the name of their tensor in a file."""
-        return {n: v for own in self.heads.values() for n, v in own.items()}
+        return {
+            adapter_header.tensor_name("weights", path, name): variable
+            for path, own in self.weights.items()
+            for name, variable in own.items()
+        }
 
     def vectors(self, path: str) -> dict[str, Variable]:
         """An adapter's vectors by the name of their tensor in a file."""
@@ -65,18 +116,22 @@ class Structure:
         return vectors | self.head
 
     @property
-    def with_rows(self) -> list[Layer]:
-        """The layers of which each adapter has vectors or weights."""
-        return [*self.adapted.values(), *(self.layers[p] for p in self.weights)]
-
-    def stacks(self, rows: int) -> dict[Layer, Stack]:
-        """New stacks, by the `Adapter` or the layer of the head."""
+    def lookups(self) -> set[Asked]:
+        """All lookups that the layers can make in a call."""
         return {
-            layer.ether: Stack(path, self.vectors(path), rows)
+            (path, side)
+            for path, layer in self.adapted.items()
+            for side in layer.ether.widths
+        } | {(path, "") for path in self.weights}
+
+    def stacks(self, rows: int) -> dict[int, Stack]:
+        """New stacks, by the id of an `Adapter` or of a layer of the head."""
+        return {
+            id(layer.ether): Stack("adapter", path, layer.ether.vectors, rows)
             for path, layer in self.adapted.items()
         } | {
-            self.layers[path]: Stack(path, own, rows)
-            for path, own in self.heads.items()
+            id(self.layers[path]): Stack("weights", path, own, rows)
+            for path, own in self.weights.items()
         }
 
 
@@ -101,11 +156,6 @@ def structure_of(model: Model) -> Structure:
     for path, own in weights.items():
         heads.check(path or model.name, layers[path], own)
     return Structure(layers, adapted, weights)
-
-
-def base_head(structure: Structure) -> dict[str, np.ndarray]:
-    """The values of the model's own head, by tensor name."""
-    return {name: to_numpy(value) for name, value in structure.head.items()}
 
 
 def _refusal_reason(layer: Layer) -> str | None:

@@ -1,5 +1,6 @@
 """Adapters come and go by name, and what does not fit is refused."""
 
+import contextlib
 import gc
 
 import keras
@@ -17,18 +18,14 @@ def answers(bank, name, x):
     return banks.call(bank, x, [name] * len(x))
 
 
-def state(bank):
-    return (
-        bank.names,
-        bank.ids(bank.names).tolist(),
-        models.values(bank.model.variables),
-    )
-
-
-def assert_same(before, after):
-    assert before[:2] == after[:2]
-    for a, b in zip(before[2], after[2], strict=True):
-        np.testing.assert_array_equal(a, b)
+@contextlib.contextmanager
+def unchanged(bank):
+    """Checks that a block leaves names, ids and values."""
+    names, ids = bank.names, bank.ids(bank.names)
+    with banks.unchanged(*bank.model.variables):
+        yield
+    assert bank.names == names
+    np.testing.assert_array_equal(bank.ids(names), ids)
 
 
 def test_files_models_and_fresh_starts(rng, tmp_path):
@@ -99,10 +96,11 @@ def test_replacing_keeps_the_id(rng):
 @pytest.mark.once
 def test_a_full_bank(rng):
     bank, alone = banks.bank_of(capacity=2)
-    before = state(bank)
-    with pytest.raises(ValueError, match=r"full.*room for 2.*'a0'"):
+    with (
+        unchanged(bank),
+        pytest.raises(ValueError, match=r"full.*room for 2.*'a0'"),
+    ):
         bank.add("more")
-    assert_same(before, state(bank))
     bank.ids(["a0"])
     assert bank.add("more", alone[0], evict=True) == 5
     assert bank.names == ["a0", "more"]
@@ -117,123 +115,85 @@ def test_the_row_freed_longest_ago_is_taken_first():
     assert bank.add("b") == 3 + 2
 
 
-def _other_base(tmp_path):
-    return tuned.adapted("mlp", base_seed=1), "another base.*'first'"
-
-
-def _other_method(tmp_path):
-    return tuned.adapted("mlp", "ether+"), "method='ether', .*method='ether\\+'"
-
-
-def _other_blocks(tmp_path):
+def _applied(**arguments):
     model = tuned.base("mlp")
-    keras_ether.apply(
-        model, rank_blocks=4, targets="all-linear", trainable=["head"]
-    )
-    return model, "rank_blocks=2.*rank_blocks=4"
+    return keras_ether.apply(model, **{"rank_blocks": 2} | arguments)
 
 
-def _more_layers(tmp_path):
+def _other_head():
     model = tuned.base("mlp")
-    keras_ether.apply(model, rank_blocks=2, targets="all-linear")
-    return model, "for 'head', but the bank"
+    head = keras.layers.Dense(7, name="head")(model.get_layer("second").output)
+    model = keras.Model(model.inputs[0], head)
+    return keras_ether.apply(model, rank_blocks=2, trainable=["head"])
 
 
-def _no_head(tmp_path):
-    model = tuned.base("mlp")
-    keras_ether.apply(
-        model, rank_blocks=2, targets=["first", "second"], method="ether"
-    )
-    return model, "other trained layers must be"
+UNFIT = [
+    (lambda: tuned.adapted("mlp", base_seed=1), "another base.*'first'"),
+    (
+        lambda: tuned.adapted("mlp", "ether+"),
+        r"method='ether', .*method='ether\+'",
+    ),
+    (
+        lambda: _applied(rank_blocks=4, trainable=["head"]),
+        "rank_blocks=2.*rank_blocks=4",
+    ),
+    (lambda: _applied(targets="all-linear"), "for 'head', but the bank"),
+    (
+        lambda: _applied(targets=["first", "second"], method="ether"),
+        "other trained layers must be",
+    ),
+    (_other_head, "does not fit|shape"),
+    (lambda: tuned.base("mlp"), "no ETHER adapter"),
+    (lambda: 3, "must be the path"),
+]
 
 
-def _other_head(tmp_path):
-    keras.utils.set_random_seed(0)
-    model = tuned.base("mlp")
-    inputs = model.inputs[0]
-    hidden = model.get_layer("second").output
-    head = keras.layers.Dense(7, name="head")
-    model = keras.Model(inputs, head(hidden))
-    keras_ether.apply(
-        model, rank_blocks=2, targets=["first", "second"], trainable=["head"]
-    )
-    return model, "does not fit|shape"
+def check_refused(source, message):
+    bank, _ = banks.bank_of(capacity=2)
+    with unchanged(bank):
+        with pytest.raises(ValueError, match=message):
+            bank.add("a0", source)
+        with pytest.raises(ValueError, match=message):
+            bank.add("other", source, evict=True)
 
 
-def _damaged(tmp_path):
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore:.*the last linear layer")
+@pytest.mark.parametrize(("make", "message"), UNFIT)
+def test_what_does_not_fit_is_refused(make, message):
+    check_refused(make(), message)
+
+
+@pytest.mark.once
+def test_a_damaged_file_is_refused(tmp_path):
     file = tmp_path / "damaged.safetensors"
     keras_ether.save_adapter(tuned.adapted("mlp"), file)
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    return file, "damaged"
-
-
-def _plain(tmp_path):
-    return tuned.base("mlp"), "no ETHER adapter"
-
-
-def _something(tmp_path):
-    return 3, "must be the path"
+    check_refused(file, "damaged")
 
 
 @pytest.mark.once
-@pytest.mark.filterwarnings("ignore:.*the last linear layer")
-@pytest.mark.parametrize(
-    "make",
-    [
-        _other_base,
-        _other_method,
-        _other_blocks,
-        _more_layers,
-        _no_head,
-        _other_head,
-        _damaged,
-        _plain,
-        _something,
-    ],
-)
-def test_what_does_not_fit_is_refused(make, tmp_path):
-    bank, _ = banks.bank_of(capacity=2)
-    before = state(bank)
-    source, message = make(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        bank.add("a0", source)
-    with pytest.raises(ValueError, match=message):
-        bank.add("other", source, evict=True)
-    assert_same(before, state(bank))
-
-
-@pytest.mark.once
-@pytest.mark.parametrize("name", ["", None, 3])
-def test_names_are_strings(name):
+def test_names_are_strings():
     bank, _ = banks.bank_of()
-    with pytest.raises(ValueError, match="must be a non-empty string"):
-        bank.add(name)
+    for name in ("", None, 3):
+        with pytest.raises(ValueError, match="must be a non-empty string"):
+            bank.add(name)
 
 
 @pytest.mark.once
-def test_ids_of_one_name_are_refused():
-    bank, _ = banks.bank_of()
-    with pytest.raises(ValueError, match="list of names"):
-        bank.ids("a0")
+def test_capacity_is_a_positive_integer():
+    model = tuned.adapted("mlp")
+    for capacity in (0, -1, 1.5, True, None):
+        with pytest.raises(ValueError, match="capacity"):
+            keras_ether.AdapterBank(model, capacity)
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("capacity", [0, -1, 1.5, True, None])
-def test_capacity_is_a_positive_integer(capacity):
-    with pytest.raises(ValueError, match="capacity"):
-        keras_ether.AdapterBank(tuned.adapted("mlp"), capacity)
-
-
-@pytest.mark.once
-def test_a_plain_model_is_refused():
+def test_other_models_are_refused():
     with pytest.raises(ValueError, match="no ETHER adapter"):
         keras_ether.AdapterBank(models.mlp(), 2)
-
-
-@pytest.mark.once
-def test_the_model_of_a_bank_is_refused():
     bank, _ = banks.bank_of()
     with pytest.raises(ValueError, match="another bank"):
         keras_ether.AdapterBank(bank.model, 2)

@@ -1,7 +1,7 @@
 """Every example gets its own adapter's answer, whatever the layers."""
 
 import copy
-import threading
+import itertools
 
 import keras
 import numpy as np
@@ -15,38 +15,26 @@ from tests import models
 from tests import tuned
 from tests.bank import banks
 
-NAMES = ["a0", "a1", None, "a1", "a0", None, "a1", "a0"]
+L = keras.layers
+NAMES = banks.NAMES
 
 
-def trials():
-    return [
-        pytest.param(name, method, marks=marks)
-        for name in models.ALL
-        for method in ["ether", "ether+"]
-        for marks in [
-            []
-            if (name, method) in [("mlp", "ether"), ("functional", "ether+")]
-            else [pytest.mark.nightly]
-        ]
-    ]
+QUICK = [("mlp", "ether"), ("functional", "ether+")]
 
 
 @pytest.mark.filterwarnings("ignore:.*learning rate of 5e-05")
-@pytest.mark.parametrize(("name", "method"), trials())
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else pytest.mark.nightly)
+        for case in itertools.product(models.ALL, ["ether", "ether+"])
+    ],
+)
 def test_answers_are_those_of_each_adapter_alone(name, method, rng):
     bank, alone = banks.bank_of(name, method)
     x = models.inputs_of(name, rng)
     before = models.call(bank.model.base, x)
-    expected = banks.expected(
-        NAMES,
-        alone,
-        banks.plain(name, method),
-        lambda model: models.call(model, x),
-    )
-    found = banks.call(bank, x, NAMES)
-    np.testing.assert_allclose(found, expected, atol=3e-5)
-    is_base = [name is None for name in NAMES]
-    np.testing.assert_array_equal(found[is_base], expected[is_base])
+    banks.check_calls(bank, alone, banks.plain(name, method), x, atol=3e-5)
     # The model passed is as it was.
     np.testing.assert_array_equal(models.call(bank.model.base, x), before)
 
@@ -61,75 +49,52 @@ def test_predict_and_evaluate(rng, monkeypatch):
         NAMES, alone, base, lambda m: m.predict(x, batch_size=3, verbose=0)
     )
     found = bank.model.predict(batch, batch_size=3, verbose=0)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    is_base = [name is None for name in NAMES]
-    np.testing.assert_array_equal(found[is_base], expected[is_base])
+    banks.check(found, expected, NAMES)
     bank.model.compile(loss="mse")
     loss = bank.model.evaluate(batch, expected, verbose=0)
     assert loss < 1e-8
 
 
-def kind_bank(kind, method="ether", dtype=None, blocks=2):
+@pytest.mark.by_turns
+@pytest.mark.parametrize(("kind", "method"), kinds.sweep("ether", "ether+"))
+def test_every_kind_of_layer(kind, method, rng):
     def make(seed):
-        keras.utils.set_random_seed(0)
         model = kinds.model_of(kind)
         keras_ether.apply(
             model,
             targets=["target"],
             method=method,
-            rank_blocks=blocks,
+            rank_blocks=2,
             trainable=["head"],
         )
         tuned.move(model.trainable_weights, seed)
         return model
 
-    alone = [make(0), make(1)]
-    bank = keras_ether.AdapterBank(make(2), 3)
-    for i, model in enumerate(alone):
-        bank.add(f"a{i}", model)
-    return bank, alone, keras_ether.remove(make(2))
-
-
-@pytest.mark.by_turns
-@pytest.mark.parametrize(("kind", "method"), kinds.sweep("ether", "ether+"))
-def test_every_kind_of_layer(kind, method, rng):
-    bank, alone, base = kind_bank(kind, method)
-    x = kinds.inputs_of(kind, rng)
-    names = ["a1", None, "a0", "a1"]
-    expected = banks.expected(
-        names, alone, base, lambda model: models.call(model, x)
-    )
-    found = banks.call(bank, x, names)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_array_equal(found[1], expected[1])
+    bank, alone = banks.of(make)
+    x = kinds.inputs_of(kind, rng, samples=8)
+    banks.check_calls(bank, alone, banks.base_of(make), x)
 
 
 @pytest.mark.once
+@pytest.mark.filterwarnings("ignore:.*the last linear layer")
 def test_more_blocks_than_fit_one_matrix(rng):
     def make(seed):
-        inputs = keras.Input((5, 40))
-        outputs = keras.layers.Dense(80, name="wide")(inputs)
-        keras.utils.set_random_seed(0)
-        model = keras.Model(inputs, outputs)
-        with pytest.warns(UserWarning, match="last linear"):
-            keras_ether.apply(model, rank_blocks=20, method="ether+", seed=0)
+        model = banks.chain(
+            (5, 40),
+            L.Dense(80, name="wide"),
+            rank_blocks=20,
+            method="ether+",
+            trainable=None,
+        )
         model.get_layer("wide").base_kernel.assign(
             np.random.default_rng(0).standard_normal((40, 80))
         )
         tuned.move(model.trainable_weights, seed)
         return model
 
-    alone = [make(0), make(1)]
-    bank = keras_ether.AdapterBank(make(2), 2)
-    for i, model in enumerate(alone):
-        bank.add(f"a{i}", model)
-    x = rng.standard_normal((2, 5, 40)).astype("float32")
-    for i in range(2):
-        np.testing.assert_allclose(
-            banks.call(bank, x, [f"a{i}"] * 2),
-            models.call(alone[i], x),
-            atol=1e-4,
-        )
+    bank, alone = banks.of(make)
+    x = rng.standard_normal((8, 5, 40)).astype("float32")
+    banks.check_calls(bank, alone, banks.base_of(make), x, atol=1e-4)
 
 
 @pytest.mark.by_turns
@@ -138,39 +103,27 @@ def test_wide_inputs_of_many_rows(method, rng):
     """Their factors act beside the product, and `None` is still the base."""
 
     def make(seed):
-        keras.utils.set_random_seed(0)
-        inputs = keras.Input((32, 12))
-        x = keras.layers.Dense(6, activation="gelu")(inputs)
-        x = keras.layers.EinsumDense("abc,cde->abde", (None, 2, 3))(x)
-        x = keras.layers.EinsumDense("abde,dec->abc", (None, 4))(x)
-        outputs = keras.layers.Dense(2, name="head")(x)
-        model = keras.Model(inputs, outputs)
-        keras_ether.apply(
-            model,
-            rank_blocks=2,
+        return banks.chain(
+            (32, 12),
+            L.Dense(6, activation="gelu"),
+            L.EinsumDense("abc,cde->abde", (None, 2, 3)),
+            L.EinsumDense("abde,dec->abc", (None, 4)),
+            L.Dense(2, name="head"),
+            seed=seed,
             method=method,
             targets="all",
-            trainable=["head"],
         )
-        tuned.move(model.trainable_weights, seed)
-        return model
 
-    alone = [make(0), make(1)]
-    bank = keras_ether.AdapterBank(make(2), 2)
-    for i, model in enumerate(alone):
-        bank.add(f"a{i}", model)
+    bank, alone = banks.of(make)
     x = rng.standard_normal((len(NAMES), 32, 12)).astype("float32")
     expected = banks.expected(
         NAMES,
         alone,
-        keras_ether.remove(make(2)),
+        banks.base_of(make),
         lambda model: model.predict(x, verbose=0),
     )
-    batch = banks.with_ids(x, bank.ids(NAMES))
-    found = bank.model.predict(batch, verbose=0)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    is_base = [name is None for name in NAMES]
-    np.testing.assert_array_equal(found[is_base], expected[is_base])
+    found = bank.predict(x, NAMES)
+    banks.check(found, expected, NAMES)
     np.testing.assert_allclose(banks.call(bank, x, NAMES), found, atol=1e-5)
 
 
@@ -202,9 +155,7 @@ def test_dtype_policies(dtype, rng):
         "mixed_"
     )
     found = np.array(ops.convert_to_numpy(ops.cast(y, "float32")))
-    np.testing.assert_allclose(found, expected, rtol=0.1, atol=0.1)
-    is_base = [name is None for name in NAMES]
-    np.testing.assert_array_equal(found[is_base], expected[is_base])
+    banks.check(found, expected, NAMES, rtol=0.1, atol=0.1)
 
 
 @pytest.mark.parametrize(
@@ -219,7 +170,7 @@ def test_quantized_bases(mode, rng):
         for layer in body.layers:
             if hasattr(layer, "kernel"):
                 layer.quantize(mode)
-        outputs = keras.layers.Dense(4, name="head", kernel_initializer="ones")(
+        outputs = L.Dense(4, name="head", kernel_initializer="ones")(
             body.outputs[0]
         )
         model = keras.Model(model.inputs[0], outputs)
@@ -227,40 +178,29 @@ def test_quantized_bases(mode, rng):
         tuned.move(model.trainable_weights, seed)
         return model
 
-    alone = [make(0), make(1)]
-    bank = keras_ether.AdapterBank(make(2), 2)
-    for i, model in enumerate(alone):
-        bank.add(f"a{i}", model)
+    bank, alone = banks.of(make)
     x = models.inputs_of("mlp", rng)
-    expected = banks.expected(
-        NAMES,
-        alone,
-        keras_ether.remove(make(2)),
-        lambda model: models.call(model, x),
+    wanted = banks.expected(
+        NAMES, alone, banks.base_of(make), lambda m: models.call(m, x)
     )
-    np.testing.assert_allclose(banks.call(bank, x, NAMES), expected, atol=0.05)
+    np.testing.assert_allclose(banks.call(bank, x, NAMES), wanted, atol=0.05)
 
 
 def test_nothing_is_traced_again(rng):
     """By adding, replacing, removing, and other adapters in the batch."""
     traces = []
 
-    class Counted(keras.layers.Layer):
+    class Counted(L.Layer):
         def call(self, x):
             traces.append(x.shape)
             return x
 
-    inputs = keras.Input((16,))
-    x = keras.layers.Dense(8, name="first")(inputs)
-    outputs = keras.layers.Dense(3, name="head")(Counted()(x))
-    model = keras.Model(inputs, outputs)
-    keras_ether.apply(model, rank_blocks=2, trainable=["head"])
+    model = banks.chain((16,), L.Dense(8), Counted(), L.Dense(3, name="head"))
     bank = keras_ether.AdapterBank(model, 3)
     data = models.inputs_of("mlp", rng, samples=4)
 
     def predict(*names):
-        batch = banks.with_ids(data, bank.ids(names))
-        return bank.model.predict(batch, verbose=0)
+        return bank.predict(data, names)
 
     first = predict(None, None, None, None)
     if keras.backend.backend() == "torch":
@@ -297,77 +237,58 @@ def test_stateless_call_uses_the_values_it_is_given(rng):
     )
 
 
-def test_several_threads(rng):
-    bank, alone = banks.bank_of("mlp", "ether+")
-    x = models.inputs_of("mlp", rng)
-    base = banks.plain("mlp", "ether+")
-    wanted = {
-        "a0": models.call(alone[0], x),
-        "a1": models.call(alone[1], x),
-        None: models.call(base, x),
-        "host": models.call(bank.model.base, x),
-    }
-    wrong = []
-
-    def ask(name):
-        for _ in range(6):
-            if name == "host":
-                found = models.call(bank.model.base, x)
-            else:
-                found = banks.call(bank, x, [name] * len(x))
-            if not np.allclose(found, wanted[name], atol=1e-5):
-                wrong.append(name)
-
-    threads = [
-        threading.Thread(target=ask, args=(name,))
-        for name in [*wanted, *wanted]
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+def head():
+    return L.Dense(2, name="head")
 
 
-@pytest.mark.nightly
-@pytest.mark.filterwarnings("ignore:The .grad attribute")
-def test_compiled_by_the_backend(rng):
-    bank, _ = banks.bank_of()
-    x = models.inputs_of("mlp", rng)
-    expected = banks.call(bank, x, NAMES)
-    run = backends.compile_function(
-        lambda x, ids: bank.model(banks.with_ids(x, ids))
-    )
-    found = run(
-        ops.convert_to_tensor(x), ops.convert_to_tensor(bank.ids(NAMES))
-    )
-    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-5)
-
-
-def _refused(model, message, targets="all-linear", **kwargs):
-    keras_ether.apply(model, rank_blocks=2, targets=targets, **kwargs)
-    before = models.values(model.variables)
-    with pytest.raises(ValueError, match=message):
-        keras_ether.AdapterBank(model, 2)
-    for a, b in zip(before, models.values(model.variables), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.once
-@pytest.mark.parametrize("method", ["oft", "naive"])
-def test_methods_of_whole_blocks_are_refused(method):
-    _refused(models.mlp(), "not reflections", method=method, trainable=["head"])
-
-
-@pytest.mark.once
-def test_float8_kernels_are_refused():
-    inputs = keras.Input((8,))
-    first = keras.layers.Dense(4, name="first")
-    model = keras.Model(
-        inputs, keras.layers.Dense(2, name="head")(first(inputs))
-    )
+def float8():
+    first = L.Dense(4, name="first")
+    first.build((None, 8))
     first.quantize("float8")
-    _refused(model, "float8 kernel is folded", trainable=["head"])
+    return banks.chain((8,), first, head())
+
+
+def whole_blocks(method):
+    return lambda: banks.chain((16,), L.Dense(8), head(), method=method)
+
+
+def turned():
+    turned = L.EinsumDense("btd,df->tbf", (None, 4), name="turned")
+    return banks.chain((6, 8), turned, head())
+
+
+def kernel_read_from_outside():
+    dense = L.Dense(4, name="read")
+    read = L.Lambda(lambda x: ops.matmul(x, ops.transpose(dense.kernel)))
+    return banks.chain((6, 8), dense, read, head())
+
+
+def input_named_as_ids():
+    inputs = {n: keras.Input((8,), name=n) for n in ("inputs", "adapter_id")}
+    x = L.Dense(8, name="body")(inputs["inputs"])
+    model = keras.Model(inputs, head()(x + inputs["adapter_id"]))
+    return keras_ether.apply(model, rank_blocks=2, trainable=["head"])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (whole_blocks("oft"), "not reflections"),
+        (whole_blocks("naive"), "not reflections"),
+        (float8, "float8 kernel is folded"),
+        (turned, "'turned'.*batch is not the first"),
+        (kernel_read_from_outside, "The `kernel` of layer '.*read' was read"),
+        (input_named_as_ids, "input 'adapter_id', but"),
+    ],
+)
+def test_models_that_no_bank_can_be_made_of(make, message):
+    model = make()
+    with (
+        banks.unchanged(*model.variables),
+        pytest.raises(ValueError, match=message),
+    ):
+        keras_ether.AdapterBank(model, 2)
 
 
 @pytest.mark.skipif(
@@ -375,9 +296,7 @@ def test_float8_kernels_are_refused():
 )
 def test_sparse_inputs_are_refused_at_a_call():
     inputs = keras.Input((8,), sparse=True)
-    outputs = keras.layers.Dense(2, name="head")(
-        keras.layers.Dense(4, name="first")(inputs)
-    )
+    outputs = head()(L.Dense(4, name="first")(inputs))
     model = keras.Model(inputs, outputs)
     keras_ether.apply(model, trainable=["head"])
     bank = keras_ether.AdapterBank(model, 2)
@@ -391,47 +310,7 @@ def test_sparse_inputs_are_refused_at_a_call():
 
         x = tf.sparse.from_dense(x)
     with pytest.raises(ValueError, match=r"'.*first' received sparse inputs"):
-        model_inputs = banks.with_ids(x, bank.ids([None, None]))
-        bank.model(model_inputs)
-
-
-@pytest.mark.once
-def test_a_batch_that_is_not_the_first_axis_is_refused():
-    inputs = keras.Input((6, 8))
-    x = keras.layers.EinsumDense("btd,df->tbf", (None, 4), name="turned")(
-        inputs
-    )
-    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
-    _refused(model, "'turned'.*batch is not the first", trainable=["head"])
-
-
-@pytest.mark.once
-def test_kernels_read_from_outside_are_refused():
-    inputs = keras.Input((6, 8))
-    dense = keras.layers.Dense(4, name="read")
-
-    class Tied(keras.layers.Layer):
-        def call(self, x):
-            return ops.matmul(x, ops.transpose(dense.kernel))
-
-    outputs = keras.layers.Dense(2, name="head")(Tied()(dense(inputs)))
-    model = keras.Model(inputs, outputs)
-    _refused(
-        model, "The `kernel` of layer '.*read' was read", trainable=["head"]
-    )
-
-
-@pytest.mark.once
-def test_the_bank_says_when_its_base_was_merged(rng):
-    bank, _ = banks.bank_of()
-    x = models.inputs_of("mlp", rng)
-    batch = banks.with_ids(x, bank.ids(NAMES))
-    bank.model.predict(batch, verbose=0)
-    keras_ether.merge(bank.model.base)
-    with pytest.raises(ValueError, match="merged or removed since"):
-        bank.model.predict(batch, verbose=0)
-    with pytest.raises(ValueError, match="merged or removed since"):
-        bank.model(batch)
+        bank.model(banks.with_ids(x, bank.ids([None, None])))
 
 
 @pytest.mark.once
@@ -441,10 +320,6 @@ def test_inputs_without_ids_are_refused(rng):
     for wrong in (x, {"inputs": x}):
         with pytest.raises(ValueError, match="adapter_id"):
             bank.model(wrong)
-    with pytest.raises(ValueError, match="shape"):
-        bank.model(banks.with_ids(x, bank.ids(NAMES)[:, None]))
-    with pytest.raises(ValueError, match="3 ids for 8 examples"):
-        bank.model(banks.with_ids(x, bank.ids(NAMES)[:3]))
 
 
 @pytest.mark.once
@@ -497,15 +372,6 @@ def test_weights_without_names_are_refused(rng, tmp_path):
         bank.model.set_weights(weights)
 
 
-def outer(bank):
-    """A model of a user's around the bank's."""
-    inputs = {
-        "inputs": keras.Input((16,), name="inputs"),
-        "adapter_id": keras.Input((), dtype="int32", name="adapter_id"),
-    }
-    return keras.Model(inputs, bank.model(inputs))
-
-
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
 @pytest.mark.parametrize("how", ["a file", "lists"])
 def test_weights_that_come_past_the_names_answer_nobody(how, rng, tmp_path):
@@ -513,19 +379,19 @@ def test_weights_that_come_past_the_names_answer_nobody(how, rng, tmp_path):
     bank, alone = banks.bank_of()
     x = models.inputs_of("mlp", rng)
     expected = banks.call(bank, x, NAMES)
-    outer(bank).save_weights(tmp_path / "outer.weights.h5")
+    banks.outer(bank).save_weights(tmp_path / "outer.weights.h5")
     # The same adapters in the same rows.
-    outer(bank).load_weights(tmp_path / "outer.weights.h5")
+    banks.outer(bank).load_weights(tmp_path / "outer.weights.h5")
     np.testing.assert_array_equal(banks.call(bank, x, NAMES), expected)
     other, _ = banks.bank_of(adapters=0)
     for i in (1, 0):
         other.add(f"a{i}", alone[i])
     bank.model.save_weights(tmp_path / "bank.weights.h5")
     if how == "lists":
-        outer(other).set_weights(outer(bank).get_weights())
+        banks.outer(other).set_weights(banks.outer(bank).get_weights())
     else:
         with pytest.raises(ValueError, match="other adapters"):
-            outer(other).load_weights(tmp_path / "outer.weights.h5")
+            banks.outer(other).load_weights(tmp_path / "outer.weights.h5")
     ids = other.ids(NAMES)
     for use in (
         lambda: other.predict(x, NAMES),
@@ -550,19 +416,6 @@ def test_weights_of_before_a_replacement_do_not_come_back(rng):
     np.testing.assert_allclose(
         banks.call(bank, x, ["a0"] * 8), models.call(alone[1], x), atol=1e-5
     )
-
-
-@pytest.mark.once
-def test_an_input_of_the_name_of_the_ids_is_refused():
-    inputs = {n: keras.Input((8,), name=n) for n in ("inputs", "adapter_id")}
-    x = keras.layers.Dense(8, name="body")(inputs["inputs"])
-    x = keras.layers.Dense(8, name="head")(x + inputs["adapter_id"])
-    model = keras.Model(inputs, x)
-    keras_ether.apply(
-        model, rank_blocks=1, targets=["body"], trainable=["head"]
-    )
-    with pytest.raises(ValueError, match="input 'adapter_id', but"):
-        keras_ether.AdapterBank(model, 2)
 
 
 def test_what_the_model_acts_by_does_not_reach_in(rng):

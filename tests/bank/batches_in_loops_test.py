@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import keras_ether
+from tests.bank import banks
 
 BACKEND = keras.backend.backend()
-RNG = np.random.default_rng(0)
 SIZES = (4, 16, 17, 3)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*learning rate of"),
@@ -20,11 +20,10 @@ pytestmark = [
 
 def bank_of(capacity=4):
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((16,))
-    x = keras.layers.Dense(16, activation="tanh", name="a")(inputs)
-    model = keras.Model(inputs, keras.layers.Dense(3, name="head")(x))
-    keras_ether.apply(
-        model, rank_blocks=2, targets=["a"], trainable=["head"], seed=0
+    model = banks.chain(
+        (16,),
+        keras.layers.Dense(16, activation="tanh"),
+        keras.layers.Dense(3, name="head"),
     )
     bank = keras_ether.AdapterBank(model, capacity)
     for name in ("alice", "bob"):
@@ -42,16 +41,11 @@ def batches(bank, sizes=SIZES, width=3):
         yield {"inputs": x, "adapter_id": bank.ids(names)}, y
 
 
-class Batches(keras.utils.PyDataset):
-    def __init__(self, bank):
-        super().__init__()
-        self.all = list(batches(bank))
-
-    def __len__(self):
-        return len(self.all)
-
-    def __getitem__(self, index):
-        return self.all[index]
+def assert_same(bank, other):
+    for name in ("alice", "bob"):
+        for key, value in banks.row(other, name).items():
+            found = banks.row(bank, name)[key]
+            np.testing.assert_allclose(found, value, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["generator", "dataset"])
@@ -59,12 +53,11 @@ def test_later_batches_that_are_larger_have_a_trial(kind):
     bank, other = bank_of(), bank_of()
     for x, y in batches(other):
         other.model.train_on_batch(x, y)
-    data = batches(bank) if kind == "generator" else Batches(bank)
+    data = batches(bank)
+    if kind == "dataset":
+        data = banks.Batches(data)
     bank.model.fit(data, verbose=0, shuffle=False)
-    for name in ("alice", "bob"):
-        for key, value in other._values(other._rows.row(name)).items():
-            found = bank._values(bank._rows.row(name))[key]
-            np.testing.assert_allclose(found, value, atol=1e-6)
+    assert_same(bank, other)
     x, _ = next(batches(bank, [40]))
     parts = [{k: v[i:j] for k, v in x.items()} for i, j in ((0, 8), (8, 40))]
     found = bank.model.predict(((part,) for part in parts), verbose=0)
@@ -88,10 +81,7 @@ def test_a_pipeline_of_unknown_length_loses_no_batch():
     y = np.concatenate([part[1] for part in parts])
     data = tf.data.Dataset.from_tensor_slices((x, y)).filter(lambda x, y: True)
     bank.model.fit(data.batch(16), epochs=2, verbose=0, shuffle=False)
-    for name in ("alice", "bob"):
-        for key, value in other._values(other._rows.row(name)).items():
-            found = bank._values(bank._rows.row(name))[key]
-            np.testing.assert_allclose(found, value, atol=1e-6)
+    assert_same(bank, other)
 
 
 class Adds(keras.callbacks.Callback):
@@ -131,20 +121,11 @@ def test_a_step_that_fails_after_an_adapter_was_added(loop):
 @pytest.mark.skipif(BACKEND != "jax", reason="Others leave the values there.")
 def test_an_outer_loop_that_holds_the_weights():
     bank = bank_of()
-    inputs = keras.Input((16,)), keras.Input((), dtype="int32")
-    outer = keras.Model(
-        inputs,
-        bank.model({"inputs": inputs[0], "adapter_id": inputs[1]}),
-    )
+    outer = banks.outer(bank)
     x, _ = next(batches(bank, [8]))
     wanted = bank.model.predict(x, verbose=0)
     with pytest.raises(RuntimeError, match="loop of another model"):
-        outer.predict(
-            list(x.values()),
-            batch_size=2,
-            verbose=0,
-            callbacks=[Adds(bank)],
-        )
+        outer.predict(x, batch_size=2, verbose=0, callbacks=[Adds(bank)])
     assert bank.names == ["alice", "bob"]
     outer.jax_state_sync()
     np.testing.assert_array_equal(bank.model.predict(x, verbose=0), wanted)
@@ -154,9 +135,7 @@ def test_an_outer_loop_that_holds_the_weights():
             outer.jax_state_sync()
             self.step(batch, logs)
 
-    outer.predict(
-        list(x.values()), batch_size=2, verbose=0, callbacks=[Syncs(bank)]
-    )
+    outer.predict(x, batch_size=2, verbose=0, callbacks=[Syncs(bank)])
     assert bank.names == ["alice", "bob", "carol"]
     assert np.isfinite(bank.predict(x["inputs"], ["carol"] * 8)).all()
 

@@ -63,25 +63,22 @@ def test_tokens_are_those_of_each_adapter_alone(rng, beams):
     sampler = "greedy"
     if beams:
         sampler = keras_hub.samplers.BeamSampler(num_beams=beams)
-    alone = [task(0, sampler), task(1, sampler)]
-    bank = keras_ether.AdapterBank(task(2, sampler), 3)
-    for i, model in enumerate(alone):
-        bank.add(f"a{i}", model)
-    base = keras_ether.remove(task(2, sampler))
+
+    def make(seed):
+        return task(seed, sampler)
+
+    bank, alone = banks.of(make)
+    base = banks.base_of(make)
     x = prompts(rng)
 
     def answer(model):
         return model.generate(x, stop_token_ids=None)["token_ids"]
 
-    expected = banks.expected(NAMES, alone, base, answer)
-    found = bank.generate(x, NAMES, stop_token_ids=None)["token_ids"]
-    np.testing.assert_array_equal(found, expected)
     # Others in the same places, by the same compiled loop.
-    turned = NAMES[::-1]
-    np.testing.assert_array_equal(
-        bank.generate(x, turned, stop_token_ids=None)["token_ids"],
-        banks.expected(turned, alone, base, answer),
-    )
+    for names in (NAMES, NAMES[::-1]):
+        found = bank.generate(x, names, stop_token_ids=None)["token_ids"]
+        expected = banks.expected(names, alone, base, answer)
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_part_of_the_outputs_that_is_none(rng):

@@ -1,17 +1,14 @@
 """Heads: what each example can have for itself, and what is refused."""
 
 import keras
-import numpy as np
 import pytest
 from keras import ops
 
 import keras_ether
-from tests import models
 from tests import tuned
 from tests.bank import banks
 
 L = keras.layers
-NAMES = ["a0", "a1", None, "a1", "a0", None, "a1", "a0"]
 pytestmark = pytest.mark.filterwarnings("ignore:.*last linear layer")
 
 SERVED = {
@@ -41,36 +38,26 @@ REFUSED = {
 
 
 def model_of(make, seed):
-    keras.utils.set_random_seed(0)
-    inputs = keras.Input((6, 8))
-    x = L.Dense(8, name="body")(inputs)
     head = make()
     head.name = "head"
-    inner = (x, x) if isinstance(head, L.MultiHeadAttention) else (x,)
-    model = keras.Model(inputs, head(*inner))
-    keras_ether.apply(
-        model, rank_blocks=2, targets=["body"], trainable=["head"], seed=0
+    is_attention = isinstance(head, L.MultiHeadAttention)
+    return banks.chain(
+        (6, 8),
+        L.Dense(8, name="body"),
+        lambda x: head(x, x) if is_attention else head(x),
+        seed=seed,
+        targets=["body"],
     )
-    tuned.move(model.trainable_weights, seed)
-    return model
 
 
 @pytest.mark.parametrize("kind", SERVED)
 def test_every_example_has_its_own(kind, rng):
-    make = SERVED[kind]
-    alone = [model_of(make, 0), model_of(make, 1)]
-    bank = keras_ether.AdapterBank(model_of(make, 2), 2)
-    for i, model in enumerate(alone):
-        bank.add(f"a{i}", model)
-    base = keras_ether.remove(model_of(make, 2))
+    def make(seed):
+        return model_of(SERVED[kind], seed)
+
+    bank, alone = banks.of(make)
     x = rng.standard_normal((8, 6, 8)).astype("float32")
-    expected = banks.expected(
-        NAMES, alone, base, lambda model: models.call(model, x)
-    )
-    found = banks.call(bank, x, NAMES)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    is_base = [name is None for name in NAMES]
-    np.testing.assert_array_equal(found[is_base], expected[is_base])
+    banks.check_calls(bank, alone, banks.base_of(make), x)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -82,49 +69,49 @@ def test_other_layers_are_refused(kind):
 
 @pytest.mark.once
 def test_weights_around_adapted_layers_are_refused():
-    class Scaled(L.Layer):
+    class Scaled(banks.Around):
         def build(self, shape):
-            self.inner = L.Dense(8, name="inner")
-            self.inner.build(shape)
+            super().build(shape)
             self.gamma = self.add_weight(shape=(8,), name="gamma")
-            self.built = True
 
-        def call(self, x):
-            return x + self.gamma * self.inner(x)
-
-    inputs = keras.Input((6, 8))
-    outputs = L.Dense(3, name="head")(Scaled(name="scaled")(inputs))
-    model = keras.Model(inputs, outputs)
-    keras_ether.apply(
-        model, rank_blocks=2, targets=["inner"], trainable=["head"]
-    )
+    scaled = Scaled(lambda x, inner: inner(x), name="scaled")
+    model = banks.chain((6, 8), scaled, L.Dense(3, name="head"))
     keras_ether.AdapterBank(model, 2)
-    model.get_layer("scaled").gamma.trainable = True
+    scaled.gamma.trainable = True
     with pytest.raises(ValueError, match=r"\['gamma'\] of layer 'scaled'"):
         keras_ether.AdapterBank(model, 2)
 
 
-@pytest.mark.once
-def test_a_bias_that_trains_beside_an_adapter_is_refused():
+def bias_beside_an_adapter():
     model = tuned.adapted("mlp")
     model.get_layer("first").bias.trainable = True
-    with pytest.raises(ValueError, match=r"\['bias'\] of layer 'first'"):
-        keras_ether.AdapterBank(model, 2)
+    return model
 
 
-@pytest.mark.once
-def test_a_part_of_a_layer_that_trains_is_refused():
+def part_of_a_layer():
     model = model_of(L.LayerNormalization, 0)
     model.get_layer("head").gamma.trainable = False
-    with pytest.raises(ValueError, match="'gamma' does not train"):
-        keras_ether.AdapterBank(model, 2)
+    return model
+
+
+def quantized():
+    model = model_of(lambda: L.Dense(4), 0)
+    model.get_layer("head").quantize("int8")
+    return model
 
 
 @pytest.mark.once
-def test_a_quantized_head_is_refused():
-    model = model_of(lambda: L.Dense(4), 0)
-    model.get_layer("head").quantize("int8")
-    with pytest.raises(ValueError, match="quantized"):
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (bias_beside_an_adapter, r"\['bias'\] of layer 'first'"),
+        (part_of_a_layer, "'gamma' does not train"),
+        (quantized, "quantized"),
+    ],
+)
+def test_weights_without_a_product_are_refused(make, message):
+    model = make()
+    with pytest.raises(ValueError, match=message):
         keras_ether.AdapterBank(model, 2)
 
 

@@ -8,7 +8,6 @@ from keras import ops
 import keras_ether
 from tests import backends
 from tests import models
-from tests import tuned
 from tests.bank import banks
 
 BACKEND = keras.backend.backend()
@@ -51,8 +50,7 @@ def x():
 def test_what_is_no_id_is_refused_at_every_edge(ids, bank, x):
     batch, y = banks.with_ids(x, ids), np.zeros((4, 4), "float32")
     good = banks.with_ids(x, bank.ids(["a0", "a1", None, "a1"]))
-    before = models.values(bank.model.variables)
-    for use in (
+    uses = (
         lambda: bank.model(batch),
         lambda: bank.model.predict(batch, verbose=0),
         lambda: bank.model.predict_on_batch(batch),
@@ -62,11 +60,11 @@ def test_what_is_no_id_is_refused_at_every_edge(ids, bank, x):
         lambda: bank.model.train_on_batch(batch, y),
         lambda: bank.model.fit(good, y, validation_data=(batch, y), verbose=0),
         lambda: bank.model.predict(generator([(batch,)]), verbose=0),
-    ):
-        with pytest.raises(ValueError, match="adapter_id"):
-            use()
-    for a, b in zip(before, models.values(bank.model.variables), strict=True):
-        np.testing.assert_array_equal(a, b)
+    )
+    with banks.unchanged(*bank.model.variables):
+        for use in uses:
+            with pytest.raises(ValueError, match="adapter_id"):
+                use()
 
 
 def test_a_tensor_of_16_bits(bank, x):
@@ -143,47 +141,44 @@ def test_ids_that_are_used_up(monkeypatch):
 
 def many_outputs():
     """Where NaN gets lost: integers, maxima, conditions."""
-    inputs = keras.Input((6, 8))
-    x = keras.layers.Dense(8, name="body")(inputs)
-    y = keras.layers.Dense(3, name="head")(x)
-    outputs = {
-        "class": ops.argmax(y, axis=-1),
-        "one hot": ops.one_hot(ops.argmax(y, axis=-1), 3),
-        "known": ops.nan_to_num(y),
-        "positive": ops.where(y > 0, 1.0, 0.0),
-        "largest": ops.max(y, axis=(1, 2)),
-        "half": ops.cast(y, "float16"),
-    }
-    model = keras.Model(inputs, outputs)
-    keras_ether.apply(
-        model, rank_blocks=2, targets=["body"], trainable=["head"], seed=0
+    return banks.chain(
+        (6, 8),
+        keras.layers.Dense(8),
+        keras.layers.Dense(3, name="head"),
+        lambda y: {
+            "class": ops.argmax(y, axis=-1),
+            "one hot": ops.one_hot(ops.argmax(y, axis=-1), 3),
+            "known": ops.nan_to_num(y),
+            "positive": ops.where(y > 0, 1.0, 0.0),
+            "largest": ops.max(y, axis=(1, 2)),
+            "half": ops.cast(y, "float16"),
+        },
+        seed=3,
     )
-    tuned.move(model.trainable_weights, 3)
-    return model
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.parametrize(
-    "recorded",
+    "compiler",
     [
         pytest.param(
             backends.compile_function,
-            # PyTorch's compiler takes two minutes.
+            # PyTorch's takes two minutes.
             marks=pytest.mark.nightly if BACKEND == "torch" else [],
         )
     ],
 )
-def test_in_compiled_code_outputs_are_marked(recorded, rng):
+def test_in_compiled_code_outputs_are_marked(compiler, rng):
     """By NaN or the lowest integer, whatever the model makes of NaN."""
     bank = keras_ether.AdapterBank(many_outputs(), 3)
     bank.add("a")
     bank.add("gone")
     x = rng.standard_normal((5, 6, 8)).astype("float32")
     ids = np.append(bank.ids(["a", None, "gone"]), [-1, 9]).astype("int32")
-    run = recorded(lambda x, ids: bank.model(banks.with_ids(x, ids)))
+    run = compiler(lambda x, ids: bank.model(banks.with_ids(x, ids)))
     bank.remove("gone")
     found = run(ops.convert_to_tensor(x), ops.convert_to_tensor(ids))
-    expected = models_call(bank, x[:2], ["a", None])
+    expected = bank.model(banks.with_ids(x[:2], bank.ids(["a", None])))
     for name, y in found.items():
         y = models.values([y])[0]
         right = models.values([expected[name]])[0]
@@ -192,10 +187,6 @@ def test_in_compiled_code_outputs_are_marked(recorded, rng):
             assert (y[2:] == np.iinfo(y.dtype).min).all(), name
         else:
             assert np.isnan(y[2:]).all(), name
-
-
-def models_call(bank, x, names):
-    return bank.model(banks.with_ids(x, bank.ids(names)))
 
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="others know all sizes")
@@ -217,18 +208,6 @@ def test_the_number_of_ids_in_a_graph_of_any_size(bank, x):
             run(x, bank.ids(wrong))
 
 
-class Batches(keras.utils.PyDataset):
-    def __init__(self, batches):
-        super().__init__()
-        self.batches = batches
-
-    def __len__(self):
-        return len(self.batches)
-
-    def __getitem__(self, index):
-        return self.batches[index]
-
-
 def generator(batches):
     yield from batches
 
@@ -246,7 +225,7 @@ def loader(batches):
 
 
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
-@pytest.mark.parametrize("kind", [Batches, generator, pipeline, loader])
+@pytest.mark.parametrize("kind", [banks.Batches, generator, pipeline, loader])
 def test_every_kind_of_data_is_looked_at(kind, bank, x):
     if kind is loader and BACKEND != "torch":
         pytest.skip("a kind of PyTorch")
@@ -259,9 +238,11 @@ def test_every_kind_of_data_is_looked_at(kind, bank, x):
         np.concatenate([banks.call(bank, x, names)] * 2),
         atol=1e-5,
     )
-    with pytest.raises(ValueError, match=r"Received: \[9\]"):
-        bank.model.predict(kind([(good,), (bad,)]), verbose=0)
-    with pytest.raises(ValueError, match=r"Received: \[9\]"):
-        bank.model.evaluate(kind([(good, y), (bad, y)]), verbose=0)
-    with pytest.raises(ValueError, match=r"Received: \[9\]"):
-        bank.model.fit(kind([(good, y), (bad, y)]), shuffle=False, verbose=0)
+    data = [(good, y), (bad, y)]
+    for use in (
+        lambda: bank.model.predict(kind([(good,), (bad,)]), verbose=0),
+        lambda: bank.model.evaluate(kind(data), verbose=0),
+        lambda: bank.model.fit(kind(data), shuffle=False, verbose=0),
+    ):
+        with pytest.raises(ValueError, match=r"Received: \[9\]"):
+            use()

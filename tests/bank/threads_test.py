@@ -200,6 +200,24 @@ def test_generation_beside_others_that_evict(rng):
     run_together(one, one, one, seconds=4 * SECONDS)
 
 
+def test_the_model_itself_beside_its_bank(rng):
+    bank, (alone, _) = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+
+    def ask(call, model):
+        wanted = models.call(model, x)
+        return lambda: np.testing.assert_allclose(call(), wanted, atol=1e-5)
+
+    host = bank.model.base
+    run_together(
+        ask(lambda: models.call(host, x), host),
+        ask(lambda: banks.call(bank, x, ["a0"] * 8), alone),
+        ask(lambda: banks.call(bank, x, [None] * 8), banks.plain("mlp")),
+        seconds=0.5,
+        least=6,
+    )
+
+
 @pytest.mark.once
 def test_a_call_is_no_place_to_change_its_own_bank(rng):
     bank, _ = banks.bank_of()

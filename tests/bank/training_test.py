@@ -1,5 +1,7 @@
 """Several adapters trained at once, each as if it were alone."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -10,83 +12,97 @@ import keras_ether
 from tests import kinds
 from tests import models
 from tests import tuned
+from tests.bank import banks
 
 TASKS = 3
 # XLA compiles for longer than these few steps take without it.
 JIT = "auto" if keras.backend.backend() == "jax" else False
 SAMPLES = 4
+# The adapters of a batch of seven.
+OF = np.array([0, 1, 0, 1, 1, 0, 1])
 
 
-def bank_of(name="mlp", method="ether", capacity=TASKS + 1):
-    """A bank of adapters, and adapted models of the same values."""
-    alone = [tuned.adapted(name, method, seed=s) for s in range(TASKS)]
-    bank = keras_ether.AdapterBank(
-        tuned.adapted(name, method, seed=9), capacity
-    )
-    for i, model in enumerate(alone):
-        bank.add(f"task{i}", model)
-    return bank, alone
-
-
-def data(rng, task):
-    x = models.inputs_of("mlp", rng, samples=SAMPLES)
-    return x, np.arange(task, task + SAMPLES) % 4
+def bank_of(method="ether"):
+    return banks.bank_of("mlp", method, adapters=TASKS)
 
 
 def loss():
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def batch_of(bank, parts):
-    """One batch of the examples of several tasks, mixed."""
-    names = np.repeat([name for name, _ in parts], SAMPLES)
-    x = np.concatenate([x for _, (x, _) in parts])
-    y = np.concatenate([y for _, (_, y) in parts])
-    order = np.random.default_rng(0).permutation(len(names))
-    ids = bank.ids([names[i] for i in order])
-    return {"inputs": x[order], "adapter_id": ids}, y[order]
+def compile_all(bank, alone, optimizer=lambda: optimizers.SGD(0.05), loss=loss):
+    for model in (bank.model, *alone):
+        model.compile(optimizer(), loss(), jit_compile=JIT)
 
 
-def row(bank, name):
-    """All values of an adapter, by tensor name."""
-    return bank.model.values(bank.model.table.row(name))
+def tasks_of(rng):
+    """Inputs and labels of each task."""
+    return [
+        (
+            models.inputs_of("mlp", rng, samples=SAMPLES),
+            np.arange(task, task + SAMPLES) % 4,
+        )
+        for task in range(TASKS)
+    ]
 
 
-def values_of(model):
-    content = keras_ether.saving.save_and_load.content_of(model)
-    return content.tensors
+def batch_of(tasks, names):
+    """One batch of the examples of several tasks, mixed, and whose they are."""
+    order = np.random.default_rng(0).permutation(SAMPLES * len(names))
+    x, y = (
+        np.concatenate([tasks[i][part] for i in names])[order]
+        for part in (0, 1)
+    )
+    return np.repeat(names, SAMPLES)[order], x, y
+
+
+def train(bank, alone, of, x, y, weights=None):
+    """A step of several adapters in the bank, and of each alone.
+
+    Returns the loss of the bank, and the losses alone.
+    """
+
+    def own(i):
+        return keras.tree.map_structure(
+            lambda part: None if part is None else part[of == i],
+            (x, y, weights),
+        )
+
+    batch = banks.with_ids(x, bank.ids([f"a{i}" for i in of]))
+    found = bank.model.train_on_batch(batch, y, weights)
+    return found, [alone[i].train_on_batch(*own(i)) for i in np.unique(of)]
 
 
 def assert_as_alone(bank, alone, tasks, atol=1e-5):
     for i in tasks:
-        for name, value in values_of(alone[i]).items():
+        content = keras_ether.saving.save_and_load.content_of(alone[i])
+        found = banks.row(bank, f"a{i}")
+        for name, value in content.tensors.items():
             np.testing.assert_allclose(
-                row(bank, f"task{i}")[name], value, atol=atol, err_msg=name
+                found[name], value, atol=atol, err_msg=name
             )
 
 
-def assert_still(bank, name, before):
-    for key, value in row(bank, name).items():
-        np.testing.assert_array_equal(value, before[key], err_msg=key)
+@contextlib.contextmanager
+def still(bank, *names):
+    """Checks that a block leaves the values of adapters."""
+    before = [banks.row(bank, name) for name in names]
+    yield
+    for name, values in zip(names, before, strict=True):
+        for key, value in banks.row(bank, name).items():
+            np.testing.assert_array_equal(value, values[key], err_msg=key)
 
 
 @pytest.mark.parametrize(
     "method", [pytest.param("ether", marks=pytest.mark.nightly), "ether+"]
 )
 def test_losses_are_those_of_training_alone(rng, method):
-    bank, alone = bank_of(method=method)
-    parts = [(f"task{i}", data(rng, i)) for i in range(TASKS)]
-    bank.model.compile(keras.optimizers.SGD(0.05), loss(), jit_compile=JIT)
-    x, y = batch_of(bank, parts)
-    for model in alone:
-        model.compile(keras.optimizers.SGD(0.05), loss(), jit_compile=JIT)
+    bank, alone = bank_of(method)
+    compile_all(bank, alone)
+    batch = batch_of(tasks_of(rng), range(TASKS))
     for _ in range(4):
-        expected = [
-            float(model.train_on_batch(*d))
-            for model, (_, d) in zip(alone, parts, strict=True)
-        ]
-        found = bank.model.train_on_batch(x, y)
-        np.testing.assert_allclose(found, np.mean(expected), atol=1e-5)
+        found, losses = train(bank, alone, *batch)
+        np.testing.assert_allclose(found, np.mean(losses), atol=1e-5)
     assert_as_alone(bank, alone, range(TASKS))
 
 
@@ -130,53 +146,43 @@ OPTIMIZERS = {
 def test_each_trains_as_alone_and_leaves_others_still(rng, name):
     """By its own steps, whenever it joins."""
     bank, alone = bank_of()
-    for model in (bank.model, *alone):
-        model.compile(OPTIMIZERS[name](), loss(), jit_compile=JIT)
-    parts = [(f"task{i}", data(rng, i)) for i in range(TASKS)]
+    compile_all(bank, alone, OPTIMIZERS[name])
+    tasks = tasks_of(rng)
     # The last one never trains.
-    others = {n: row(bank, n) for n in ("task2", None)}
-    for tasks in ([0], [0], [0, 1], [1, 0], [0, 1]):
-        bank.model.train_on_batch(*batch_of(bank, [parts[i] for i in tasks]))
-        for i in tasks:
-            alone[i].train_on_batch(*parts[i][1])
+    with still(bank, "a2", None):
+        for names in ([0], [0], [0, 1], [1, 0], [0, 1]):
+            train(bank, alone, *batch_of(tasks, names))
     assert_as_alone(bank, alone, [0, 1], atol=1e-4)
-    for other, before in others.items():
-        assert_still(bank, other, before)
 
 
 @pytest.mark.once
 def test_averages_at_the_end_of_a_fit(rng):
     bank, alone = bank_of()
-
-    def compiled(model):
-        optimizer = optimizers.Adam(0.05, use_ema=True, ema_momentum=0.5)
-        model.compile(optimizer, loss(), jit_compile=JIT)
-
-    parts = [(f"task{i}", data(rng, i)) for i in range(TASKS)]
-    for model in (bank.model, *alone):
-        compiled(model)
-    bank.model.train_on_batch(*batch_of(bank, parts[:2]))
-    alone[1].train_on_batch(*parts[1][1])
-    others = {n: row(bank, n) for n in ("task0", "task2", None)}
-    bank.model.fit(*batch_of(bank, parts[1:2]), verbose=0, shuffle=False)
-    order = np.random.default_rng(0).permutation(SAMPLES)
-    x, y = parts[1][1]
-    alone[1].fit(x[order], y[order], verbose=0, shuffle=False)
+    compile_all(
+        bank,
+        alone,
+        lambda: optimizers.Adam(0.05, use_ema=True, ema_momentum=0.5),
+    )
+    tasks = tasks_of(rng)
+    train(bank, alone, *batch_of(tasks, [0, 1]))
+    of, x, y = batch_of(tasks, [1])
+    with still(bank, "a0", "a2", None):
+        batch = banks.with_ids(x, bank.ids([f"a{i}" for i in of]))
+        bank.model.fit(batch, y, verbose=0, shuffle=False)
+    alone[1].fit(x, y, verbose=0, shuffle=False)
     assert_as_alone(bank, alone, [1], atol=1e-4)
-    for other, before in others.items():
-        assert_still(bank, other, before)
 
 
 def test_a_new_adapter_has_no_moments_of_an_old_one(rng):
     bank, alone = bank_of()
-    bank.model.compile(optimizers.Adam(0.01), loss(), jit_compile=JIT)
-    parts = [(f"task{i}", data(rng, i)) for i in range(TASKS)]
-    bank.model.train_on_batch(*batch_of(bank, parts))
-    bank.add("task0", alone[0])
-    alone[0].compile(optimizers.Adam(0.01), loss(), jit_compile=JIT)
+    tasks = tasks_of(rng)
+    compile_all(bank, alone, lambda: optimizers.Adam(0.01))
+    of, x, y = batch_of(tasks, range(TASKS))
+    batch = banks.with_ids(x, bank.ids([f"a{i}" for i in of]))
+    bank.model.train_on_batch(batch, y)
+    bank.add("a0", alone[0])
     for _ in range(2):
-        bank.model.train_on_batch(*batch_of(bank, parts[:1]))
-        alone[0].train_on_batch(*parts[0][1])
+        train(bank, alone, *batch_of(tasks, [0]))
     assert_as_alone(bank, alone, [0], atol=1e-4)
 
 
@@ -185,39 +191,27 @@ def test_the_base_and_the_model_passed_do_not_train(rng):
     bank = keras_ether.AdapterBank(host, 2)
     bank.add("a")
     bank.model.compile(optimizers.Adam(0.1), loss(), jit_compile=JIT)
-    x, y = data(rng, 0)
-    before = models.values(host.variables), row(bank, None)
-    ids = bank.ids(["a", None, None, "a"])
-    for _ in range(2):
-        bank.model.train_on_batch({"inputs": x, "adapter_id": ids}, y)
-    for found, value in zip(
-        models.values(host.variables), before[0], strict=True
-    ):
-        np.testing.assert_array_equal(found, value)
-    assert_still(bank, None, before[1])
+    x, y = tasks_of(rng)[0]
+    batch = banks.with_ids(x, bank.ids(["a", None, None, "a"]))
+    with still(bank, None), banks.unchanged(*host.variables):
+        for _ in range(2):
+            bank.model.train_on_batch(batch, y)
 
 
 def test_nan_in_one_example_reaches_no_other(rng):
     bank, alone = bank_of()
-    for model in (bank.model, *alone):
-        model.compile(
-            optimizers.SGD(0.05, momentum=0.9), loss(), jit_compile=JIT
-        )
-    parts = [(f"task{i}", data(rng, i)) for i in range(TASKS)]
-    parts[0][1][0][1] = np.nan
-    base, still = row(bank, None), row(bank, "task2")
-    x, y = batch_of(bank, parts[:2])
-    saving_base = np.full_like(x["inputs"][:1], np.nan)
-    x = {
-        "inputs": np.concatenate([x["inputs"], saving_base]),
-        "adapter_id": np.append(x["adapter_id"], bank.ids([None])),
-    }
-    for _ in range(2):
-        bank.model.train_on_batch(x, np.append(y, 0))
-        alone[1].train_on_batch(*parts[1][1])
+    compile_all(bank, alone, lambda: optimizers.SGD(0.05, momentum=0.9))
+    tasks = tasks_of(rng)
+    tasks[0][0][1] = np.nan
+    of, x, y = batch_of(tasks, [0, 1])
+    names = [*(f"a{i}" for i in of), None]
+    x = np.concatenate([x, np.full_like(x[:1], np.nan)])
+    batch = banks.with_ids(x, bank.ids(names))
+    with still(bank, "a2", None):
+        for _ in range(2):
+            bank.model.train_on_batch(batch, np.append(y, 0))
+            alone[1].train_on_batch(*tasks[1])
     assert_as_alone(bank, alone, [1])
-    assert_still(bank, None, base)
-    assert_still(bank, "task2", still)
 
 
 @pytest.mark.skipif(
@@ -226,27 +220,23 @@ def test_nan_in_one_example_reaches_no_other(rng):
 @pytest.mark.once
 def test_ids_that_no_edge_sees_train_nobody(rng):
     bank, alone = bank_of()
-    for model in (bank.model, *alone):
-        model.compile(optimizers.SGD(0.05), loss(), jit_compile=JIT)
-    parts = [(f"task{i}", data(rng, i)) for i in range(TASKS)]
-    x, y = batch_of(bank, parts[:2])
-    ids = np.where(x["adapter_id"] == bank.ids(["task0"]), -1, x["adapter_id"])
-    base, still = row(bank, None), row(bank, "task0")
-    batch = {"inputs": x["inputs"], "adapter_id": ids.astype("int32")}
-    to_tensor = keras.ops.convert_to_tensor
+    compile_all(bank, alone)
+    tasks = tasks_of(rng)
+    of, x, y = batch_of(tasks, [0, 1])
+    ids = np.where(of == 0, -1, bank.ids(["a1"] * len(of))).astype("int32")
     bank.model.table.check_ids = lambda ids: ids.astype("int32")
-    bank.model.train_step(
-        (keras.tree.map_structure(to_tensor, batch), to_tensor(y))
-    )
-    alone[1].train_on_batch(*parts[1][1])
+    with still(bank, "a0", None):
+        bank.model.train_step(
+            keras.tree.map_structure(
+                ops.convert_to_tensor, (banks.with_ids(x, ids), y)
+            )
+        )
+    alone[1].train_on_batch(*tasks[1])
     assert_as_alone(bank, alone, [1])
-    assert_still(bank, None, base)
-    assert_still(bank, "task0", still)
 
 
 def sequences(seed):
     """Outputs with a mask, of examples of unequal lengths."""
-    keras.utils.set_random_seed(0)
     inputs = keras.Input((5,), dtype="int32")
     x = keras.layers.Embedding(9, 8, mask_zero=True, name="table")(inputs)
     x = keras.layers.Dense(8, name="body")(x)
@@ -271,33 +261,19 @@ def sequences(seed):
 def test_masks_and_weights_count_among_the_adapters_own(
     rng, reduction, weighted
 ):
-    alone = [sequences(0), sequences(1)]
-    bank = keras_ether.AdapterBank(sequences(9), 3)
-    for i, model in enumerate(alone):
-        bank.add(f"task{i}", model)
-    for model in (bank.model, *alone):
-        model.compile(
-            optimizers.SGD(0.05),
-            keras.losses.MeanSquaredError(reduction=reduction),
-            jit_compile=JIT,
-        )
-    of = np.array([0, 1, 0, 1, 1, 0, 1])
+    bank, alone = banks.of(sequences)
+    compile_all(
+        bank,
+        alone,
+        loss=lambda: keras.losses.MeanSquaredError(reduction=reduction),
+    )
     x = rng.integers(1, 9, (7, 5)).astype("int32")
     for i, length in enumerate([5, 2, 4, 1, 5, 3, 2]):
         x[i, length:] = 0
     y = rng.standard_normal((7, 5, 3)).astype("float32")
     weights = rng.random((7, 5)).astype("float32") if weighted else None
-    names = [f"task{i}" for i in of]
     for _ in range(2):
-        bank.model.train_on_batch(
-            {"inputs": x, "adapter_id": bank.ids(names)}, y, weights
-        )
-        for i, model in enumerate(alone):
-            model.train_on_batch(
-                x[of == i],
-                y[of == i],
-                None if weights is None else weights[of == i],
-            )
+        train(bank, alone, OF, x, y, weights)
     assert_as_alone(bank, alone, [0, 1])
 
 
@@ -307,71 +283,51 @@ def test_masks_and_weights_count_among_the_adapters_own(
 )
 def test_weights_of_examples_count_among_the_adapters_own(rng, reduction):
     bank, alone = bank_of()
-    for model in (bank.model, *alone):
-        model.compile(
-            optimizers.SGD(0.05), keras.losses.MeanSquaredError(reduction)
-        )
+    compile_all(
+        bank, alone, loss=lambda: keras.losses.MeanSquaredError(reduction)
+    )
     x = models.inputs_of("mlp", rng, samples=7)
     y = rng.standard_normal((7, 4)).astype("float32")
-    weights = rng.random(7).astype("float32")
-    of = np.array([0, 1, 0, 1, 1, 0, 1])
-    ids = bank.ids([f"task{i}" for i in of])
-    bank.model.train_on_batch({"inputs": x, "adapter_id": ids}, y, weights)
-    for i in (0, 1):
-        alone[i].train_on_batch(x[of == i], y[of == i], weights[of == i])
+    train(bank, alone, OF, x, y, rng.random(7).astype("float32"))
     assert_as_alone(bank, alone, [0, 1])
 
 
 @pytest.mark.once
 def test_losses_of_several_outputs(rng):
     def make(seed):
-        keras.utils.set_random_seed(0)
-        inputs = keras.Input((8,))
-        x = keras.layers.Dense(8, name="body")(inputs)
-        outputs = {
-            "a": keras.layers.Dense(3, name="a")(x),
-            "b": keras.layers.Dense(1, name="b")(x),
-        }
-        model = keras.Model(inputs, outputs)
-        keras_ether.apply(
-            model, rank_blocks=2, targets=["body"], trainable=["a", "b"]
+        return banks.chain(
+            (8,),
+            keras.layers.Dense(8, name="body"),
+            lambda x: {
+                "a": keras.layers.Dense(3, name="a")(x),
+                "b": keras.layers.Dense(1, name="b")(x),
+            },
+            seed=seed,
+            trainable=["a", "b"],
         )
-        tuned.move(model.trainable_weights, seed)
-        return model
 
-    alone = [make(0), make(1)]
-    bank = keras_ether.AdapterBank(make(9), 3)
-    for i, model in enumerate(alone):
-        bank.add(f"task{i}", model)
+    bank, alone = banks.of(make)
     for model in (bank.model, *alone):
         model.compile(
             optimizers.SGD(0.05),
             loss={"a": loss(), "b": "mse"},
             loss_weights={"a": 2.0, "b": 0.5},
         )
-    of = np.array([0, 1, 1, 0, 1])
-    x = rng.standard_normal((5, 8)).astype("float32")
-    y = {"a": np.arange(5) % 3, "b": rng.standard_normal((5, 1))}
-    ids = bank.ids([f"task{i}" for i in of])
-    bank.model.train_on_batch({"inputs": x, "adapter_id": ids}, y)
-    for i, model in enumerate(alone):
-        model.train_on_batch(
-            x[of == i], {name: part[of == i] for name, part in y.items()}
-        )
+    x = rng.standard_normal((7, 8)).astype("float32")
+    y = {"a": np.arange(7) % 3, "b": rng.standard_normal((7, 1))}
+    train(bank, alone, OF, x, y)
     assert_as_alone(bank, alone, [0, 1])
 
 
 def test_an_optimizer_assigned_later_and_its_rate(rng):
     bank, alone = bank_of()
-    parts = [(f"task{i}", data(rng, i)) for i in range(TASKS)]
+    tasks = tasks_of(rng)
     for model in (bank.model, *alone):
         model.compile("sgd", loss(), jit_compile=JIT)
         model.optimizer = optimizers.Adam(0.5)
         model.optimizer.learning_rate = 0.01
-    for tasks in ([0], [0, 1]):
-        bank.model.train_on_batch(*batch_of(bank, [parts[i] for i in tasks]))
-        for i in tasks:
-            alone[i].train_on_batch(*parts[i][1])
+    for names in ([0], [0, 1]):
+        train(bank, alone, *batch_of(tasks, names))
     assert_as_alone(bank, alone, [0, 1], atol=1e-4)
 
 
@@ -401,16 +357,17 @@ class OwnReduction(keras.losses.Loss):
 
 
 def with_layer(**kwargs):
-    def make():
-        inputs = keras.Input((16,))
-        x = keras.layers.Dense(8, name="body")(inputs)
+    def make(seed):
         head = keras.layers.Dense(4, name="head", **kwargs)
-        model = keras.Model(inputs, head(x))
-        return keras_ether.apply(
-            model, rank_blocks=2, targets=["body"], trainable=["head"]
-        )
+        return banks.chain((16,), keras.layers.Dense(8), head)
 
     return make
+
+
+def batch_for(bank, *names):
+    x = np.ones((len(names), 16), "float32")
+    y = np.ones((len(names), 4), "float32")
+    return banks.with_ids(x, bank.ids(names)), y
 
 
 @pytest.mark.once
@@ -440,31 +397,22 @@ def with_layer(**kwargs):
 def test_what_ties_adapters_to_one_another_is_refused(
     make, optimizer, loss, message
 ):
-    bank, _ = bank_of()
-    if make is not None:
-        bank = keras_ether.AdapterBank(make(), 2)
-        bank.add("task0")
-    x = np.ones((2, 16), "float32")
-    batch = {"inputs": x, "adapter_id": bank.ids(["task0", None])}
-    before = row(bank, "task0")
-    with pytest.raises(ValueError, match=message):
+    bank, _ = banks.bank_of() if make is None else banks.of(make)
+    with still(bank, "a0"), pytest.raises(ValueError, match=message):
         bank.model.compile(optimizer, loss)
-        bank.model.fit(batch, np.ones((2, 4), "float32"), verbose=0)
-    assert_still(bank, "task0", before)
+        bank.model.fit(*batch_for(bank, "a0", None), verbose=0)
 
 
 @pytest.mark.parametrize("loss", [OfColumns(), Contrast()])
 def test_losses_that_mix_examples_are_refused(loss):
-    bank, _ = bank_of()
-    batch = {
-        "inputs": np.ones((4, 16), "float32"),
-        "adapter_id": bank.ids(["task0", None, "task0", None]),
-    }
-    before = row(bank, "task0")
+    bank, _ = banks.bank_of()
     bank.model.compile("sgd", loss)
-    with pytest.raises(ValueError, match="mixes the examples"):
-        bank.model.fit(batch, np.ones((4, 4), "float32"), verbose=0)
-    assert_still(bank, "task0", before)
+    batch = batch_for(bank, "a0", None, "a0", None)
+    with (
+        still(bank, "a0"),
+        pytest.raises(ValueError, match="mixes the examples"),
+    ):
+        bank.model.fit(*batch, verbose=0)
 
 
 class Recorder(keras.losses.Loss):
@@ -481,62 +429,44 @@ class Recorder(keras.losses.Loss):
 
 def test_a_loss_is_tried_once_on_two_examples():
     """However many a batch has: its logits may fill the memory."""
-    bank, _ = bank_of()
+    bank, _ = banks.bank_of()
     loss = Recorder()
     bank.model.compile("sgd", loss, run_eagerly=True, jit_compile=False)
     for size in (6, 6, 7):
-        batch = {
-            "inputs": np.ones((size, 16), "float32"),
-            "adapter_id": bank.ids(["task0"] * size),
-        }
-        bank.model.train_on_batch(batch, np.ones((size, 4), "float32"))
+        bank.model.train_on_batch(*batch_for(bank, *["a0"] * size))
     assert loss.shapes.count((2, 4)) == 2
     assert {shape for shape, *_ in loss.shapes} == {2, 6, 7}
 
 
 @pytest.mark.once
 def test_swapped_averages_are_refused():
-    bank, _ = bank_of()
+    bank, _ = banks.bank_of()
     bank.model.compile(optimizers.Adam(use_ema=True), "mse")
-    batch = {
-        "inputs": np.ones((2, 16), "float32"),
-        "adapter_id": bank.ids(["task0", None]),
-    }
+    swap = keras.callbacks.SwapEMAWeights()
     with pytest.raises(ValueError, match="SwapEMAWeights"):
-        bank.model.fit(
-            batch,
-            np.ones((2, 4)),
-            callbacks=[keras.callbacks.SwapEMAWeights()],
-        )
+        bank.model.fit(*batch_for(bank, "a0", None), callbacks=[swap])
 
 
 def test_training_from_outside_is_refused():
     """Where nobody knows whose gradient it is."""
-    bank, _ = bank_of()
-    batch = {
-        "inputs": np.ones((2, 16), "float32"),
-        "adapter_id": bank.ids(["task0", None]),
-    }
-    with pytest.raises(ValueError, match=r"`fit` or .*train_on_batch"):
-        bank.model(batch, training=True)
-    inputs = {
-        "inputs": keras.Input((16,), name="inputs"),
-        "adapter_id": keras.Input((), dtype="int32", name="adapter_id"),
-    }
-    outer = keras.Model(inputs, bank.model(inputs))
+    bank, _ = banks.bank_of()
+    x, y = batch_for(bank, "a0", None)
+    outer = banks.outer(bank)
     outer.compile("adam", "mse", run_eagerly=True)
     np.testing.assert_allclose(
-        outer.predict(batch, verbose=0),
-        bank.model.predict(batch, verbose=0),
+        outer.predict(x, verbose=0),
+        bank.model.predict(x, verbose=0),
         atol=1e-5,
     )
-    before = row(bank, "task0")
-    with pytest.raises(ValueError, match=r"`fit` or .*train_on_batch"):
-        outer.train_on_batch(batch, np.ones((2, 4), "float32"))
-    with pytest.raises(ValueError, match=r"`fit` or .*train_on_batch"):
-        outer.fit(batch, np.ones((2, 4), "float32"), verbose=0)
-    assert_still(bank, "task0", before)
-    bank.predict(batch["inputs"], ["task0", None])
+    with still(bank, "a0"):
+        for use in (
+            lambda: bank.model(x, training=True),
+            lambda: outer.train_on_batch(x, y),
+            lambda: outer.fit(x, y, verbose=0),
+        ):
+            with pytest.raises(ValueError, match=r"`fit` or .*train_on_batch"):
+                use()
+    bank.predict(x["inputs"], ["a0", None])
 
 
 @pytest.mark.parametrize(
@@ -553,7 +483,6 @@ def test_activations_computed_again(kind, method):
 
     def losses(scope):
         keras.utils.set_random_seed(1)
-        rng = np.random.default_rng(0)
         with keras.RematScope(mode=scope):
             layer = kinds.layer_of(kind)
         model = kinds.model_of(kind, layer)
@@ -566,16 +495,19 @@ def test_activations_computed_again(kind, method):
             side="output",
             seed=0,
         )
-        bank = keras_ether.AdapterBank(model, 2)
-        bank.add("a")
-        bank.add("b")
-        bank.model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=JIT)
-        x = kinds.inputs_of(kind, rng)
-        x = {"inputs": x, "adapter_id": bank.ids(["a", "b", "b", None])}
-        y = np.ones((4, 2), "float32")
-        return [float(bank.model.train_on_batch(x, y)) for _ in range(3)]
+        x = kinds.inputs_of(kind, np.random.default_rng(0))
+        return three_losses(model, x, np.ones((4, 2), "float32"))
 
     np.testing.assert_allclose(losses("full"), losses(None), rtol=1e-4)
+
+
+def three_losses(model, x, y):
+    bank = keras_ether.AdapterBank(model, 2)
+    bank.add("a")
+    bank.add("b")
+    bank.model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=JIT)
+    batch = banks.with_ids(x, bank.ids(["a", "b", "b", None]))
+    return [float(bank.model.train_on_batch(batch, y)) for _ in range(3)]
 
 
 def test_containers_computed_again():
@@ -585,22 +517,14 @@ def test_containers_computed_again():
 
     def losses(scope):
         keras.utils.set_random_seed(1)
-        inputs = keras.Input((4, 8))
         with keras.RematScope(mode=scope):
             layer = keras.layers.MultiHeadAttention(2, 4)
-        outputs = keras.layers.Dense(2, name="head")(layer(inputs, inputs))
-        model = keras.Model(inputs, outputs)
-        keras_ether.apply(model, rank_blocks=2, trainable=["head"], seed=0)
-        bank = keras_ether.AdapterBank(model, 2)
-        bank.add("a")
-        bank.add("b")
-        bank.model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=JIT)
-        x = np.random.default_rng(0).standard_normal((3, 4, 8))
-        x = x.astype("float32")
-        batch = {"inputs": x, "adapter_id": bank.ids(["b", "a", "b"])}
-        return [
-            float(bank.model.train_on_batch(batch, x[..., :2]))
-            for _ in range(3)
-        ]
+        model = banks.chain(
+            (4, 8),
+            lambda x: layer(x, x),
+            keras.layers.Dense(2, name="head"),
+        )
+        x = np.random.default_rng(0).standard_normal((4, 4, 8))
+        return three_losses(model, x.astype("float32"), x[..., :2])
 
     np.testing.assert_allclose(losses("full"), losses(None), rtol=1e-4)

@@ -7,6 +7,7 @@ from keras import layers
 from keras import ops
 
 import keras_ether
+from tests.bank import banks
 
 BACKEND = keras.backend.backend()
 RNG = np.random.default_rng(0)
@@ -26,13 +27,13 @@ pytestmark = [
 
 def adapted(middle=None, targets=("a", "b")):
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((16,))
-    x = layers.Dense(16, activation="tanh", name="a")(inputs)
-    x = middle(x) if middle else x
-    x = layers.Dense(16, activation="tanh", name="b")(x)
-    model = keras.Model(inputs, layers.Dense(3, name="head")(x))
-    return keras_ether.apply(
-        model, rank_blocks=2, targets=list(targets), trainable=["head"]
+    return banks.chain(
+        (16,),
+        layers.Dense(16, activation="tanh", name="a"),
+        *([middle] if middle else []),
+        layers.Dense(16, activation="tanh", name="b"),
+        layers.Dense(3, name="head"),
+        targets=list(targets),
     )
 
 
@@ -41,17 +42,16 @@ def bank_of(model, names=("alice", "bob"), **kwargs):
     rng = np.random.default_rng(3)
     for name in names:
         bank.add(name)
-        row = bank._rows.row(name)
         values = {
             key: (value + rng.normal(size=value.shape)).astype("float32")
-            for key, value in bank.model.values(row).items()
+            for key, value in banks.row(bank, name).items()
         }
-        bank.model.write(row, values)
+        bank.model.write(bank.model.table.row(name), values)
     return bank
 
 
 def batch(bank, names, x=X):
-    return {"inputs": x, "adapter_id": bank.ids(names)}
+    return banks.with_ids(x, bank.ids(names))
 
 
 class TwoInputs(keras.Model):
@@ -103,10 +103,12 @@ def test_a_layer_thawed_after_training_has_another_trial():
     model = adapted(layers.BatchNormalization(name="bn"))
     bank = bank_of(model)
     bank.model.compile("sgd", "mse")
-    bank.model.fit(batch(bank, ["alice", "bob"] * 2), Y, verbose=0)
+    data = batch(bank, ["alice", "bob"] * 2)
+    # `None` is as no validation data.
+    bank.model.fit(data, Y, validation_data=None, verbose=0)
     model.get_layer("bn").trainable = True
     with pytest.raises(ValueError, match="each example of a batch separately"):
-        bank.model.fit(batch(bank, ["alice", "bob"] * 2), Y, verbose=0)
+        bank.model.fit(data, Y, verbose=0)
 
 
 def test_loaded_adapters_train_from_the_start(tmp_path):
@@ -162,16 +164,20 @@ def test_trainable_is_not_the_bank_s_to_set():
     assert [v.trainable for v in model.variables] == before
 
 
+def parts_of(whole):
+    return [
+        {key: value[k : k + 4] for key, value in whole.items()}
+        for k in (0, 4, 8)
+    ]
+
+
 def test_data_that_are_read_once_lose_no_batch():
     bank = bank_of(adapted())
     x = RNG.normal(size=(12, 16)).astype("float32")
     names = ["alice", "bob", None] * 4
     wanted = bank.predict(x, names)
     whole = batch(bank, names, x)
-    parts = [
-        {key: value[k : k + 4] for key, value in whole.items()}
-        for k in (0, 4, 8)
-    ]
+    parts = parts_of(whole)
     found = bank.model.predict(((part,) for part in parts), verbose=0)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     if BACKEND == "torch":
@@ -203,38 +209,26 @@ def test_data_that_are_read_once_lose_no_batch():
         np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
-class Recomputed(layers.Layer):
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.inner = layers.Dense(16, activation="tanh", name="inner")
+def recomputed(x, inner):
+    if BACKEND == "torch":
+        from torch.utils import checkpoint
 
-    def build(self, shape):
-        self.inner.build(shape)
-
-    def compute_output_shape(self, shape):
-        return shape
-
-    def call(self, x):
-        if BACKEND == "torch":
-            from torch.utils import checkpoint
-
-            return checkpoint.checkpoint(self.inner, x, use_reentrant=True)
-        return keras.remat(lambda x: self.inner(x))(x)
+        return checkpoint.checkpoint(inner, x, use_reentrant=True)
+    return keras.remat(lambda x: inner(x))(x)
 
 
 def test_layers_that_are_called_again_train_or_are_refused():
-    model = adapted(Recomputed(name="block"), ("a", "inner"))
-    bank = bank_of(model)
+    block = banks.Around(recomputed, name="block")
+    bank = bank_of(adapted(block, ("a", "inner")))
     bank.model.compile("sgd", "mse")
-    row = bank._rows.row("alice")
-    before = bank.model.values(row)
+    before = banks.row(bank, "alice")
     data = batch(bank, ["alice", "bob"] * 2)
     if BACKEND != "jax":
         with pytest.raises(ValueError, match="called again in the backward"):
             bank.model.fit(data, Y, verbose=0)
         return
     bank.model.fit(data, Y, verbose=0)
-    after = bank.model.values(row)
+    after = banks.row(bank, "alice")
     key = next(k for k in before if "inner" in k and k.endswith("_u"))
     assert np.abs(after[key] - before[key]).max() > 1e-5
 
@@ -258,19 +252,20 @@ def test_a_graph_of_a_bank_that_ended_answers_nobody(end):
 
 @pytest.mark.parametrize("end", [keras_ether.merge, keras_ether.remove])
 def test_a_bank_says_that_its_adapters_are_gone(end):
-    model = adapted()
-    bank = bank_of(model)
-    end(model)
-    with pytest.raises(ValueError, match="was merged or removed since"):
-        bank.predict(X, ["alice"] * 4)
-
-
-def test_other_models_verbs_leave_a_bank_alone():
+    """And is not told so by other models' verbs."""
     model, other = adapted(), adapted()
     bank = bank_of(model)
     wanted = bank.predict(X, ["alice", "bob"] * 2)
-    keras_ether.merge(other)
+    end(other)
     np.testing.assert_array_equal(bank.predict(X, ["alice", "bob"] * 2), wanted)
+    ids = bank.ids(["alice"] * 4)
+    end(model)
+    for use in (
+        lambda: bank.predict(X, ["alice"] * 4),
+        lambda: bank.model(banks.with_ids(X, ids)),
+    ):
+        with pytest.raises(ValueError, match="was merged or removed since"):
+            use()
 
 
 def test_data_that_shuffle_before_an_epoch_are_read_after():
@@ -280,20 +275,17 @@ def test_data_that_shuffle_before_an_epoch_are_read_after():
     whole = batch(bank, ["alice", "bob", None] * 4, x)
     begun = []
 
-    class Shuffled(keras.utils.PyDataset):
-        def __len__(self):
-            return 3
-
+    class Shuffled(banks.Batches):
         def on_epoch_begin(self):
             begun.append([])
 
         def __getitem__(self, index):
             if begun:
                 begun[-1].append(index)
-            rows = slice(4 * index, 4 * index + 4)
-            return {k: v[rows] for k, v in whole.items()}, Y
+            return super().__getitem__(index)
 
-    bank.model.fit(Shuffled(), epochs=2, verbose=0, shuffle=False)
+    data = Shuffled((part, Y) for part in parts_of(whole))
+    bank.model.fit(data, epochs=2, verbose=0, shuffle=False)
     # Keras itself may look at the first batch, too.
     assert [sorted(one) for one in begun[-2:]] == [[0, 1, 2]] * 2
 

@@ -1,26 +1,87 @@
-"""Weights of a bank's model in files, with the names of the adapters."""
+"""The rows of a bank's model by the names of adapters, in files too."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_ether.bank.rows import NO_ID
+from keras_ether.bank.structure import tensors_of
 from keras_ether.ops.backend import snapshot
+from keras_ether.ops.each_example import set_row
+from keras_ether.ops.each_example import take_rows
 from keras_ether.ops.values import to_numpy
 
 
-class NamedWeights(keras.Model):
-    """A model whose weights files name the adapter of each row.
+class NamedRows(keras.Model):
+    """A model with rows of adapters, whose weights files name them.
 
     A subclass has the attributes of `BankModel`.
     """
 
+    def put(
+        self,
+        name: str,
+        values: dict[str, Any],
+        covered: Iterable[str],
+        evict: bool,
+    ) -> int:
+        """Puts an adapter in a row; it may replace or evict another one.
+
+        Returns:
+            Its id.
+        """
+        row = self.table.make_room(name, evict)
+        try:
+            # A graph may run without the bank's lock: a removed adapter has no
+            # id.
+            self.publish_ids()
+            self.write(row, values)
+        except BaseException:
+            # The row now belongs to no adapter.
+            self.table.release(name, is_lost=True)
+            self.publish_ids()
+            raise
+        self.table.assign(name, row, covered)
+        self.publish_ids()
+        return int(self.table.ids[row])
+
+    def publish_ids(self) -> None:
+        """Sets the variable from which compiled code reads the valid ids."""
+        self.__dict__["_mark"] += np.int32(1)
+        self.current.assign(self.marked_ids())
+        self.remember()
+
+    def marked_ids(self) -> np.ndarray:
+        """The value of `current` if the values belong to the bank's names."""
+        return np.append(self.table.ids, self._mark)
+
+    def write(self, row: int, values: dict[str, Any]) -> None:
+        """Sets a row by tensor name; zeros where `values` has none."""
+        variables = tensors_of(self.stacks)
+        rows = [
+            values.get(name, np.zeros(variable.shape[1:], "float32"))
+            for name, variable in variables.items()
+        ]
+        set_row(list(variables.values()), row, rows)
+        if self.optimizer is not None:
+            self.optimizer.restart_row(row)
+
+    def values(self, row: int) -> dict[str, np.ndarray]:
+        """The values of a row by tensor name."""
+        index = ops.full((1,), row, "int32")
+        return {
+            name: to_numpy(take_rows(variable, index)[0])
+            for name, variable in tensors_of(self.stacks).items()
+        }
+
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
         text = json.dumps(self._named()).encode()
-        store["names"] = np.frombuffer(text or b" ", "uint8")
+        store["names"] = np.frombuffer(text, "uint8")
 
     def _named(self) -> dict[str, list]:
         """By name the row, and the paths of the layers that it covers."""
