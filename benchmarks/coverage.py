@@ -55,8 +55,8 @@ two hardly learn.
 | Backbone | Model | PyTorch, JAX | TensorFlow |
 | --- | --- | --- | --- |
 | BertBackbone | all-MiniLM-L6-v2 | all | all |
-| Llama3Backbone | SmolLM2-135M | all | all but ONNX (2), banks not run |
-| Gemma3Backbone | Gemma 3 270M | all | start to SavedModel (2) |
+| Llama3Backbone | SmolLM2-135M | all | all but ONNX (2) |
+| Gemma3Backbone | Gemma 3 270M | all | all but ONNX (2) |
 | DINOV2Backbone | DINOv2 ViT-S/14 | all | all but ONNX (1) |
 | EfficientNetBackbone | EfficientNet-Lite0 | all | all |
 | WhisperBackbone | Whisper tiny.en | all | all but ONNX (1) |
