@@ -10,10 +10,6 @@ from keras_ether.types import Layer
 BASE = "BASE"
 
 
-LANGUAGE_MODEL = "AutoModelForCausalLM"
-MULTIMODAL_MODEL = "AutoModelForImageTextToText"
-
-
 def loader_of(folder: str) -> str:
     """The class of `transformers` that loads an exported model.
 
@@ -22,7 +18,8 @@ def loader_of(folder: str) -> str:
     """
     with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
         config = json.load(file)
-    return MULTIMODAL_MODEL if "text_config" in config else LANGUAGE_MODEL
+    is_multimodal = "text_config" in config
+    return f"AutoModelFor{'ImageTextToText' if is_multimodal else 'CausalLM'}"
 
 
 def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
@@ -30,9 +27,9 @@ def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
 
     Args:
         config: The content of `adapter_config.json`.
-        layers: Dictionary from path to adapted layer.
-        rank: Integer, the largest rank before zeros were added.
-        loader: String, the class of `transformers` that loads the base.
+        layers: The adapted layers, by path.
+        rank: The largest rank before zeros were added.
+        loader: See `loader_of`.
     """
     base = config["base_model_name_or_path"]
     lines = [
