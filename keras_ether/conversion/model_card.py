@@ -5,7 +5,6 @@ import os
 
 from keras_ether import version
 from keras_ether.surgery import report
-from keras_ether.types import Layer
 
 BASE = "BASE"
 
@@ -18,8 +17,9 @@ def loader_of(folder: str) -> str:
     """
     with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
         config = json.load(file)
-    is_multimodal = "text_config" in config
-    return f"AutoModelFor{'ImageTextToText' if is_multimodal else 'CausalLM'}"
+    if "text_config" in config:
+        return "AutoModelForImageTextToText"
+    return "AutoModelForCausalLM"
 
 
 def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
@@ -32,6 +32,13 @@ def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
         loader: See `loader_of`.
     """
     base = config["base_model_name_or_path"]
+    adapters = [layer.ether for layer in layers.values()]
+    methods = {
+        f"{a.config.variant.name}, {a.config.rank_blocks} blocks"
+        for a in adapters
+    }
+    parameters = report.count(v for a in adapters for v in a.vectors.values())
+    padded = f", padded with zeros to {config['r']}" * (rank < config["r"])
     lines = [
         "---",
         *([f"base_model: {base}"] if base else []),
@@ -53,10 +60,10 @@ def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
         "| | |",
         "| --- | --- |",
         f"| base | {base or 'not given'} |",
-        f"| methods | {_methods(layers)} |",
+        f"| methods | {'; '.join(sorted(methods))} |",
         f"| adapted kernels | {len(layers)} |",
-        f"| trained parameters | {_parameters(layers):,} |",
-        f"| rank | {_rank(rank, config['r'])} |",
+        f"| trained parameters | {parameters:,} |",
+        f"| rank | {rank}{padded} |",
         "",
         "With PEFT:",
         "",
@@ -79,23 +86,3 @@ def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
         "(Bini et al., ICML 2024).",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _rank(rank: int, padded: int) -> str:
-    return f"{rank}" + f", padded with zeros to {padded}" * (rank < padded)
-
-
-def _methods(layers: dict[str, Layer]) -> str:
-    found = {
-        f"{config.variant.name}, {config.rank_blocks} blocks"
-        for config in (layer.ether.config for layer in layers.values())
-    }
-    return "; ".join(sorted(found))
-
-
-def _parameters(layers: dict[str, Layer]) -> int:
-    return report.count(
-        vector
-        for layer in layers.values()
-        for vector in layer.ether.vectors.values()
-    )
