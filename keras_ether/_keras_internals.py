@@ -1,16 +1,12 @@
 """The private names of Keras that this package needs.
 
-Each is wrapped in one small function. Tested with Keras 3.15 on JAX, TensorFlow
-and PyTorch.
+Each is wrapped in one small function. In this order they concern layers,
+optimizers, models and their files, calls, and single kernels, losses and masks.
+Tested with Keras 3.15 on JAX, TensorFlow and PyTorch.
 """
 
 import contextlib
-import gc
 import io
-from collections.abc import Iterable
-from itertools import chain
-from itertools import compress
-from itertools import repeat
 from typing import Any
 
 import keras
@@ -27,24 +23,14 @@ def children(layer: Layer) -> list[Layer]:
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
-def held_variables(layer: Layer) -> list[Variable]:
-    """The variables that are attributes of `layer`, including shared ones."""
-    return layer._trainable_variables + layer._non_trainable_variables
+def layers_in(layer: Layer) -> list:
+    """A layer and all layers below it."""
+    return layer._flatten_layers()
 
 
-def variables_that_may_train(layer: Layer) -> list[Variable]:
-    """The variables of `layer` that train as soon as it is trainable."""
-    return layer._trainable_variables
-
-
-def share_registered_names(known: type, other: type) -> None:
-    """Registers the class `other` under the names of `known`."""
-    for names in (
-        keras.src.api_export.REGISTERED_OBJS_TO_NAMES,
-        keras.src.saving.object_registration.GLOBAL_CUSTOM_NAMES,
-    ):
-        if known in names:
-            names[other] = names[known]
+# The attribute that holds a layer's direct sub-layers. A layer that is being
+# made may lack it.
+SUBLAYERS = "_layers"
 
 
 def add_sublayer(layer: Layer, name: str, sublayer: Layer) -> None:
@@ -65,9 +51,64 @@ def remove_sublayer(layer: Layer, name: str, sublayer: Layer) -> None:
         delattr(layer, name)
 
 
+def held_variables(layer: Layer) -> list[Variable]:
+    """The variables that are attributes of `layer`, including shared ones."""
+    return layer._trainable_variables + layer._non_trainable_variables
+
+
+def variables_that_may_train(layer: Layer) -> list[Variable]:
+    """The variables of `layer` that train as soon as it is trainable."""
+    return layer._trainable_variables
+
+
+def order_variables(layer: Layer, ordered: list) -> None:
+    """Makes a layer list the variables that it owns in this order."""
+    indices = {id(variable): index for index, variable in enumerate(ordered)}
+    for variables in (
+        layer._trainable_variables,
+        layer._non_trainable_variables,
+    ):
+        variables.sort(key=lambda v: indices[id(v)])
+
+
+def set_variable_path(variable: Variable, path: str) -> None:
+    """Renames a variable, whose name may hold a process-wide count."""
+    variable._path = path
+
+
 # The attribute that holds a layer's own flag. Its property also sets
 # sub-layers.
 TRAINABLE = "_trainable"
+
+
+def share_registered_names(known: type, other: type) -> None:
+    """Registers the class `other` under the names of `known`."""
+    for names in (
+        keras.src.api_export.REGISTERED_OBJS_TO_NAMES,
+        keras.src.saving.object_registration.GLOBAL_CUSTOM_NAMES,
+    ):
+        if known in names:
+            names[other] = names[known]
+
+
+class TorchParameters:
+    """Shows a layer's current variables to PyTorch, as a change.
+
+    On PyTorch a Keras layer lists its variables, and those of its sub-layers,
+    when it is built. On other backends this does nothing.
+    """
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+        self.before: Any = getattr(layer, "_torch_params", None)
+
+    def do(self) -> None:
+        if self.before is not None:
+            self.layer._track_variables()
+
+    def undo(self) -> None:
+        if self.before is not None:
+            self.layer._torch_params = self.before
 
 
 def tracker_attributes(owner: object) -> dict[str, Any]:
@@ -108,14 +149,14 @@ def update_count(optimizer: Optimizer) -> Variable:
     return optimizer._iterations
 
 
-def optimizer_for(optimizer: Optimizer, variable: Variable) -> Any:
-    """The optimizer that a `MultiOptimizer` has for a variable."""
-    return optimizer._optimizer_map(variable)
-
-
 def rate_set(optimizer: Optimizer) -> Any:
     """The learning rate that an optimizer was given: a variable or schedule."""
     return optimizer._learning_rate
+
+
+def optimizer_for(optimizer: Optimizer, variable: Variable) -> Any:
+    """The optimizer that a `MultiOptimizer` has for a variable."""
+    return optimizer._optimizer_map(variable)
 
 
 def set_unbuilt(optimizer: Optimizer, slots: set[int]) -> None:
@@ -151,128 +192,6 @@ def set_unbuilt(optimizer: Optimizer, slots: set[int]) -> None:
     optimizer.built = False
 
 
-class TorchParameters:
-    """Shows a layer's current variables to PyTorch, as a change.
-
-    On PyTorch a Keras layer lists its variables, and those of its sub-layers,
-    when it is built. On other backends this does nothing.
-    """
-
-    def __init__(self, layer: Layer) -> None:
-        self.layer = layer
-        self.before: Any = getattr(layer, "_torch_params", None)
-
-    def do(self) -> None:
-        if self.before is not None:
-            self.layer._track_variables()
-
-    def undo(self) -> None:
-        if self.before is not None:
-            self.layer._torch_params = self.before
-
-
-def layers_in(layer: Layer) -> list:
-    """A layer and all layers below it."""
-    return layer._flatten_layers()
-
-
-def layers_containing(layers: Iterable[Layer]) -> list[Layer]:
-    """All layers in memory that hold one of these, directly or not.
-
-    A layer does not know the layers and models that contain it, so they are
-    searched among the objects of Python's garbage collector.
-    """
-    kinds = {keras.layers.Layer}
-    todo = [keras.layers.Layer]
-    while todo:
-        new = set(todo.pop().__subclasses__()) - kinds
-        kinds |= new
-        todo += new
-    holders: dict[int, list[Layer]] = {}
-    for owner in _objects_of(kinds):
-        for child in vars(owner).get("_layers", ()):
-            holders.setdefault(id(child), []).append(owner)
-    known = {id(layer) for layer in layers}
-    found: list[Layer] = []
-    ids = list(known)
-    while ids:
-        for owner in holders.get(ids.pop(), ()):
-            if id(owner) not in known:
-                known.add(id(owner))
-                ids.append(id(owner))
-                found.append(owner)
-    return found
-
-
-def _objects_of(kinds: set[type]) -> list:
-    """All objects in memory whose class is one of these.
-
-    One C call finds them, in which no Python code and so no other thread
-    runs. A tuple that another thread makes item by item can't grow while a
-    list of all objects refers to it: that thread would get a `SystemError`.
-    """
-    # A collection would run callbacks and finalizers, which are Python code.
-    collects = gc.isenabled()
-    frozen = gc.get_freeze_count()
-    try:
-        gc.disable()
-        # The collector does not list objects that `gc.freeze` has frozen.
-        gc.unfreeze()
-        # By id, since the class of a class may define `__hash__`.
-        chosen = set(map(id, kinds)).__contains__
-        # The list of all objects, which no name here holds, comes twice.
-        lists = chain.from_iterable(
-            map(repeat, map(gc.get_objects, (None,)), (2,))
-        )
-        classes = map(map, repeat(type), lists)
-        marks = map(map, repeat(chosen), map(map, repeat(id), classes))
-        return list(chain.from_iterable(map(compress, lists, marks)))
-    finally:
-        if frozen:
-            gc.freeze()
-        if collects:
-            gc.enable()
-
-
-def to_archive(layer: Layer) -> bytes:
-    """A layer in the `.keras` format, which Keras's pickles contain."""
-    file = io.BytesIO()
-    keras.src.saving.saving_lib._save_model_to_fileobj(layer, file, "h5")
-    return file.getvalue()
-
-
-def from_archive(archive: bytes) -> Layer:
-    """A layer from the `.keras` format, without compiling it."""
-    return keras.src.saving.saving_lib._load_model_from_fileobj(
-        io.BytesIO(archive),
-        custom_objects=None,
-        compile=False,
-        # As in Keras's own unpickling: a pickle runs code anyway.
-        safe_mode=False,
-    )
-
-
-def set_variable_path(variable: Variable, path: str) -> None:
-    """Renames a variable, whose name may hold a process-wide count."""
-    variable._path = path
-
-
-def order_variables(layer: Layer, ordered: list) -> None:
-    """Makes a layer list the variables that it owns in this order."""
-    indices = {id(variable): index for index, variable in enumerate(ordered)}
-    for variables in (
-        layer._trainable_variables,
-        layer._non_trainable_variables,
-    ):
-        variables.sort(key=lambda v: indices[id(v)])
-
-
-def optimized_variables(optimizer: Optimizer) -> list:
-    """The variables that an optimizer was built for, in order."""
-    inner = getattr(optimizer, "inner_optimizer", None) or optimizer
-    return inner._trainable_variables
-
-
 def strategy_scope(owner: Any) -> contextlib.AbstractContextManager:
     """The scope of the `tf.distribute` strategy of a model or an optimizer.
 
@@ -296,47 +215,7 @@ def trainable_state(model: Layer) -> dict[Layer, bool]:
     If the recorded flags differ, `fit` warns that flags changed since
     `compile`.
     """
-    return {layer: layer.trainable for layer in model._flatten_layers()}
-
-
-def is_training(argument: bool | Tensor | None = None) -> bool | Tensor:
-    """Whether the current call is a training call.
-
-    Args:
-        argument: The `training` argument of the layer's `call`, if any. If it
-            is `None`, the enclosing call's value counts.
-
-    Returns:
-        Boolean, or a tensor in a call rematerialized on JAX, which passes
-        `training` as one.
-    """
-    if isinstance(argument, bool):
-        return argument
-    context = current_call()
-    if context is not None and context.get_value("training") is not None:
-        argument = context.get_value("training")
-    if argument is None:
-        return False
-    return argument if keras.ops.is_tensor(argument) else bool(argument)
-
-
-def current_call() -> Any:
-    """Keras's record of the outermost call that runs in this thread, if any.
-
-    Its `entry_layer` is the layer that was called.
-    """
-    state = keras.src.backend.common.global_state
-    return state.get_global_attribute("current_call_ctx")
-
-
-def recomputes_activation(layer: Layer) -> bool:
-    """Whether a `RematScope` rematerializes the layer's activation."""
-    mode = layer._remat_mode
-    return (
-        mode is not None
-        and mode.mode == "activations"
-        and getattr(layer, "activation", None) is not None
-    )
+    return {layer: layer.trainable for layer in layers_in(model)}
 
 
 def values_held(variables: list) -> list[tuple[Variable, Any]]:
@@ -360,11 +239,6 @@ def give_back(pairs: list[tuple[Variable, Any]]) -> None:
             variable._value = value
 
 
-def is_rematerialized(layer: Layer) -> bool:
-    """Whether a layer was made in a `RematScope`, and may run again."""
-    return getattr(layer, "_remat_mode", None) is not None
-
-
 def inputs_struct(model: Model) -> Any:
     """The symbolic inputs of a functional model, nested as it takes them."""
     return model._inputs_struct
@@ -379,11 +253,66 @@ def last_operations(model: Model) -> list:
     return [tensor._keras_history.operation for tensor in outputs]
 
 
+def to_archive(layer: Layer) -> bytes:
+    """A layer in the `.keras` format, which Keras's pickles contain."""
+    file = io.BytesIO()
+    keras.src.saving.saving_lib._save_model_to_fileobj(layer, file, "h5")
+    return file.getvalue()
+
+
+def from_archive(archive: bytes) -> Layer:
+    """A layer from the `.keras` format, without compiling it."""
+    return keras.src.saving.saving_lib._load_model_from_fileobj(
+        io.BytesIO(archive),
+        custom_objects=None,
+        compile=False,
+        # As in Keras's own unpickling: a pickle runs code anyway.
+        safe_mode=False,
+    )
+
+
+def is_training(argument: bool | Tensor | None = None) -> bool | Tensor:
+    """Whether the current call is a training call.
+
+    Args:
+        argument: The `training` argument of the layer's `call`, if any. If it
+            is `None`, the enclosing call's value counts.
+
+    Returns:
+        Boolean, or a tensor in a call rematerialized on JAX, which passes
+        `training` as one.
+    """
+    if isinstance(argument, bool):
+        return argument
+    state = keras.src.backend.common.global_state
+    context = state.get_global_attribute("current_call_ctx")
+    if context is not None and context.get_value("training") is not None:
+        argument = context.get_value("training")
+    if argument is None:
+        return False
+    return argument if keras.ops.is_tensor(argument) else bool(argument)
+
+
 def autocast(layer: Layer) -> contextlib.AbstractContextManager:
     """The scope in which Keras runs a layer's call under its dtype policy."""
     if not layer.autocast or layer.compute_dtype == layer.variable_dtype:
         return contextlib.nullcontext()
     return keras.src.backend.AutocastScope(layer.compute_dtype)
+
+
+def recomputes_activation(layer: Layer) -> bool:
+    """Whether a `RematScope` rematerializes the layer's activation."""
+    mode = layer._remat_mode
+    return (
+        mode is not None
+        and mode.mode == "activations"
+        and getattr(layer, "activation", None) is not None
+    )
+
+
+def is_rematerialized(layer: Layer) -> bool:
+    """Whether a layer was made in a `RematScope`, and may run again."""
+    return getattr(layer, "_remat_mode", None) is not None
 
 
 def einsum_kernel_scale(layer: Layer, scale: Tensor) -> Tensor:
@@ -401,6 +330,13 @@ def mask_of(tensor: Any) -> Any:
     return keras.src.backend.get_keras_mask(tensor)
 
 
+def copy_mask(source: Any, target: Any) -> None:
+    """Copies the mask of one tensor to another, if there is one."""
+    mask = mask_of(source)
+    if mask is not None:
+        keras.src.backend.set_keras_mask(target, mask)
+
+
 def loss_of(identifier: Any) -> keras.losses.Loss:
     """The loss that `compile` makes of a name, a function or a loss."""
     loss = keras.losses.get(identifier)
@@ -408,13 +344,6 @@ def loss_of(identifier: Any) -> keras.losses.Loss:
         return loss
     name = identifier if isinstance(identifier, str) else loss.__name__
     return keras.src.losses.losses.LossFunctionWrapper(loss, name=name)
-
-
-def copy_mask(source: Any, target: Any) -> None:
-    """Copies the mask of one tensor to another, if there is one."""
-    mask = mask_of(source)
-    if mask is not None:
-        keras.src.backend.set_keras_mask(target, mask)
 
 
 def torch_device() -> str:

@@ -15,8 +15,9 @@ from keras_ether.saving import save_and_load
 from keras_ether.saving import training_state
 from keras_ether.saving.adapter_file import AdapterFile
 from keras_ether.saving.training_state import Position
+from keras_ether.surgery import containers
 from keras_ether.surgery import optimizer_slots
-from keras_ether.surgery import verbs
+from keras_ether.surgery.layer_tree import adapted_layers
 from keras_ether.surgery.layer_tree import tree_of
 from keras_ether.types import Layer
 
@@ -104,7 +105,7 @@ class AdapterCheckpoint(keras.callbacks.ModelCheckpoint):
         self._position = (0, 0)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        verbs.adapted_layers(self.model)
+        adapted_layers(self.model)
         training_state.set_global_generators_again(self.model)
         super().on_train_begin(logs)
 
@@ -280,7 +281,8 @@ def resume(
     fill = save_and_load.prepare(model, content, filepath, check_base)
     with changes.all_or_none() as made:
         fill.put_in(made)
-        optimizer_slots.restore_on_error(made, [model])
+        for optimizer in optimizer_slots.optimizers_of([model]):
+            made.make(containers.Contents(optimizer))
         try:
             state = training_state.fitting_state(model, content)
             training_state.set_global_generators(model, content, made)
@@ -289,6 +291,6 @@ def resume(
                 f"Training of model '{model.name}' can't resume from "
                 f"'{filepath}': {error}"
             ) from error
-        for variable, value in [*fill.assignments, *state]:
+        for variable, value in state:
             made.assign(variable, value)
     return position

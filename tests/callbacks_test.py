@@ -1,34 +1,29 @@
 import os
-import warnings
 
 import keras
 import numpy as np
 import pytest
 
 import keras_ether
-from keras_ether.adapters import kinds
 from keras_ether.callbacks import AdapterCheckpoint
 from keras_ether.callbacks import resume
 from keras_ether.surgery.layer_tree import LayerTree
+from tests import checks
 from tests import models
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is frozen now"),
-    pytest.mark.filterwarnings("ignore:.*learning rate of"),
-]
-METHODS = [pytest.param("ether", marks=pytest.mark.nightly), "ether+"]
+pytestmark = checks.WITHOUT_ADVICE
 BATCH = 4
 STEPS = 3
 
 
-def base(seed=0, dropout=0.3):
+def base(seed=0):
     """A base with dropout and batch normalization; only its kernels are set."""
     keras.utils.set_random_seed(seed)
     model = keras.Sequential(
         [
             keras.Input((16,)),
             keras.layers.Dense(8, activation="tanh", name="first"),
-            keras.layers.Dropout(dropout),
+            keras.layers.Dropout(0.3),
             keras.layers.BatchNormalization(name="norm"),
             keras.layers.Dense(4, name="head"),
         ]
@@ -39,9 +34,9 @@ def base(seed=0, dropout=0.3):
     return model
 
 
-def adapted(method="ether", seed=0, dropout=0.3):
+def adapted(method="ether", seed=0):
     return keras_ether.apply(
-        base(seed, dropout),
+        base(seed),
         method=method,
         rank_blocks=2,
         trainable=["norm", "head"],
@@ -110,6 +105,15 @@ def fit(model, data, epochs, initial_epoch=0, callbacks=(), **kwargs):
     return losses.values
 
 
+@pytest.fixture
+def saved(data, tmp_path):
+    """A checkpoint after one epoch, and the model."""
+    path = tmp_path / "latest.safetensors"
+    model = compile_model(adapted())
+    fit(model, data, 1, callbacks=[AdapterCheckpoint(path)])
+    return path, model
+
+
 @pytest.mark.by_turns
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_resumed_run_is_one_that_never_stopped(optimizer, data, tmp_path):
@@ -131,10 +135,7 @@ def test_resumed_run_is_one_that_never_stopped(optimizer, data, tmp_path):
         callbacks=[AdapterCheckpoint(path)],
     )
     assert begun + resumed == expected
-    for now, then in zip(
-        models.values(model.weights), models.values(whole.weights), strict=True
-    ):
-        np.testing.assert_array_equal(now, then)
+    checks.equal(model.weights, whole.weights)
 
 
 def test_resume_into_an_adapted_model_that_trains(data, tmp_path):
@@ -156,12 +157,7 @@ def test_resume_within_an_epoch(data, tmp_path):
     position = resume(model, tmp_path / "1-2.safetensors")
     assert (position.epoch, position.batch, position.step) == (0, 2, 2)
     model.train_on_batch(x[2 * BATCH :], y[2 * BATCH :])
-    for now, then in zip(
-        models.values(model.trainable_variables),
-        models.values(whole.trainable_variables),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(now, then)
+    checks.equal(model.trainable_variables, whole.trainable_variables)
 
 
 def test_last_batch_of_an_epoch_is_the_start_of_the_next(data, tmp_path):
@@ -206,10 +202,8 @@ def test_best_only_and_names_by_logged_values(data, tmp_path, capsys):
     assert not os.path.exists(tmp_path / "none.safetensors")
 
 
-def test_checkpoint_is_an_adapter_file(data, tmp_path):
-    path = tmp_path / "latest.safetensors"
-    model = compile_model(adapted())
-    fit(model, data, 1, callbacks=[AdapterCheckpoint(path)])
+def test_checkpoint_is_an_adapter_file(saved, data):
+    path, model = saved
     other = keras_ether.load_adapter(base(seed=7), path)
     np.testing.assert_array_equal(
         models.call(other, data[0]), models.call(model, data[0])
@@ -229,10 +223,8 @@ def test_folder_is_made_as_keras_does(data, tmp_path):
         model.fit(*data, verbose=0, callbacks=[saver])
 
 
-def test_what_is_not_finite_does_not_replace_a_file(data, tmp_path):
-    path = tmp_path / "latest.safetensors"
-    model = compile_model(adapted())
-    fit(model, data, 1, callbacks=[AdapterCheckpoint(path)])
+def test_what_is_not_finite_does_not_replace_a_file(saved, data, tmp_path):
+    path, model = saved
     before = path.read_bytes()
     head = model.get_layer("head").bias
     head.assign(np.full(head.shape, np.nan))
@@ -252,59 +244,30 @@ def test_model_without_an_adapter_is_an_error_before_training(data, tmp_path):
             1,
             callbacks=[AdapterCheckpoint(tmp_path / "a.safetensors")],
         )
-    for now, then in zip(models.values(model.weights), before, strict=True):
-        np.testing.assert_array_equal(now, then)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"filepath": "a.keras"}, r"end in '\.safetensors'.*a\.keras"),
-        ({"filepath": "a.safetensors", "save_freq": "step"}, "step"),
-    ],
-)
-def test_bad_argument(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        AdapterCheckpoint(**arguments)
-
-
-def snapshot(model):
-    state = [model.optimizer.get_config(), len(model.optimizer.variables)]
-    for layer in LayerTree(model).all_layers:
-        state.append((type(layer), layer.trainable))
-        state += [(v.path, v.trainable) for v in layer.variables]
-    return state, models.values([*model.variables, *model.optimizer.variables])
-
-
-def same(one, other):
-    np.testing.assert_equal(one, other)
+    checks.equal(model.weights, before)
 
 
 @pytest.mark.parametrize(
     ("is_adapted", "trained"), [(False, False), (False, True), (True, True)]
 )
 def test_state_of_another_optimizer_leaves_the_model(
-    is_adapted, trained, data, tmp_path
+    is_adapted, trained, saved, data
 ):
-    path = tmp_path / "latest.safetensors"
-    model = compile_model(adapted())
-    fit(model, data, 1, callbacks=[AdapterCheckpoint(path)])
+    path, _ = saved
     # As many variables, of another class; and of the same class, but fewer.
     for optimizer, message in (
         (keras.optimizers.SGD(0.1, momentum=0.9), "is SGD, the file's Adam"),
-        (adam_without_average(), "count of the optimizer's variables"),
+        (keras.optimizers.Adam(0.1), "count of the optimizer's variables"),
     ):
         other = adapted() if is_adapted else base()
         other.compile(optimizer, "mse", run_eagerly=True)
         if trained:
             other.train_on_batch(*data)
             set_base(other)
-        elif is_adapted:
-            other.optimizer.build(other.trainable_variables)
-        before = snapshot(other)
+        before = checks.state(other)
         with pytest.raises(ValueError, match=message):
             resume(other, path)
-        same(snapshot(other), before)
+        checks.unchanged(other, before)
         other.train_on_batch(*data)
         set_base(other)
         resume(compile_model(other), path)
@@ -312,12 +275,8 @@ def test_state_of_another_optimizer_leaves_the_model(
 
 def set_base(model):
     """Undoes what training has done to a model without adapters."""
-    if not any(map(kinds.is_adapted, LayerTree(model).layers.values())):
+    if not LayerTree(model).adapted:
         model.set_weights(base().get_weights())
-
-
-def adam_without_average():
-    return keras.optimizers.Adam(0.1)
 
 
 def test_file_without_a_state_of_training(data, tmp_path):
@@ -328,60 +287,9 @@ def test_file_without_a_state_of_training(data, tmp_path):
         resume(model, path)
 
 
-def test_model_that_is_not_compiled(data, tmp_path):
-    path = tmp_path / "latest.safetensors"
-    fit(compile_model(adapted()), data, 1, callbacks=[AdapterCheckpoint(path)])
+def test_model_that_is_not_compiled(saved):
+    path, _ = saved
     model = base()
     with pytest.raises(ValueError, match="is not compiled"):
         resume(model, path)
-    assert not any(map(kinds.is_adapted, LayerTree(model).layers.values()))
-
-
-# Keras's own files leave out the states of its `Dropout`, so there is none here
-# but in the adapters.
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.filterwarnings("ignore:.compile.*was not called as part")
-def test_model_checkpoint_of_keras_resumes(method, data, tmp_path):
-    path = tmp_path / "latest.weights.h5"
-    expected = fit(compile_model(adapted(method, dropout=0.0), "sgd"), data, 4)
-    first = compile_model(adapted(method, dropout=0.0), "sgd")
-    checkpoint = keras.callbacks.ModelCheckpoint(path, save_weights_only=True)
-    begun = fit(first, data, 2, callbacks=[checkpoint])
-    model = compile_model(adapted(method, seed=7, dropout=0.0), "sgd")
-    model.optimizer.build(model.trainable_variables)
-    model.load_weights(path)
-    assert begun + fit(model, data, 4, initial_epoch=2) == expected
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_backup_and_restore_of_keras_resumes(method, data, tmp_path):
-    expected = fit(compile_model(adapted(method, dropout=0.0), "sgd"), data, 4)
-
-    def backup():
-        return keras.callbacks.BackupAndRestore(tmp_path / "backup")
-
-    class Stop(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 2:
-                raise KeyboardInterrupt
-
-    model = compile_model(adapted(method, dropout=0.0), "sgd")
-    losses = Losses()
-    with pytest.raises(KeyboardInterrupt):
-        fit(model, data, 4, callbacks=[losses, backup(), Stop()])
-    model = compile_model(adapted(method, seed=7, dropout=0.0), "sgd")
-    assert losses.values + fit(model, data, 4, callbacks=[backup()]) == expected
-
-
-def test_whole_model_by_model_checkpoint_is_the_fine_tuned_one(data, tmp_path):
-    path = tmp_path / "best.keras"
-    model = compile_model(adapted())
-    fit(model, data, 1, callbacks=[keras.callbacks.ModelCheckpoint(path)])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        plain = keras.models.load_model(path)
-    np.testing.assert_allclose(
-        models.call(plain, data[0]), models.call(model, data[0]), atol=1e-5
-    )
+    assert not LayerTree(model).adapted

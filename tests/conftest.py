@@ -84,7 +84,7 @@ def search_what_is_new(monkeypatch):
 
     It takes a third of a second, which is more than most tests do.
     """
-    from keras_ether import _keras_internals as internals
+    from keras_ether.surgery import outer_layers
 
     nothing_is_frozen = types.SimpleNamespace(
         get_freeze_count=lambda: 0,
@@ -94,7 +94,7 @@ def search_what_is_new(monkeypatch):
         disable=gc.disable,
         enable=gc.enable,
     )
-    monkeypatch.setattr(internals, "gc", nothing_is_frozen)
+    monkeypatch.setattr(outer_layers, "gc", nothing_is_frozen)
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ from keras import ops
 
 import keras_ether
 from keras_ether.surgery.layer_tree import LayerTree
+from tests import checks
 from tests import models
 
 ROOT = Path(__file__).parents[1]
@@ -26,10 +27,7 @@ on_tensorflow = pytest.mark.skipif(
 on_torch = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="is about PyTorch's parameters"
 )
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is frozen now"),
-    pytest.mark.filterwarnings("ignore:.*learning rate of 5e-05"),
-]
+pytestmark = checks.WITHOUT_ADVICE
 
 
 def model_parallel(rules, shape=(2, 4)):

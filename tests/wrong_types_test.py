@@ -228,29 +228,3 @@ def test_plan_has_the_checks_of_apply():
         keras_ether.plan(plain(), print_fn=5)
     with pytest.raises(ValueError, match="`trainable` must be"):
         keras_ether.plan(plain(), trainable=True)
-
-
-@pytest.mark.parametrize("what", ["another architecture", "a single layer"])
-def test_adapter_of_another_architecture(what, folder):
-    model = keras.Sequential(
-        [keras.Input((16,)), keras.layers.Dense(4, name="only")]
-    )
-    other = {"another architecture": model, "a single layer": Twice()}[what]
-    shown = {"another architecture": "'only'", "a single layer": None}[what]
-    other.build((None, 16))
-    with pytest.raises(ValueError) as caught:
-        keras_ether.load_adapter(other, folder / FILE)
-    message = str(caught.value)
-    assert (
-        "a model with the layers 'first', 'head', which this model" in message
-    )
-    own = f"Its layers: {shown}." if shown else "It holds no layers."
-    assert own in message
-
-
-class Twice(keras.layers.Layer):
-    def build(self, shape):
-        self.factor = self.add_weight((shape[-1], 2))
-
-    def call(self, x):
-        return x @ self.factor

@@ -102,13 +102,14 @@ def _checked(weights: Any) -> dict:
             "`weights` must be a dictionary from adapter file to weight. "
             f"Received: weights={weights!r}"
         )
-    for filepath, weight in weights.items():
-        if values.finite(weight) is None:
+    numbers = {path: values.finite(w) for path, w in weights.items()}
+    for filepath, number in numbers.items():
+        if number is None:
             raise ValueError(
                 f"The weight of '{filepath}' must be a finite number. "
-                f"Received: {weight!r}"
+                f"Received: {weights[filepath]!r}"
             )
-    return {path: values.finite(weight) for path, weight in weights.items()}
+    return numbers
 
 
 def _fill(

@@ -21,8 +21,9 @@ from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.surgery import compiled_state
 from keras_ether.surgery import containers
 from keras_ether.surgery import insertion
-from keras_ether.surgery import verbs
 from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.surgery.layer_tree import adapted_tree
+from keras_ether.surgery.layer_tree import check_not_disabled
 from keras_ether.types import Layer
 from keras_ether.types import Model
 
@@ -67,10 +68,10 @@ def to_lora(model: Layer) -> Layer:
     >>> model.layers[0].lora_rank
     4
     """
-    tree = verbs.adapted_tree(model)
+    tree = adapted_tree(model)
     layers = tree.adapted
     low_rank_update.check(layers, _refusal)
-    verbs.check_not_disabled(tree, "to_lora")
+    check_not_disabled(tree, "to_lora")
     factors = {
         path: _keras_factors(layer)
         for path, layer in memory.one_by_one(layers.items())
@@ -153,24 +154,21 @@ def _split_before_last(
     experts, _, f = view.sizes(shape)
     height, width = math.prod(shape[:-1]), shape[-1]
     slices = experts * (f // width)
+    labels = view.experts + view.rows + view.columns
+    size_of = dict(zip(view.kernel, shape, strict=True)) | {view.kernel[-1]: -1}
+
+    def in_kernel_order(matrices: np.ndarray) -> np.ndarray:
+        axes = [labels.index(label) for label in view.kernel]
+        parts = matrices.reshape([size_of[label] for label in labels])
+        return parts.transpose(axes).reshape(height, -1)
+
     if view.kernel[-1] not in view.columns or a.shape[2] * slices >= width:
         # The update itself, times the identity.
-        update = a @ b
-        labels = view.experts + view.rows + view.columns
-        size_of = dict(zip(view.kernel, shape, strict=True))
-        update = update.reshape([size_of[label] for label in labels])
-        axes = [labels.index(label) for label in view.kernel]
-        update = update.transpose(axes).reshape(height, width)
-        return update, np.eye(width)
+        return in_kernel_order(a @ b), np.eye(width)
     # Each expert and each of the other outputs has its own columns and rows.
     rank = a.shape[2]
     ones = np.eye(slices).reshape(experts, slices // experts, -1)
-    wide: np.ndarray = np.einsum("edr,ecs->edcsr", a, ones)
-    labels = view.experts + view.rows + view.columns[:-1]
-    size_of = dict(zip(view.kernel, shape, strict=True))
-    wide = wide.reshape([size_of[label] for label in labels] + [-1])
-    axes = [labels.index(label) for label in view.kernel[:-1]]
-    wide = wide.transpose([*axes, len(labels)]).reshape(height, -1)
+    wide = in_kernel_order(np.einsum("edr,ecs->edcsr", a, ones))
     parts = b.reshape(experts, rank, slices // experts, width)
     rows = np.swapaxes(parts, 1, 2).reshape(slices * rank, width)
     return wide, rows

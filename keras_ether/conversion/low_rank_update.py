@@ -21,7 +21,7 @@ from keras_ether.ops import memory
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.ops.values import to_numpy
 from keras_ether.surgery import targets as targets_lib
-from keras_ether.surgery import verbs
+from keras_ether.surgery.layer_tree import adapted_layers
 from keras_ether.types import Layer
 
 Factors = tuple[np.ndarray, np.ndarray]
@@ -65,7 +65,7 @@ def lora_factors(
     >>> a.shape, b.shape
     ((16, 4), (4, 8))
     """
-    layers = without(verbs.adapted_layers(model), skip)
+    layers = without(adapted_layers(model), skip)
     check(layers)
     return {
         path: factors_of(layer)
@@ -96,8 +96,7 @@ def without(layers: dict, skip: list[str] | None) -> dict:
     """Adapted layers by path, without those that `skip` names.
 
     Raises:
-        ValueError: if `skip` is not a list of strings, or if an entry names no
-            adapted layer.
+        ValueError: if an entry names no adapted layer.
     """
     skipped = set()
     for entry in checked_skip(skip):
@@ -114,12 +113,7 @@ def without(layers: dict, skip: list[str] | None) -> dict:
 def check(
     layers: dict, refusal: Callable[[Layer], str | None] | None = None
 ) -> None:
-    """Checks that adapters have factors.
-
-    Args:
-        layers: Dictionary from path to adapted layer.
-        refusal: Function from a layer to a reason to refuse it, or `None`;
-            called in addition to `refusal_reason`.
+    """Checks that adapters have factors, and that `refusal` has no reason.
 
     Raises:
         ValueError: if a layer is refused. It names all of them.

@@ -5,13 +5,8 @@ import os
 
 from keras_ether import version
 from keras_ether.surgery import report
-from keras_ether.types import Layer
 
 BASE = "BASE"
-
-
-LANGUAGE_MODEL = "AutoModelForCausalLM"
-MULTIMODAL_MODEL = "AutoModelForImageTextToText"
 
 
 def loader_of(folder: str) -> str:
@@ -22,7 +17,9 @@ def loader_of(folder: str) -> str:
     """
     with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
         config = json.load(file)
-    return MULTIMODAL_MODEL if "text_config" in config else LANGUAGE_MODEL
+    if "text_config" in config:
+        return "AutoModelForImageTextToText"
+    return "AutoModelForCausalLM"
 
 
 def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
@@ -30,11 +27,18 @@ def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
 
     Args:
         config: The content of `adapter_config.json`.
-        layers: Dictionary from path to adapted layer.
-        rank: Integer, the largest rank before zeros were added.
-        loader: String, the class of `transformers` that loads the base.
+        layers: The adapted layers, by path.
+        rank: The largest rank before zeros were added.
+        loader: See `loader_of`.
     """
     base = config["base_model_name_or_path"]
+    adapters = [layer.ether for layer in layers.values()]
+    methods = {
+        f"{a.config.variant.name}, {a.config.rank_blocks} blocks"
+        for a in adapters
+    }
+    parameters = report.count(v for a in adapters for v in a.vectors.values())
+    padded = f", padded with zeros to {config['r']}" * (rank < config["r"])
     lines = [
         "---",
         *([f"base_model: {base}"] if base else []),
@@ -56,10 +60,10 @@ def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
         "| | |",
         "| --- | --- |",
         f"| base | {base or 'not given'} |",
-        f"| methods | {_methods(layers)} |",
+        f"| methods | {'; '.join(sorted(methods))} |",
         f"| adapted kernels | {len(layers)} |",
-        f"| trained parameters | {_parameters(layers):,} |",
-        f"| rank | {_rank(rank, config['r'])} |",
+        f"| trained parameters | {parameters:,} |",
+        f"| rank | {rank}{padded} |",
         "",
         "With PEFT:",
         "",
@@ -82,23 +86,3 @@ def of_peft_folder(config: dict, layers: dict, rank: int, loader: str) -> str:
         "(Bini et al., ICML 2024).",
     ]
     return "\n".join(lines) + "\n"
-
-
-def _rank(rank: int, padded: int) -> str:
-    return f"{rank}" + f", padded with zeros to {padded}" * (rank < padded)
-
-
-def _methods(layers: dict[str, Layer]) -> str:
-    found = {
-        f"{config.variant.name}, {config.rank_blocks} blocks"
-        for config in (layer.ether.config for layer in layers.values())
-    }
-    return "; ".join(sorted(found))
-
-
-def _parameters(layers: dict[str, Layer]) -> int:
-    return report.count(
-        vector
-        for layer in layers.values()
-        for vector in layer.ether.vectors.values()
-    )

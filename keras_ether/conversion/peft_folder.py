@@ -16,7 +16,7 @@ from keras_ether.saving import atomic_write
 from keras_ether.saving import contents
 from keras_ether.saving.adapter_file import path_of
 from keras_ether.surgery import targets as targets_lib
-from keras_ether.surgery import verbs
+from keras_ether.surgery.layer_tree import adapted_tree
 from keras_ether.types import Layer
 from keras_ether.types import Model
 
@@ -24,6 +24,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 CARD = "README.md"
 PREFIX = "base_model.model."
+# The end of the name of a layer's kernel.
+WEIGHT = ".weight"
 # The ranks for which vLLM allocates memory.
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -89,11 +91,7 @@ def export_to_peft(
     with tempfile.TemporaryDirectory(prefix=".export-", dir=parent) as passing:
         locations = probes.locations_of(task, layers, passing)
         loader = model_card.loader_of(passing)
-    loose = [
-        p
-        for p, location in locations.items()
-        if not _is_module(location.tensor)
-    ]
+    loose = [p for p, y in locations.items() if not y.tensor.endswith(WEIGHT)]
     if loose:
         raise ValueError(
             f"The kernels of {targets_lib.shorten(loose)} are exported as "
@@ -109,14 +107,17 @@ def export_to_peft(
             f"'{type(task).__name__}' is exported with kernels of both "
             "layouts, which a LoRA folder can't hold."
         )
-    modules = {_module(name): _factors(*own) for name, own in tensors.items()}
-    if base_model_name_or_path is not None:
-        _check_base(base_model_name_or_path, tensors)
+    modules = {
+        name.removesuffix(WEIGHT): _factors(*own)
+        for name, own in tensors.items()
+    }
+    if base is not None:
+        _check_base(base, tensors)
     rank = _rank(modules)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model_name_or_path,
+        "base_model_name_or_path": base,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": rank,
@@ -128,8 +129,8 @@ def export_to_peft(
     arrays = {}
     for module, (a, b) in modules.items():
         a, b = _padded(a, rank), _padded(b.T, rank).T
-        arrays[f"{PREFIX}{module}.lora_A.weight"] = np.ascontiguousarray(a)
-        arrays[f"{PREFIX}{module}.lora_B.weight"] = np.ascontiguousarray(b)
+        arrays[f"{PREFIX}{module}.lora_A{WEIGHT}"] = np.ascontiguousarray(a)
+        arrays[f"{PREFIX}{module}.lora_B{WEIGHT}"] = np.ascontiguousarray(b)
     card = model_card.of_peft_folder(
         config, layers, max(len(a) for a, _ in modules.values()), loader
     )
@@ -144,7 +145,7 @@ def _exportable(task: Model, skip: list[str] | None) -> dict:
             f"such as a causal language model. Received: task={task!r} of type "
             f"{type(task).__name__}"
         )
-    tree = verbs.adapted_tree(task)
+    tree = adapted_tree(task)
     adapted = tree.adapted
     by_path = tree.by_path
     trained = {p: by_path[p] for p in contents.other_trained_weights(by_path)}
@@ -170,14 +171,6 @@ def _refusal(layer: Layer) -> str | None:
     if kind is None or not kind.linear:
         return "LoRA folders hold no embeddings"
     return None
-
-
-def _is_module(tensor: str) -> bool:
-    return tensor.endswith(".weight")
-
-
-def _module(tensor: str) -> str:
-    return tensor.removesuffix(".weight")
 
 
 def _factors(*own: Any) -> tuple[np.ndarray, np.ndarray]:

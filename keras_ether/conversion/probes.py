@@ -216,10 +216,11 @@ def _matrices(model: Layer) -> dict[str, Matrix]:
     for path, layer in LayerTree(model).layers.items():
         kind = kinds.kind_of(layer)
         if kind is not None and kind.linear:
-            # Reading an adapted kernel would compute it.
-            is_adapted = kinds.is_adapted(layer)
-            of = layer.ether.kernel_shape if is_adapted else None
-            shape = of or kinds.kernel_shape(layer)
+            if kinds.is_adapted(layer):
+                # Reading its kernel would compute it.
+                shape = layer.ether.kernel_shape
+            else:
+                shape = kinds.kernel_shape(layer)
             experts, d, f = kinds.view_of(layer).sizes(shape)
             if experts == 1:
                 found[path] = d, f

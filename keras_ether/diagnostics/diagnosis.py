@@ -14,7 +14,7 @@ from keras_ether.adapters.adapter import Adapter
 from keras_ether.diagnostics import measures
 from keras_ether.ops import reflections
 from keras_ether.surgery import report
-from keras_ether.surgery.verbs import adapted_layers
+from keras_ether.surgery.layer_tree import adapted_layers
 from keras_ether.types import Layer
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from keras_ether.diagnostics.diagnosis import diagnose
+from keras_ether.ops import values
 
 
 class DistanceLogger(keras.callbacks.Callback):
@@ -47,9 +48,7 @@ class DistanceLogger(keras.callbacks.Callback):
         self, every: int | None = None, log_dir: str | None = None
     ) -> None:
         super().__init__()
-        if every is not None and (
-            isinstance(every, bool) or not isinstance(every, int) or every < 1
-        ):
+        if every is not None and (values.integer(every) or 0) < 1:
             raise ValueError(
                 "`every` must be a positive integer, or None to measure after "
                 f"epochs only. Received: every={every!r}"
@@ -93,9 +92,9 @@ class DistanceLogger(keras.callbacks.Callback):
             self._measure()
         if logs is not None:
             for name in ("distance", "kernel_distance"):
-                values = self.history[-1][name].values()
-                if values:
-                    logs[f"ether_{name}"] = statistics.fmean(values)
+                of_layers = self.history[-1][name].values()
+                if of_layers:
+                    logs[f"ether_{name}"] = statistics.fmean(of_layers)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self._writer is not None:

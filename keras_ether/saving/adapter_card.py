@@ -35,20 +35,12 @@ The adapter has {parameters:,} trained parameters. The method is
 
 
 def of_adapter_file(content: AdapterFile, address: str) -> str:
-    """The card of an adapter file.
-
-    Args:
-        content: An `AdapterFile`.
-        address: String, the address that `keras_ether.load_adapter` takes.
-    """
+    """The card of an adapter file at an address on a hub."""
     header = content.header
     rows = [
-        f"| {config.variant.name} | {config.rank_blocks} | {config.side} | "
-        f"{len(layers)} |"
-        for config, layers in (
-            (group.config, group.layers)
-            for group in adapter_header.groups_of(header)
-        )
+        f"| {group.config.variant.name} | {group.config.rank_blocks} | "
+        f"{group.config.side} | {len(group.layers)} |"
+        for group in adapter_header.groups_of(header)
     ]
     vectors = [
         value

@@ -134,10 +134,7 @@ class Group:
 def groups_of(header: Header) -> list[Group]:
     """The groups of adapted layers of a header."""
     return [
-        Group(
-            AdapterConfig(**{n: v for n, v in entry.items() if n != "layers"}),
-            entry["layers"],
-        )
+        Group(_config_of(entry), entry["layers"])
         for entry in header["adapters"]
     ]
 
@@ -221,7 +218,7 @@ def _check_fields(value: Any, fields: dict[str, Any], where: str) -> None:
 
 def _check_group(group: Any, fields: dict, seen: set[str]) -> None:
     _check_fields(group, fields, "group of adapters")
-    AdapterConfig(**{n: v for n, v in group.items() if n != "layers"})
+    _config_of(group)
     if group["side"] not in SIDES:
         raise ValueError(f"its side is {_shown(group['side'])}, not {SIDES}")
     for path, digest in group["layers"].items():
@@ -230,6 +227,10 @@ def _check_group(group: Any, fields: dict, seen: set[str]) -> None:
             raise ValueError(f"layer '{path}' is listed twice")
         seen.add(path)
         _check_fingerprint(digest)
+
+
+def _config_of(group: dict[str, Any]) -> AdapterConfig:
+    return AdapterConfig(**{n: v for n, v in group.items() if n != "layers"})
 
 
 def _check_names(names: Any, what: str, paths: bool = False) -> None:

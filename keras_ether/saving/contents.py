@@ -8,14 +8,17 @@ base. The file stores only fingerprints of the base.
 import re
 from collections.abc import Callable
 from collections.abc import Collection
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
+from keras_ether.adapters.adapter import Adapter
 from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.fingerprint import fingerprint_all
+from keras_ether.saving import adapter_header
 from keras_ether.types import Layer
 
 MADE_UP_NAME = re.compile(r"variable(_\d+)?")
@@ -49,13 +52,9 @@ def trains_as_whole(layer: Layer) -> bool:
 def other_trained_weights(
     layers: dict[str, Layer],
 ) -> dict[str, dict[str, keras.Variable]]:
-    """The weights that train or change besides the vectors.
+    """The weights that train or change besides the vectors, by path and name.
 
-    Args:
-        layers: Dictionary from path to layer, see `LayerTree.by_path`.
-
-    Returns:
-        Dictionary from layer path to a dictionary from name to variable.
+    The argument is `LayerTree.by_path`.
     """
     found: dict = {}
     seen: set[int] = set()
@@ -72,6 +71,22 @@ def other_trained_weights(
         if own:
             found[path] = own
     return found
+
+
+def by_tensor(
+    adapters: Mapping[str, Adapter],
+    weights: dict[str, dict[str, keras.Variable]],
+) -> dict[str, keras.Variable]:
+    """Vectors and other weights by the names of their tensors in a file."""
+    return {
+        adapter_header.tensor_name("adapter", path, name): vector
+        for path, adapter in adapters.items()
+        for name, vector in adapter.vectors.items()
+    } | {
+        adapter_header.tensor_name("weights", path, name): variable
+        for path, own in weights.items()
+        for name, variable in own.items()
+    }
 
 
 def base_fingerprints(
@@ -113,11 +128,7 @@ def base_fingerprints(
 
 
 def random_states(layers: dict) -> dict:
-    """The states of random generators, such as dropout's, by layer path.
-
-    Returns:
-        Dictionary from layer path to a list of variables.
-    """
+    """The states of random generators, such as dropout's, by layer path."""
     found: dict = {}
     seen: set[int] = set()
     for path, layer in layers.items():

@@ -12,7 +12,6 @@ model.
 As with any Keras layer, `copy.copy` is as deep as `copy.deepcopy`.
 """
 
-import inspect
 import re
 import warnings
 from dataclasses import dataclass
@@ -31,11 +30,12 @@ from keras_ether.adapters import weights_file
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.ops.values import to_numpy
+from keras_ether.saving.compiled import Compiled
 from keras_ether.surgery import insertion
 from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.surgery.outer_layers import layers_containing
 from keras_ether.surgery.planning import Target
 from keras_ether.types import Layer
-from keras_ether.types import Model
 from keras_ether.types import Variable
 
 # Keras's warnings about state that is restored later.
@@ -137,23 +137,10 @@ class State:
         self.layers = {p: _LayerState.of(part) for p, part in layers.items()}
         indices = {id(v): i for i, v in enumerate(_in_order(layers))}
         self.compiled = {
-            path: _Compiled(part, indices)
+            path: Compiled(part, indices)
             for path, part in layers.items()
             if getattr(part, "compiled", False)
         }
-
-    def __deepcopy__(self, memo: dict) -> Any:
-        return self
-
-
-class AdapterState:
-    """Everything that makes a copy of an adapter alone."""
-
-    def __init__(self, adapter: Adapter) -> None:
-        self.config, self.seed = adapter.config, adapter.seed
-        self.built = (adapter.view, adapter.kernel_shape)
-        self.layers = {"": _LayerState.of(adapter)}
-        self.name = adapter.name
 
     def __deepcopy__(self, memo: dict) -> Any:
         return self
@@ -164,7 +151,9 @@ def _reduce(layer: Layer) -> tuple | None:
     if kinds.is_adapter(layer):
         if not layer.built:
             return None
-        return _rebuild_adapter, (AdapterState(layer),)
+        state, built = _LayerState.of(layer), (layer.view, layer.kernel_shape)
+        arguments = (layer.name, layer.config, layer.seed, built, state)
+        return _rebuild_adapter, arguments
     if any(
         kinds.is_adapter(part) and part.built
         for part in internals.layers_in(layer)
@@ -185,21 +174,29 @@ def _rebuild(state: State) -> Layer:
     with warnings.catch_warnings():
         for message in EXPECTED:
             warnings.filterwarnings("ignore", message)
-        copy = _from_archive(state)
+        try:
+            copy = internals.from_archive(state.archive)
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"'{state.name}' can't be copied: Keras can't make it from its "
+                f"own configuration. {error}"
+            ) from error
     layers = LayerTree(copy).by_path
     adapters = {}
     for path in state.twins:
         if path not in layers or not kinds.kind_of(layers[path]):
-            raise _other(state, f"it has no layer '{path}'")
-        adapters[path] = _adapter(path, layers[path], *state.adapters[path])
+            raise _other(state.name, f"it has no layer '{path}'")
+        config, seed = state.adapters[path]
+        target = Target.of(path, layers[path], config)
+        adapters[path] = insertion.built(target, Adapter(config, seed))
     with changes.all_or_none() as made:
         _put_in(made, state, layers, adapters)
     layers = LayerTree(copy).by_path
-    _fill(state, layers)
+    _fill(state.name, state.layers, layers)
     for path, (_, seed) in state.adapters.items():
         layers[path].ether.seed = seed
     parts = list(layers.values())
-    for part in parts + internals.layers_containing(parts):
+    for part in parts + layers_containing(parts):
         internals.TorchParameters(part).do()
     variables = _in_order(layers)
     for path, compiled in state.compiled.items():
@@ -231,52 +228,44 @@ def _put_in(
         reduction.register_class(layer)
 
 
-def _from_archive(state: State) -> Layer:
-    try:
-        return internals.from_archive(state.archive)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"'{state.name}' can't be copied: Keras can't make it from its own "
-            f"configuration. {error}"
-        ) from error
-
-
-def _rebuild_adapter(state: AdapterState) -> Adapter:
-    adapter = Adapter(state.config, state.seed, name=state.name)
-    adapter.build(*state.built)
-    _fill(state, {"": adapter})
+def _rebuild_adapter(
+    name: str,
+    config: AdapterConfig,
+    seed: int | None,
+    built: tuple,
+    state: _LayerState,
+) -> Adapter:
+    """Makes a copy of an adapter alone."""
+    adapter = Adapter(config, seed, name=name)
+    adapter.build(*built)
+    _fill(name, {"": state}, {"": adapter})
     internals.TorchParameters(adapter).do()
     return adapter
 
 
-def _adapter(
-    path: str, layer: Layer, config: AdapterConfig, seed: int | None
-) -> Adapter:
-    target = Target.of(path, layer, config)
-    return insertion.built(target, Adapter(config, seed))
-
-
-def _fill(state: State | AdapterState, layers: dict[str, Layer]) -> None:
+def _fill(
+    name: str, states: dict[str, _LayerState], layers: dict[str, Layer]
+) -> None:
     """Sets the values and flags of layers, if their variables agree."""
-    if layers.keys() != state.layers.keys():
-        paths = sorted(layers.keys() ^ state.layers.keys())
-        raise _other(state, f"only one of them has the layers {paths}")
+    if layers.keys() != states.keys():
+        paths = sorted(layers.keys() ^ states.keys())
+        raise _other(name, f"only one of them has the layers {paths}")
     for path, layer in layers.items():
-        expected = [described for described, *_ in state.layers[path].variables]
+        expected = [described for described, *_ in states[path].variables]
         if not _put_in_order(layer, expected):
             received = [_described(v) for v in freezing.own_variables(layer)]
             raise _other(
-                state,
+                name,
                 f"layer '{path}' has variables {received}, not {expected}",
             )
     for path, layer in layers.items():
-        known = state.layers[path]
+        known = states[path]
         own = freezing.own_variables(layer)
-        for variable, (_, name, value) in zip(
+        for variable, (_, full_name, value) in zip(
             own, known.variables, strict=True
         ):
             variable.assign(value)
-            internals.set_variable_path(variable, name)
+            internals.set_variable_path(variable, full_name)
         freezing.set_flags(layer, known.trainable, known.flags)
 
 
@@ -302,81 +291,6 @@ def _put_in_order(layer: Layer, expected: list) -> bool:
         return False
     internals.order_variables(layer, ordered)
     return ordered == freezing.own_variables(layer)
-
-
-class _Compiled:
-    """A model's arguments of `compile`, and the state of its optimizer."""
-
-    def __init__(self, model: Layer, places: Any) -> None:
-        self.config = dict(model.get_compile_config())
-        self.extras = _extras(model, self.config)
-        self.values, self.optimized = [], None
-        optimizer = model.optimizer
-        if not isinstance(optimizer, keras.optimizers.Optimizer):
-            return
-        # It may have replaced the optimizer passed to `compile`.
-        serialize = keras.saving.serialize_keras_object
-        if "optimizer" in self.config:
-            self.config["optimizer"] = serialize(optimizer)
-        self.values = [to_numpy(v) for v in optimizer.variables]
-        if optimizer.built:
-            optimized = internals.optimized_variables(optimizer)
-            self.optimized = [places.get(id(v)) for v in optimized]
-        if None in (self.optimized or ()):
-            raise ValueError(
-                f"Model '{model.name}' can't be copied: its optimizer was "
-                "built for variables that the model no longer has. Call "
-                "`compile(...)` again first."
-            )
-
-    def compile(self, model: Layer, variables: list[Variable]) -> None:
-        if not self.config:
-            return
-        deserialize = keras.saving.deserialize_keras_object
-        own_way = type(model).compile_from_config
-        if own_way is keras.Model.compile_from_config and self._fits(model):
-            arguments = deserialize(self.config, safe_mode=False)
-            extras = deserialize(self.extras, safe_mode=False)
-            model.compile(**arguments, **extras)
-        else:
-            # Warns if Keras can't call the model's own `compile`.
-            model.compile_from_config(self.config)
-        if not model.compiled:
-            return
-        optimizer = model.optimizer
-        if self.optimized is not None:
-            optimizer.build([variables[index] for index in self.optimized])
-        if not self.values:
-            return
-        shapes = [tuple(v.shape) for v in optimizer.variables]
-        expected = [value.shape for value in self.values]
-        if shapes != expected:
-            raise ValueError(
-                f"The copy of model '{model.name}' has another optimizer: "
-                f"variables of shapes {shapes}, not {expected}."
-            )
-        pairs = zip(optimizer.variables, self.values, strict=True)
-        for variable, value in pairs:
-            variable.assign(value)
-
-    def _fits(self, model: Layer) -> bool:
-        signature = inspect.signature(model.compile)
-        names = {*self.config, *self.extras}
-        try:
-            signature.bind(**dict.fromkeys(names))
-        except TypeError:
-            return False
-        return True
-
-
-def _extras(model: Model, config: Any) -> dict[str, Any]:
-    """Kept arguments of the model's own `compile`, such as a sampler."""
-    known = {*config, "self"}
-    return {
-        name: keras.saving.serialize_keras_object(getattr(model, name))
-        for name in inspect.signature(type(model).compile).parameters
-        if name not in known and name in vars(model)
-    }
 
 
 def _check_active(layers: dict[str, Layer]) -> None:
@@ -405,9 +319,9 @@ def _in_order(layers: dict[str, Layer]) -> list[Variable]:
     return [v for y in layers.values() for v in freezing.own_variables(y)]
 
 
-def _other(state: State | AdapterState, what: str) -> ValueError:
+def _other(name: str, what: str) -> ValueError:
     return ValueError(
-        f"'{state.name}' can't be copied: from its configuration Keras makes "
+        f"'{name}' can't be copied: from its configuration Keras makes "
         f"another one, {what}. See that `get_config`, `build` and "
         "`get_build_config` restore every layer and variable."
     )

@@ -47,9 +47,11 @@ class Fill:
     assignments: list[tuple[keras.Variable, np.ndarray]]
 
     def put_in(self, made: changes.Transaction) -> None:
-        """Puts the adapters into the model, if it has none yet."""
+        """Puts in the adapters, unless the model has them, and the values."""
         if self.plan is not None:
             insertion.put_in(made, self.plan, self.adapters)
+        for variable, value in self.assignments:
+            made.assign(variable, value)
 
 
 class Expected(NamedTuple):
@@ -79,11 +81,7 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
     if adapted:
         _check_same(adapted, groups)
         _check_complete(contents.other_trained_weights(layers), weights)
-        variables = {
-            adapter_header.tensor_name("adapter", path, name): vector
-            for path, adapter in adapted.items()
-            for name, vector in adapter.vectors.items()
-        } | _tensors_of(weights)
+        variables = contents.by_tensor(adapted, weights)
         assignments = pairs(variables, content.tensors)
         return Fill(tree, weights, None, {}, assignments)
     trainable = [
@@ -113,7 +111,7 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
     adapters = insertion.build_adapters(
         plan, lambda target: _adapter(target, content.tensors)
     )
-    assignments = pairs(_tensors_of(weights), content.tensors)
+    assignments = pairs(contents.by_tensor({}, weights), content.tensors)
     return Fill(tree, weights, plan, adapters, assignments)
 
 
@@ -170,16 +168,6 @@ def _check_complete(
             )
 
 
-def _tensors_of(
-    weights: dict[str, dict[str, keras.Variable]],
-) -> dict[str, keras.Variable]:
-    return {
-        adapter_header.tensor_name("weights", path, name): variable
-        for path, own in weights.items()
-        for name, variable in own.items()
-    }
-
-
 def pairs(
     variables: dict[str, keras.Variable], tensors: dict[str, np.ndarray]
 ) -> list[tuple[keras.Variable, np.ndarray]]:
@@ -193,10 +181,6 @@ def fitting(
     expected: dict[str, Expected], tensors: dict[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """The tensors of a file in the form of the variables that they are for.
-
-    Args:
-        expected: Dictionary from name to form.
-        tensors: Dictionary from name to array.
 
     Raises:
         ValueError: if a tensor is missing, or has another shape or kind, or a

@@ -18,7 +18,7 @@ from keras_ether.saving import hubs
 from keras_ether.saving import loading
 from keras_ether.saving.adapter_file import AdapterFile
 from keras_ether.saving.adapter_header import Header
-from keras_ether.surgery import verbs
+from keras_ether.surgery.layer_tree import adapted_tree
 from keras_ether.surgery.layer_tree import tree_of
 from keras_ether.types import Layer
 from keras_ether.types import Variable
@@ -116,8 +116,6 @@ def load_adapter(
     fill = prepare(model, adapter_file.read(filepath), filepath, check_base)
     with changes.all_or_none() as made:
         fill.put_in(made)
-        for variable, value in fill.assignments:
-            made.assign(variable, value)
     return model
 
 
@@ -156,21 +154,15 @@ def content_of(model: Layer, metadata: dict | None = None) -> AdapterFile:
     Raises:
         ValueError: if there is no adapter, or if JSON can't hold `metadata`.
     """
-    tree = verbs.adapted_tree(model)
+    tree = adapted_tree(model)
     adapted = tree.adapted
     layers = tree.by_path
     weights = contents.other_trained_weights(layers)
     fingerprints = contents.base_fingerprints(layers, adapted, weights)
     header = header_of(layers, adapted, weights, fingerprints, metadata)
-    variables = {
-        adapter_header.tensor_name("adapter", path, name): vector
-        for path, layer in adapted.items()
-        for name, vector in layer.ether.vectors.items()
-    } | {
-        adapter_header.tensor_name("weights", path, name): variable
-        for path, own in weights.items()
-        for name, variable in own.items()
-    }
+    variables = contents.by_tensor(
+        {path: layer.ether for path, layer in adapted.items()}, weights
+    )
     return AdapterFile(header, {n: to_numpy(v) for n, v in variables.items()})
 
 
@@ -184,21 +176,25 @@ def header_of(
     """The header of an adapter file, without its checksum.
 
     Args:
-        layers: Dictionary from path to layer, see `LayerTree.by_path`.
+        layers: All layers, see `LayerTree.by_path`.
         adapted: Those of them that have an adapter in the file.
-        weights: The other weights that train, see
-            `contents.other_trained_weights`.
-        fingerprints: Of the base, see `contents.base_fingerprints`.
+        weights: See `contents.other_trained_weights`.
+        fingerprints: See `contents.base_fingerprints`.
         metadata: See `save_adapter`.
 
     Raises:
         ValueError: if JSON can't hold `metadata`.
     """
     of_layers, base = fingerprints
+    groups: dict[AdapterConfig, dict[str, str]] = {}
+    for path, layer in adapted.items():
+        groups.setdefault(layer.ether.config, {})[path] = of_layers[path]
     return {
         "format": adapter_header.FORMAT,
         "format_version": adapter_header.FORMAT_VERSION,
-        "adapters": _groups(adapted, of_layers),
+        "adapters": [
+            config.to_dict() | {"layers": own} for config, own in groups.items()
+        ],
         "weights": {path: list(own) for path, own in weights.items()},
         "trainable": [
             p for p in weights if contents.trains_as_whole(layers[p])
@@ -243,19 +239,6 @@ def prepare(
             stacklevel=3,
         )
     return fill
-
-
-def _groups(
-    adapted: dict[str, Layer], fingerprints: dict[str, str]
-) -> list[dict[str, Any]]:
-    """The adapted layers, grouped by configuration."""
-    groups: dict[AdapterConfig, dict[str, str]] = {}
-    for path, layer in adapted.items():
-        groups.setdefault(layer.ether.config, {})[path] = fingerprints[path]
-    return [
-        {**config.to_dict(), "layers": layers}
-        for config, layers in groups.items()
-    ]
 
 
 def _checked_metadata(metadata: dict[str, Any] | None) -> dict[str, Any]:

@@ -5,7 +5,6 @@ order, which follows the trained variables, since their names count up within a
 process.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,11 +91,12 @@ def content_of(
     }
     tensors = {
         name: to_numpy(variable)
-        for name, variable in _optimizer_variables(optimizer).items()
+        for name, variable in _variables(optimizer, states).items()
     }
-    for name, variable in _random_variables(states).items():
-        # Backends use different integer dtypes for them.
-        tensors[name] = to_numpy(variable).astype("int64")
+    for name in tensors:
+        if name.startswith("random_states/"):
+            # Backends use different integer dtypes for them.
+            tensors[name] = tensors[name].astype("int64")
     for i, generator in enumerate(generators):
         tensors[f"global_generators/{i}"] = torch_generators.generator_state(
             generator
@@ -127,19 +127,13 @@ def fitting_state(model: Layer, content: AdapterFile) -> list:
             raise ValueError(
                 f"the model's {what} is {has}, the file's {wants}."
             )
-    variables = _optimizer_variables(optimizer) | _random_variables(states)
-    return pairs(variables, content.tensors)
+    return pairs(_variables(optimizer, states), content.tensors)
 
 
 def set_global_generators(
     model: Layer, content: AdapterFile, made: Transaction
 ) -> None:
     """Sets the global generators, if they match those of the file.
-
-    Args:
-        model: The model that continues from there.
-        content: An `AdapterFile` with a training state.
-        made: The transaction that it is part of.
 
     Raises:
         ValueError: if the file has no state of a generator for one of them.
@@ -162,13 +156,9 @@ def set_global_generators_again(model: Layer) -> None:
     """Undoes the draws of `fit` between `resume` and the first epoch."""
     step, states = model.__dict__.pop(PENDING, (None, ()))
     if step == _step(model.optimizer):
-        _set_generators(states)
-
-
-def _set_generators(states: Iterable[np.ndarray]) -> None:
-    pairs = zip(torch_generators.global_generators(), states, strict=True)
-    for generator, state in pairs:
-        torch_generators.set_generator_state(generator, state)
+        generators = torch_generators.global_generators()
+        for generator, state in zip(generators, states, strict=True):
+            torch_generators.set_generator_state(generator, state)
 
 
 def _step(optimizer: Optimizer) -> int:
@@ -183,12 +173,12 @@ def position_of(header: Header) -> Position:
     )
 
 
-def _optimizer_variables(optimizer: Optimizer) -> dict[str, Variable]:
-    return {f"optimizer/{i}": v for i, v in enumerate(optimizer.variables)}
-
-
-def _random_variables(states: dict[str, list[Variable]]) -> dict[str, Variable]:
-    return {
+def _variables(
+    optimizer: Optimizer, states: dict[str, list[Variable]]
+) -> dict[str, Variable]:
+    """The variables of a training state by the names of their tensors."""
+    own = {f"optimizer/{i}": v for i, v in enumerate(optimizer.variables)}
+    return own | {
         adapter_header.tensor_name("random_states", path, str(i)): variable
         for path, own in states.items()
         for i, variable in enumerate(own)

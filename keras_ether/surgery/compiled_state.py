@@ -6,6 +6,7 @@ from keras_ether import _keras_internals as internals
 from keras_ether.adapters import changes
 from keras_ether.surgery import optimizer_slots
 from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.surgery.outer_layers import layers_containing
 
 FUNCTIONS = (
     "train_function",
@@ -16,20 +17,13 @@ FUNCTIONS = (
 
 
 def reset(made: changes.Transaction, tree: LayerTree) -> list[keras.Model]:
-    """Makes models use the current layers.
+    """Makes models use the current layers, and returns these models.
 
-    These models are the model passed, its inner models, its outer models, and
-    models that share a changed layer. Their functions are traced again. Their
-    optimizers keep all settings, and only their slots are reset.
-
-    Args:
-        made: The transaction that has changed layers of the model.
-        tree: The layers of the model.
-
-    Returns:
-        These models.
+    They are the model of the tree, its inner and outer models, and models that
+    share a layer that the transaction has changed. Their functions are traced
+    again. Their optimizers keep all settings, and only their slots are reset.
     """
-    layers = tree.all_layers + internals.layers_containing(made.layers)
+    layers = tree.all_layers + layers_containing(made.layers)
     layers = list({id(layer): layer for layer in layers}.values())
     models = [layer for layer in layers if isinstance(layer, keras.Model)]
     for model in models:

@@ -29,12 +29,7 @@ GUARDED = "guarded"
 def build_adapters(
     plan: Plan, make: Callable[[Target], Adapter]
 ) -> dict[str, Adapter]:
-    """Built adapters for a plan's targets, by path, not yet in the model.
-
-    Args:
-        plan: The plan.
-        make: Function that returns the adapter of a target, unbuilt.
-    """
+    """Builds the adapters that `make` makes, by path, not yet in the model."""
     with internals.strategy_scope(plan.tree.model):
         return {t.path: built(t, make(t)) for t in plan.targets}
 
@@ -52,13 +47,7 @@ def built(target: Target, adapter: Adapter) -> Adapter:
 def put_in(
     made: changes.Transaction, plan: Plan, adapters: dict[str, Adapter]
 ) -> None:
-    """Inserts built adapters into a model, and freezes the other layers.
-
-    Args:
-        made: The transaction that it is part of.
-        plan: The plan.
-        adapters: Adapters for the plan's targets, by path.
-    """
+    """Inserts built adapters into a model, and freezes the other layers."""
     owner = changes.Owner()
     _freeze_all_but(made, plan, owner)
     for target in plan.targets:
@@ -93,14 +82,7 @@ def guard(
     model: Layer,
     owner: changes.Owner,
 ) -> None:
-    """Makes a layer refuse, or warn of, unsupported calls.
-
-    Args:
-        made: The transaction that it is part of.
-        layer: A layer of the model, or the model itself.
-        model: The adapted model.
-        owner: The owner that holds it so.
-    """
+    """Makes a layer of an adapted model refuse, or warn of, some calls."""
     made.hold(layer, GUARDED, owner, functools.partial(_guards, layer, model))
 
 

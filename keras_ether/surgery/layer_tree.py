@@ -60,8 +60,7 @@ class LayerTree:
     @property
     def all_layers(self) -> list[Layer]:
         """The model and every layer in it, each once."""
-        below = self.layers.values()
-        return [self.model, *(y for y in below if y is not self.model)]
+        return list(self.by_path.values())
 
     @property
     def by_path(self) -> dict[str, Layer]:
@@ -142,6 +141,41 @@ def tree_of(model: Layer) -> LayerTree:
             "Call it on data, or `model.build(input_shape)`, first."
         )
     return LayerTree(model)
+
+
+def adapted_tree(model: Layer) -> LayerTree:
+    """The layers of a model that has adapters.
+
+    Raises:
+        ValueError: if it has none.
+    """
+    tree = tree_of(model)
+    if not tree.adapted:
+        raise ValueError(
+            f"Model '{model.name}' has no ETHER adapter. Call "
+            "`keras_ether.apply(model)` first."
+        )
+    return tree
+
+
+def check_not_disabled(tree: LayerTree, verb: str) -> None:
+    """Raises a `ValueError` if `disabled` switches off an adapter."""
+    for path, layer in tree.adapted.items():
+        if layer.ether.is_held_at_zero:
+            raise ValueError(
+                f"`keras_ether.{verb}` was called within "
+                f"`keras_ether.disabled`, where layer '{path}' computes "
+                "without its adapter. Call it outside of that block."
+            )
+
+
+def adapted_layers(model: Layer) -> dict[str, Layer]:
+    """The layers of a model that have an adapter, by path.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    return adapted_tree(model).adapted
 
 
 def _stable_name(layer: Layer) -> str:

@@ -18,26 +18,29 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import keras
 import numpy as np
+from keras import ops
 
+from keras_ether import _keras_internals as internals
 from keras_ether.adapters import changes
-from keras_ether.surgery import learning_rate
+from keras_ether.ops.values import to_numpy
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Model
+from keras_ether.types import Variable
 
 START = "make_train_function"
 # A rate is low if it is below the method's own by more than this factor.
 FACTOR = 10
 # A warning names the first line outside these packages.
 INSIDE = ("keras", "keras_hub", "keras_ether")
+# A schedule is evaluated at these steps. They find a warm-up's peak to a few
+# percent, anywhere within a million steps.
+STEPS = sorted({0, *(int(2 ** (i / 8)) for i in range(8 * 20 + 1))})
 
 
 def change_for(model: Model) -> changes.Change:
-    """The change that makes a model compare its learning rate before training.
-
-    Args:
-        model: An adapted model, or a model in it.
-    """
+    """Makes an adapted model, or one in it, compare its rate when it trains."""
     return changes.Method(
         model, START, functools.partial(_start, weakref.ref(model), [])
     )
@@ -69,7 +72,7 @@ def _warn(model: Model) -> None:
     if not adapters:
         return
     vector = adapters[0].trainable_weights[0]
-    rate = learning_rate.highest_for(model.optimizer, vector)
+    rate = _highest_rate(model.optimizer, vector)
     first, name = max(
         (a.method.learning_rate_for(a.config.rank_blocks), a.method.name)
         for a in adapters
@@ -83,6 +86,33 @@ def _warn(model: Model) -> None:
         f"Adam, start at about {first:.2g}: pass it to `model.compile`.",
         stacklevel=_level_of_user(),
     )
+
+
+def _highest_rate(optimizer: Any, variable: Variable) -> float | None:
+    """The highest learning rate of a variable in training, if it is known."""
+    # Wrappers are looked into.
+    while hasattr(optimizer, "inner_optimizer"):
+        optimizer = optimizer.inner_optimizer
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        optimizer = internals.optimizer_for(optimizer, variable)
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        return None
+    rate = internals.rate_set(optimizer)
+    if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
+        return _highest_of(rate)
+    # An optimizer of the user's may compute its rate in another way.
+    is_own = getattr(optimizer, "learning_rate", None) is rate
+    if not is_own or not isinstance(rate, keras.Variable):
+        return None
+    return float(to_numpy(rate))
+
+
+def _highest_of(schedule: Any) -> float | None:
+    try:
+        steps = [ops.convert_to_tensor(step, "int32") for step in STEPS]
+        return max(float(to_numpy(schedule(step))) for step in steps)
+    except Exception:  # A schedule of the user's may want other arguments.
+        return None
 
 
 def _level_of_user() -> int:

@@ -3,6 +3,7 @@
 See `keras_ether.adapters.optimizer_state`.
 """
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -32,8 +33,8 @@ class WithAdapter:
     def __init__(self, model: Model) -> None:
         self.model = weakref.ref(model)
         self.of_model = [
-            changes.Method(model, SAVE, self._save),
-            changes.Method(model, LOAD, self._load),
+            changes.Method(model, name, functools.partial(self._pass, name))
+            for name in (SAVE, LOAD)
         ]
         self.of_optimizers: list[changes.Change] = []
         self.pending: set[int] = set()
@@ -47,26 +48,18 @@ class WithAdapter:
             change.undo()
         self.of_optimizers = []
 
-    def _save(self, save: Callable, store: Any) -> None:
-        self._hand_over(SAVE)
-        save(store)
-
-    def _load(self, load: Callable, store: Any) -> None:
-        self._hand_over(LOAD)
-        load(store)
-
-    def _hand_over(self, name: str) -> None:
+    def _pass(self, name: str, original: Callable, store: Any) -> None:
+        """Passes the optimizer to an adapter, before the model's own method."""
         model = self.model()
         adapted = LayerTree(model).adapted.values()
         optimizer = getattr(model, "optimizer", None)
-        if not adapted or not isinstance(optimizer, keras.optimizers.Optimizer):
-            return
-        inner = optimizer_slots.optimizers_of([model])
-        if not any(o.built and optimizer_slots.slots_of(o) for o in inner):
-            return
-        next(iter(adapted)).ether.optimizers.append(optimizer)
-        for part in inner:
-            self._leave_out(part, name)
+        if adapted and isinstance(optimizer, keras.optimizers.Optimizer):
+            parts = optimizer_slots.optimizers_of([model])
+            if any(o.built and optimizer_slots.slots_of(o) for o in parts):
+                next(iter(adapted)).ether.optimizers.append(optimizer)
+                for part in parts:
+                    self._leave_out(part, name)
+        original(store)
 
     def _leave_out(self, optimizer: Optimizer, name: str) -> None:
         self.pending.add(id(optimizer))

@@ -40,25 +40,14 @@ def drop(made: changes.Transaction, optimizer: Optimizer) -> None:
 
     `fit` then builds it for the trained variables and allocates its slots.
     Besides the slots only the iteration count changes: it starts from 0, since
-    it corrects the bias of new moments. An unbuilt optimizer is not changed.
-
-    Args:
-        made: The transaction that it is part of.
-        optimizer: A Keras optimizer. Those that it wraps are not changed.
+    it corrects the bias of new moments. An unbuilt optimizer is not changed,
+    nor are those that it wraps.
     """
     if not optimizer.built:
         return
     made.assign(internals.update_count(optimizer), 0)
     made.make(containers.Contents(optimizer))
     _forget(optimizer, slots_of(optimizer))
-
-
-def restore_on_error(
-    made: changes.Transaction, models: Iterable[keras.Model]
-) -> None:
-    """Makes a failing transaction restore the optimizers of models."""
-    for optimizer in optimizers_of(models):
-        made.make(containers.Contents(optimizer))
 
 
 def slots_of(optimizer: Optimizer) -> set[int]:

@@ -33,14 +33,10 @@ Result = TypeVar("Result")
 def with_peft_errors(
     function: Callable[Parameters, Result],
 ) -> Callable[Parameters, Result]:
-    """Raises an error for an argument of PEFT that gives its name here.
+    """Makes `apply` or `plan` raise an error for an argument of PEFT.
 
-    Args:
-        function: A function of this package with the arguments of `apply`.
-
-    Returns:
-        The function. It raises a `TypeError` that names the argument, as Python
-        does for an unknown argument.
+    It is a `TypeError`, as Python's for an unknown argument, and gives the name
+    here.
     """
 
     @functools.wraps(function)

@@ -1,14 +1,18 @@
 """The plan of a change: the adapter of each layer, and what trains."""
 
+import warnings
 from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field
 
+import keras
+
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import eligibility
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
+from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.ops.conv_view import ConvView
 from keras_ether.ops.matrix_view import MatrixView
@@ -77,13 +81,7 @@ class Plan:
         trainable: Iterable[Layer],
         trained: Iterable[Variable] = (),
     ) -> "Plan":
-        """The plan of given adapters.
-
-        Args:
-            tree: The layers of a model.
-            configs: The config of each adapter, by the path of its layer.
-            trainable: The layers that stay trainable.
-            trained: Further variables that train, of layers with an adapter.
+        """The plan of adapters whose configs are given by path.
 
         Raises:
             ValueError: if a layer can't have its adapter.
@@ -108,23 +106,12 @@ def make_plan(
     exclude: Targets = None,
     trainable: Targets = None,
 ) -> Plan:
-    """Resolves and checks the arguments of `keras_ether.apply`.
-
-    Args:
-        tree: The layers of a built model.
-        config: Method, blocks, side and dropout.
-        targets: See `keras_ether.apply`.
-        exclude: See `keras_ether.apply`.
-        trainable: See `keras_ether.apply`.
-
-    Raises:
-        ValueError: if the model or an argument is invalid.
-    """
+    """Resolves and checks the arguments of `keras_ether.apply`."""
     selected = targets_lib.checked(targets, "targets")
     left_out = targets_lib.checked(exclude, "exclude")
     left_trainable = targets_lib.checked(trainable, "trainable")
     layers = tree.without_adapters
-    named = targets_lib.match_trainable(tree, left_trainable)
+    named = targets_lib.match_with_inner(tree, {}, left_trainable, "trainable")
     for path in sorted(named & layers.keys()):
         if kinds.is_adapted(layers[path]):
             raise ValueError(
@@ -143,7 +130,9 @@ def make_plan(
         if kinds.kind_of(layer) and path not in reasons
     }
     matched, by_name = targets_lib.match(tree, candidates, selected)
-    excluded = targets_lib.match_excluded(tree, candidates, left_out)
+    excluded = targets_lib.match_with_inner(
+        tree, candidates, left_out, "exclude"
+    )
     _check_named(tree, candidates, reasons, selected, excluded)
     reasons |= dict.fromkeys(matched & excluded, "excluded")
     chosen = {p: y for p, y in candidates.items() if p in matched - excluded}
@@ -161,6 +150,51 @@ def make_plan(
     resolved = tuple(Target.of(p, y, config) for p, y in chosen.items())
     head = tree.head | {id(layers[path]) for path in named & layers.keys()}
     return Plan(tree, resolved, head, reasons=reasons)
+
+
+def warn_of_frozen_head(plan: Plan) -> None:
+    """Warns if the last linear layer of a plain model won't train."""
+    model = plan.tree.model
+    if hasattr(model, "backbone") or hasattr(model, "default_lora_layer_names"):
+        return
+    # A tied embedding table computes the logits.
+    ends = internals.last_operations(model)
+    if any(isinstance(y, keras.layers.ReversibleEmbedding) for y in ends):
+        return
+    linear = [
+        (path, layer)
+        for path, layer in plan.tree.layers.items()
+        if kinds.is_linear(layer)
+    ]
+    path, last = linear[-1] if linear else (None, None)
+    if last is None or last is model:
+        return
+    if id(last) in plan.trainable or freezing.is_kept_trainable(last):
+        return
+    warnings.warn(
+        f"The kernel of '{path}', the last linear layer of model "
+        f"'{model.name}', is frozen now. If this layer is a new head, pass "
+        f"`trainable=[{last.name!r}]` to train it.",
+        stacklevel=4,
+    )
+
+
+def warn_of_integer_head(plan: Plan) -> None:
+    """Warns if trainable layers have integer kernels."""
+    fixed = [
+        path
+        for path, layer in plan.tree.layers.items()
+        if id(layer) in plan.trainable
+        and getattr(layer, "quantization_mode", None) in quantized_kernel.CODES
+    ]
+    if fixed:
+        warnings.warn(
+            "These layers stay trainable, but their kernels are quantized to "
+            f"integers, which can't train: {targets_lib.shorten(fixed)}. "
+            "Quantize the model without its head, for example by "
+            "`model.backbone.quantize(...)`.",
+            stacklevel=4,
+        )
 
 
 def _check_named(

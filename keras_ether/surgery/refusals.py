@@ -43,12 +43,7 @@ def quantizing(layer: Layer) -> changes.Change:
 
 
 def changes_for(layer: Layer, model: Layer) -> Iterator[changes.Change]:
-    """The changes that make a layer of an adapted model refuse methods.
-
-    Args:
-        layer: A layer of the model, or the model itself.
-        model: The adapted model.
-    """
+    """The changes that make a layer of an adapted model refuse methods."""
     if isinstance(layer, keras.Model):
         yield quantizing(layer)
     # The class of an adapted layer refuses LoRA itself.

@@ -1,7 +1,7 @@
 """The strength of a model's adapters."""
 
 from keras_ether.ops import values
-from keras_ether.surgery import verbs
+from keras_ether.surgery.layer_tree import adapted_tree
 from keras_ether.types import Layer
 
 
@@ -49,7 +49,7 @@ def strength(model: Layer, strength: float) -> Layer:
             "`strength` must be a finite number, such as 0.5. Received: "
             f"strength={strength!r}"
         )
-    tree = verbs.adapted_tree(model)
+    tree = adapted_tree(model)
     for layer in tree.adapted.values():
         layer.ether.set_strength(number)
     return model

@@ -22,14 +22,7 @@ ALL, ALL_LINEAR = "all", "all-linear"
 
 
 def checked(value: Any, argument: str) -> Selection:
-    """An argument of `apply` that selects layers, if its form is accepted.
-
-    Args:
-        value: The value passed.
-        argument: `"targets"`, `"exclude"` or `"trainable"`.
-
-    Returns:
-        A list of strings, a predicate or `None`. A string is a list of one.
+    """`targets`, `exclude` or `trainable` as a `Selection`.
 
     Raises:
         ValueError: if it has another form.
@@ -70,10 +63,6 @@ def named(layers: dict, entry: str) -> set[str]:
 
     It selects the layers of that name, or if there are none, the layer of that
     path: an automatic name can be the path of another layer.
-
-    Args:
-        layers: Dictionary from path to layer, all those of a model.
-        entry: Name or path.
     """
     paths = {path for path, layer in layers.items() if layer.name == entry}
     return paths or layers.keys() & {entry}
@@ -101,14 +90,8 @@ def match(
     if callable(targets):
         paths = {p for p, layer in candidates.items() if targets(p, layer)}
         return paths, paths
-    found = {
-        entry: _of_kind(candidates, entry)
-        or named(tree.without_adapters, entry)
-        or _fullmatch(candidates, entry, "targets")
-        for entry in targets
-    }
     # The message lists the possible targets instead of all layers.
-    _check_found(found, candidates, "targets")
+    found = _found(tree, targets, candidates, candidates, "targets")
     by_name = [p for e, p in found.items() if e not in (ALL, ALL_LINEAR)]
     return (
         set().union(*found.values()) & candidates.keys(),
@@ -116,56 +99,69 @@ def match(
     )
 
 
-def match_excluded(
-    tree: LayerTree, candidates: dict[str, Layer], exclude: Selection
+def match_with_inner(
+    tree: LayerTree,
+    candidates: dict[str, Layer],
+    selection: Selection,
+    argument: str,
 ) -> set[str]:
-    """The paths that `exclude` selects, with all layers inside them.
+    """The paths that `exclude` or `trainable` selects, and those inside them.
 
     Args:
         tree: All layers of the model.
-        candidates: Those of them that a predicate is called with.
-        exclude: As `targets` of `match`; `None` selects nothing.
+        candidates: Those of them that a predicate is called with, and that
+            `"all"` and `"all-linear"` select.
+        selection: As `targets` of `match`; `None` selects nothing.
+        argument: `"exclude"` or `"trainable"`.
 
     Raises:
         ValueError: if an entry selects no layer.
     """
-    if exclude is None:
+    if selection is None:
         return set()
-    if callable(exclude):
-        return {p for p, layer in candidates.items() if exclude(p, layer)}
+    if callable(selection):
+        return {p for p, layer in candidates.items() if selection(p, layer)}
     layers = tree.without_adapters
-    kinds_of = {e: _of_kind(candidates, e) for e in exclude}
-    paths = {
-        entry: named(layers, entry) or _fullmatch(layers, entry, "exclude")
-        for entry in exclude
-        if not kinds_of[entry]
-    }
-    _check_found(paths, layers, "exclude")
-    inside = tree.with_inner(set().union(*paths.values()))
-    return inside.union(*kinds_of.values())
+    found = _found(tree, selection, candidates, layers, argument)
+    return tree.with_inner(set().union(*found.values()))
 
 
-def match_trainable(tree: LayerTree, trainable: Selection) -> set[str]:
-    """The paths that `trainable` selects, with all layers inside them.
+def _found(
+    tree: LayerTree,
+    entries: list[str],
+    candidates: dict[str, Layer],
+    matched: dict[str, Layer],
+    argument: str,
+) -> dict[str, set[str]]:
+    """The paths that each entry selects: by kind, by name or as a pattern.
 
     Args:
         tree: All layers of the model.
-        trainable: List of layer names, paths or regular expressions for whole
-            paths.
+        entries: What the user passed.
+        candidates: The layers that `"all"` and `"all-linear"` select.
+        matched: The layers that a pattern matches, and a message names.
+        argument: Name of the argument.
 
     Raises:
         ValueError: if an entry selects no layer.
     """
-    if trainable is None or callable(trainable):
-        # `checked` lets no callable pass.
-        return set()
-    layers = tree.without_adapters
-    paths = {
-        entry: named(layers, entry) or _fullmatch(layers, entry, "trainable")
-        for entry in trainable
+    found = {
+        entry: _of_kind(candidates, entry)
+        or named(tree.without_adapters, entry)
+        or _fullmatch(matched, entry, argument)
+        for entry in entries
     }
-    _check_found(paths, layers, "trainable")
-    return tree.with_inner(set().union(*paths.values()))
+    for entry in (entry for entry, paths in found.items() if not paths):
+        names = [layer.name for layer in matched.values()]
+        near = difflib.get_close_matches(entry, {*names, *matched}, n=4)
+        shown = f"Near it: {shorten(near)}"
+        if not near:
+            owners = [p for p, layer in matched.items() if layer.weights]
+            shown = f"Layers: {shorten(owners) or 'none'}"
+        raise ValueError(
+            f"`{argument}` names no layer of the model: {entry!r}. {shown}."
+        )
+    return found
 
 
 def _of_kind(candidates: dict[str, Layer], entry: str) -> set[str]:
@@ -188,28 +184,6 @@ def _fullmatch(
             f"Received: {argument}={pattern!r}"
         ) from error
     return {path for path in layers if compiled.fullmatch(path)}
-
-
-def _check_found(
-    found: dict[str, set[str]], layers: dict[str, Layer], argument: str
-) -> None:
-    """Raises a `ValueError` for an entry without paths, with similar names.
-
-    Args:
-        found: Dictionary from entry to paths.
-        layers: Dictionary from path to layer, those that the message may name.
-        argument: Name of the argument.
-    """
-    for entry in (entry for entry, paths in found.items() if not paths):
-        names = [layer.name for layer in layers.values()]
-        near = difflib.get_close_matches(entry, {*names, *layers}, n=4)
-        shown = f"Near it: {shorten(near)}"
-        if not near:
-            owners = [p for p, layer in layers.items() if layer.weights]
-            shown = f"Layers: {shorten(owners) or 'none'}"
-        raise ValueError(
-            f"`{argument}` names no layer of the model: {entry!r}. {shown}."
-        )
 
 
 def shorten(paths: Iterable[str], most: int = 12) -> str:

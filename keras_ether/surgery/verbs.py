@@ -6,15 +6,12 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
-from keras_ether import _keras_internals as internals
 from keras_ether.adapters import arguments
 from keras_ether.adapters import changes
 from keras_ether.adapters import freezing
-from keras_ether.adapters import kinds
 from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.adapters.adapter_config import AdapterConfig
@@ -22,11 +19,12 @@ from keras_ether.adapters.adapter_config import checked_seed
 from keras_ether.surgery import insertion
 from keras_ether.surgery import peft_names
 from keras_ether.surgery import planning
-from keras_ether.surgery import targets as targets_lib
 from keras_ether.surgery.insertion import build_adapters
 from keras_ether.surgery.layer_tree import LayerTree
+from keras_ether.surgery.layer_tree import adapted_layers
+from keras_ether.surgery.layer_tree import adapted_tree
+from keras_ether.surgery.layer_tree import check_not_disabled
 from keras_ether.surgery.layer_tree import tree_of
-from keras_ether.surgery.planning import Plan
 from keras_ether.surgery.targets import Targets
 from keras_ether.types import Layer
 from keras_ether.types import Variable
@@ -161,8 +159,8 @@ def apply(
         lambda target: Adapter(target.config, seeds.pop(0)),
     )
     # Warnings may be errors, so they precede any change.
-    _warn_of_frozen_head(plan)
-    _warn_of_integer_head(plan)
+    planning.warn_of_frozen_head(plan)
+    planning.warn_of_integer_head(plan)
     with changes.all_or_none() as made:
         insertion.put_in(made, plan, adapters)
     return model
@@ -296,46 +294,6 @@ def disabled(model: Layer) -> Iterator[Layer]:
         yield model
 
 
-def adapted_tree(model: Layer) -> LayerTree:
-    """The layers of a model that has adapters.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    tree = tree_of(model)
-    if not tree.adapted:
-        raise ValueError(
-            f"Model '{model.name}' has no ETHER adapter. Call "
-            "`keras_ether.apply(model)` first."
-        )
-    return tree
-
-
-def check_not_disabled(tree: LayerTree, verb: str) -> None:
-    """Raises a `ValueError` if an adapter is switched off by `disabled`.
-
-    Args:
-        tree: The layers of a model.
-        verb: String, the name of the function that was called.
-    """
-    for path, layer in tree.adapted.items():
-        if layer.ether.is_held_at_zero:
-            raise ValueError(
-                f"`keras_ether.{verb}` was called within "
-                f"`keras_ether.disabled`, where layer '{path}' computes "
-                "without its adapter. Call it outside of that block."
-            )
-
-
-def adapted_layers(model: Layer) -> dict[str, Layer]:
-    """The layers of a model that have an adapter, by path.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    return adapted_tree(model).adapted
-
-
 def _head_assignments(tree: LayerTree) -> list[tuple[Variable, np.ndarray]]:
     """Pairs of variable and value that put the head back to its start."""
     pairs = [
@@ -362,48 +320,3 @@ def _merged(
     kernel = layer.base_kernel
     # Computed when it is assigned: one folded kernel at a time is in memory.
     return [(kernel, lambda: layer.ether.fold(ops.convert_to_tensor(kernel)))]
-
-
-def _warn_of_frozen_head(plan: Plan) -> None:
-    """Warns if the last linear layer of a plain model won't train."""
-    model = plan.tree.model
-    if hasattr(model, "backbone") or hasattr(model, "default_lora_layer_names"):
-        return
-    # A tied embedding table computes the logits.
-    ends = internals.last_operations(model)
-    if any(isinstance(y, keras.layers.ReversibleEmbedding) for y in ends):
-        return
-    linear = [
-        (path, layer)
-        for path, layer in plan.tree.layers.items()
-        if kinds.is_linear(layer)
-    ]
-    path, last = linear[-1] if linear else (None, None)
-    if last is None or last is model:
-        return
-    if id(last) in plan.trainable or freezing.is_kept_trainable(last):
-        return
-    warnings.warn(
-        f"The kernel of '{path}', the last linear layer of model "
-        f"'{model.name}', is frozen now. If this layer is a new head, pass "
-        f"`trainable=[{last.name!r}]` to train it.",
-        stacklevel=4,
-    )
-
-
-def _warn_of_integer_head(plan: Plan) -> None:
-    """Warns if trainable layers have integer kernels."""
-    fixed = [
-        path
-        for path, layer in plan.tree.layers.items()
-        if id(layer) in plan.trainable
-        and getattr(layer, "quantization_mode", None) in quantized_kernel.CODES
-    ]
-    if fixed:
-        warnings.warn(
-            "These layers stay trainable, but their kernels are quantized to "
-            f"integers, which can't train: {targets_lib.shorten(fixed)}. "
-            "Quantize the model without its head, for example by "
-            "`model.backbone.quantize(...)`.",
-            stacklevel=4,
-        )

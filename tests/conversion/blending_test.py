@@ -84,16 +84,15 @@ def test_other_layers_in_each_file(tmp_path):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("weight", ["1", None, np.nan, True])
-def test_what_is_no_weight(weight, tmp_path):
-    with pytest.raises(ValueError, match=r"'a' must be a finite number"):
-        keras_ether.blend(tuned.base("mlp"), {"a": weight})
-
-
-@pytest.mark.once
-@pytest.mark.parametrize("weights", [{}, ["a"], "a", None])
-def test_what_is_no_dictionary(weights):
-    with pytest.raises(ValueError, match=r"`weights` must be a dictionary"):
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        *(({"a": w}, "'a' must be a finite") for w in ("1", None, np.nan)),
+        ({}, "`weights` must be a dictionary"),
+    ],
+)
+def test_what_are_no_weights(weights, message):
+    with pytest.raises(ValueError, match=message):
         keras_ether.blend(tuned.base("mlp"), weights)
 
 

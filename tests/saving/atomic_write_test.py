@@ -1,31 +1,14 @@
 import errno
 import os
 import pathlib
-import random
 import re
-import signal
 import stat
-import subprocess
-import sys
-import time
 
 import pytest
 
 from keras_ether.saving import atomic_write
 
 pytestmark = pytest.mark.once
-
-KILLS = 60
-WRITER = """
-import pathlib, sys
-sys.path.insert(0, sys.argv[2])
-# Not by way of the package, which imports Keras.
-import atomic_write
-number = 0
-while True:
-    number += 1
-    atomic_write.write(sys.argv[1], b"%12d" % number * 20_000)
-"""
 
 
 def test_replaces_a_file_and_leaves_nothing_beside_it(tmp_path):
@@ -159,31 +142,3 @@ def test_file_that_cannot_be_opened_is_named(
     found = refused(tmp_path / "a.safetensors", error, os.strerror(code))
     assert found.errno == code
     assert os.listdir(tmp_path) == []
-
-
-@pytest.mark.skipif(os.name == "nt", reason="there is no SIGKILL on Windows")
-def test_killed_writer_leaves_the_old_file_or_the_new_one(tmp_path):
-    path = tmp_path / "a.safetensors"
-    folder = os.path.dirname(atomic_write.__file__)
-    rng = random.Random(0)
-    seen = set()
-    for _ in range(KILLS):
-        path.write_bytes(b"%12d" % 0 * 20_000)
-        writer = subprocess.Popen(
-            [sys.executable, "-S", "-c", WRITER, str(path), folder],
-            stderr=subprocess.DEVNULL,
-        )
-        before = os.stat(path).st_ino
-        while os.stat(path).st_ino == before:
-            assert writer.poll() is None
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.02))
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-        data = path.read_bytes()
-        number = int(data[:12])
-        assert data == b"%12d" % number * 20_000
-        seen.add(number)
-    # It was killed sooner and later, at times while it was writing.
-    assert len(seen) > 1
-    assert len(os.listdir(tmp_path)) > 1

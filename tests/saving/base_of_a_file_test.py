@@ -11,6 +11,7 @@ from keras_ether.saving import adapter_file
 from keras_ether.saving import contents
 from keras_ether.saving.adapter_file import AdapterFile
 from keras_ether.surgery.layer_tree import LayerTree
+from tests import checks
 from tests import models
 from tests import tuned
 
@@ -61,10 +62,7 @@ def edited(model, count=7):
 
 
 def check_same(model, other):
-    for one, two in zip(
-        models.values(model.weights), models.values(other.weights), strict=True
-    ):
-        np.testing.assert_array_equal(one, two)
+    checks.equal(model.weights, other.weights)
 
 
 def as_of_before(model, path, version, later):

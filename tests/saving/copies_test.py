@@ -14,14 +14,12 @@ import keras_ether
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
 from keras_ether.surgery.layer_tree import LayerTree
+from tests import checks
 from tests import kinds as k
 from tests import models
 from tests import quantized_models as qm
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is frozen now"),
-    pytest.mark.filterwarnings("ignore:.*learning rate of"),
-]
+pytestmark = checks.WITHOUT_ADVICE
 
 
 def pickled(model):
@@ -91,18 +89,12 @@ def check_same(found, model):
         assert mine.path == theirs.path
         assert mine.dtype == theirs.dtype
         assert mine.trainable == theirs.trainable
-    check_values(found.variables, model.variables)
+    checks.equal(found.variables, model.variables)
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None:
         assert found.optimizer is not optimizer
         assert type(found.optimizer) is type(optimizer)
-        check_values(found.optimizer.variables, optimizer.variables)
-
-
-def check_values(found, expected):
-    pairs = zip(models.values(found), models.values(expected), strict=True)
-    for mine, theirs in pairs:
-        np.testing.assert_array_equal(mine, theirs)
+        checks.equal(found.optimizer.variables, optimizer.variables)
 
 
 @pytest.mark.by_turns
@@ -150,7 +142,7 @@ def test_verbs_work_on_copies(name, rng, tmp_path):
     keras_ether.save_adapter(removed, path)
     keras_ether.remove(removed)
     np.testing.assert_array_equal(models.call(removed, x), disabled)
-    check_values(removed.variables, base)
+    checks.equal(removed.variables, base)
     for found in (merged, removed):
         assert [v.trainable for v in found.variables] == flags
         assert not any(kinds.is_adapted(y) for y in found.layers)
@@ -196,7 +188,7 @@ def test_parts_and_adapters_alone(rng):
     for found in (copy.deepcopy(adapter), pickled(adapter)):
         assert found.seed == adapter.seed
         assert list(found.vectors) == list(adapter.vectors)
-        check_values(found.variables, adapter.variables)
+        checks.equal(found.variables, adapter.variables)
 
 
 def outer_of(inner):
@@ -262,7 +254,7 @@ def test_quantized_kernels(kind, config, rng):
         )
     keras_ether.remove(found)
     keras_ether.remove(model)
-    check_values(found.variables, model.variables)
+    checks.equal(found.variables, model.variables)
 
 
 @pytest.mark.once
@@ -326,7 +318,7 @@ def test_plain_models_are_left_to_keras(make):
     model = make()
     found = copy.deepcopy(model)
     assert not vars(found).keys() ^ vars(model).keys()
-    check_values(found.weights, model.weights)
+    checks.equal(found.weights, model.weights)
 
 
 def test_flags_set_by_hand_are_copied(rng):

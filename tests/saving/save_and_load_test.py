@@ -1,8 +1,5 @@
-import json
 import os
 import random
-import subprocess
-import sys
 import warnings
 
 import keras
@@ -13,14 +10,13 @@ import pytest
 import keras_ether
 from keras_ether.saving import adapter_file
 from keras_ether.saving.adapter_file import AdapterFile
-from keras_ether.surgery.layer_tree import LayerTree
+from tests import checks
 from tests import kinds as kinds_of_layers
 from tests import models
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:These layers stay trainable"),
-    pytest.mark.filterwarnings("ignore:.*is frozen now"),
-    pytest.mark.filterwarnings("ignore:.*learning rate of 5e-05"),
+    *checks.WITHOUT_ADVICE,
     pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`"),
 ]
 
@@ -50,12 +46,11 @@ def adapted(name="mlp", **kwargs):
     )
 
 
-def snapshot(model):
-    state = []
-    for layer in LayerTree(model).all_layers:
-        state.append((type(layer), layer.trainable, dict(vars(layer)).keys()))
-        state += [(v.path, v.trainable) for v in layer.variables]
-    return state, models.values(model.variables)
+def check_loads(model, fresh, x, path):
+    """Adapters go by a file from one model to another one, which is as it."""
+    keras_ether.save_adapter(model, path)
+    assert keras_ether.load_adapter(fresh, path) is fresh
+    np.testing.assert_array_equal(models.call(fresh, x), models.call(model, x))
 
 
 @pytest.fixture
@@ -68,12 +63,8 @@ def path(tmp_path):
     [("mlp", "ether"), *((name, "ether+") for name in models.ALL)],
 )
 def test_file_makes_a_base_the_fine_tuned_model(name, method, rng, path):
-    x = models.inputs_of(name, rng)
-    model = adapted(name, method=method)
-    keras_ether.save_adapter(model, path)
-    fresh = make(name)
-    assert keras_ether.load_adapter(fresh, path) is fresh
-    np.testing.assert_array_equal(models.call(fresh, x), models.call(model, x))
+    model, fresh = adapted(name, method=method), make(name)
+    check_loads(model, fresh, models.inputs_of(name, rng), path)
     assert [v.trainable for v in fresh.variables] == [
         v.trainable for v in model.variables
     ]
@@ -106,11 +97,9 @@ def test_every_kind_of_layer(kind, rng, path):
         model, targets="all", trainable=["head"], rank_blocks=2, method="ether+"
     )
     randomize(model)
-    keras_ether.save_adapter(model, path)
     keras.utils.set_random_seed(0)
-    fresh = keras_ether.load_adapter(kinds_of_layers.model_of(kind), path)
-    x = kinds_of_layers.inputs_of(kind, rng)
-    np.testing.assert_array_equal(models.call(fresh, x), models.call(model, x))
+    fresh = kinds_of_layers.model_of(kind)
+    check_loads(model, fresh, kinds_of_layers.inputs_of(kind, rng), path)
 
 
 def test_several_configurations_in_one_file(rng, path):
@@ -126,8 +115,8 @@ def test_several_configurations_in_one_file(rng, path):
         model, targets=["second"], method="ether+", rank_blocks=2, side="output"
     )
     randomize(model)
-    keras_ether.save_adapter(model, path)
-    fresh = keras_ether.load_adapter(make("mlp"), path)
+    fresh = make("mlp")
+    check_loads(model, fresh, models.inputs_of("mlp", rng), path)
     rows = keras_ether.summary(fresh, print_fn=str).rows
     assert rows == keras_ether.summary(model, print_fn=str).rows
     assert [row.method for row in rows] == ["ether", "ether+"]
@@ -135,8 +124,6 @@ def test_several_configurations_in_one_file(rng, path):
         0.25,
         0,
     ]
-    x = models.inputs_of("mlp", rng)
-    np.testing.assert_array_equal(models.call(fresh, x), models.call(model, x))
 
 
 def test_header(path):
@@ -265,10 +252,10 @@ def test_onto_the_same_adapters_fills_them(rng, path):
 def test_onto_other_adapters_is_an_error(arguments, message, path):
     keras_ether.save_adapter(adapted(), path)
     model = adapted(**arguments)
-    before = snapshot(model)
+    before = checks.state(model)
     with pytest.raises(ValueError, match=f"m.ether.*does not fit.*{message}"):
         keras_ether.load_adapter(model, path)
-    np.testing.assert_equal(snapshot(model), before)
+    checks.unchanged(model, before)
 
 
 def test_batch_normalization_of_the_head_travels(rng, path):
@@ -276,18 +263,16 @@ def test_batch_normalization_of_the_head_travels(rng, path):
     kept = ["head", "batch_normalization"]
     model = adapted(targets=["first", "second"], trainable=kept)
     models.compile_and_fit(model, x)
-    keras_ether.save_adapter(model, path)
-    fresh = keras_ether.load_adapter(make("mlp"), path)
-    np.testing.assert_array_equal(models.call(fresh, x), models.call(model, x))
+    check_loads(model, make("mlp"), x, path)
 
 
 def test_another_base_is_an_error_that_says_so(rng, path):
     keras_ether.save_adapter(adapted(), path)
     model = make("mlp", seed=1)
-    before = snapshot(model)
+    before = checks.state(model)
     with pytest.raises(ValueError, match=r"'first' and 1 more.*check_base=Fal"):
         keras_ether.load_adapter(model, path)
-    np.testing.assert_equal(snapshot(model), before)
+    checks.unchanged(model, before)
     with pytest.warns(UserWarning, match="another base.*loaded because"):
         keras_ether.load_adapter(model, path, check_base=False)
     now = models.values([model.layers[0].ether.input_u])[0]
@@ -339,16 +324,22 @@ def test_other_shapes_and_layers_are_named(path):
             ]
         )
 
+    norm = keras.layers.LayerNormalization()
+    norm.build((None, 16))
     for model, message in (
         (mlp(width=64), r"second/input_u.*shape \(2, 32\).*\(2, 16\)"),
         (mlp(classes=3), r"weights/head/kernel.*\(8, 3\).*\(8, 4\)"),
-        (mlp(names=("first", "other")), "the layers 'second', which.*'other'"),
+        (
+            mlp(names=("first", "other")),
+            "the layers 'second', which.*Its layers: .*'other'",
+        ),
+        (norm, "the layers 'first', 'second'.*It holds no layers"),
         (mlp(width=31), "'second'.*d=31"),
     ):
-        before = snapshot(model)
+        before = checks.state(model)
         with pytest.raises(ValueError, match=message):
             keras_ether.load_adapter(model, path, check_base=False)
-        np.testing.assert_equal(snapshot(model), before)
+        checks.unchanged(model, before)
 
 
 def test_unbuilt_model(path):
@@ -370,12 +361,7 @@ def test_weights_of_16_bits(dtype, rng, path):
         assert tensors["weights/head/kernel"].dtype.name == dtype
         assert tensors["adapter/first/input_u"].dtype.name == "float32"
         fresh = keras_ether.load_adapter(make("mlp"), path)
-        for now, then in zip(
-            models.values(fresh.weights),
-            models.values(model.weights),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(now, then)
+        checks.equal(fresh.weights, model.weights)
     finally:
         keras.config.set_dtype_policy(previous)
     # The same values in another dtype are the same base.
@@ -411,10 +397,7 @@ def test_quantized_base(mode, rng, path):
     randomize(model)
     keras_ether.save_adapter(model, path)
     fresh = keras_ether.load_adapter(base(), path)
-    for now, then in zip(
-        models.values(fresh.weights), models.values(model.weights), strict=True
-    ):
-        np.testing.assert_array_equal(now, then)
+    checks.equal(fresh.weights, model.weights)
     with pytest.raises(ValueError, match="another base"):
         keras_ether.load_adapter(base(seed=1), path)
 
@@ -430,11 +413,8 @@ def test_layers_of_their_own_are_filled(rng, path):
             ]
         )
 
-    one = randomize(model())
-    keras_ether.save_adapter(one, path)
-    other = keras_ether.load_adapter(model(), path)
     x = models.inputs_of("mlp", rng)
-    np.testing.assert_array_equal(models.call(other, x), models.call(one, x))
+    check_loads(randomize(model()), model(), x, path)
 
 
 def test_task_around_an_adapted_backbone(rng, path):
@@ -445,11 +425,9 @@ def test_task_around_an_adapted_backbone(rng, path):
     backbone = models.bert_backbone()
     keras_ether.apply(backbone)
     model = randomize(task(backbone))
-    keras_ether.save_adapter(model, path)
     keras.utils.set_random_seed(0)
-    fresh = keras_ether.load_adapter(task(models.bert_backbone()), path)
-    x = models.inputs_of("bert", rng)
-    np.testing.assert_array_equal(models.call(fresh, x), models.call(model, x))
+    fresh = task(models.bert_backbone())
+    check_loads(model, fresh, models.inputs_of("bert", rng), path)
 
 
 def forged_for_a_model():
@@ -515,10 +493,10 @@ def test_file_forged_for_a_model_leaves_it(forge, filled, path):
     tensors = dict(content.tensors)
     forge(content.header, tensors)
     adapter_file.write(path, AdapterFile(content.header, tensors))
-    before = snapshot(model)
+    before = checks.state(model)
     with pytest.raises(ValueError, match=r"m\.ether\.safetensors"):
         keras_ether.load_adapter(model, path)
-    np.testing.assert_equal(snapshot(model), before)
+    checks.unchanged(model, before)
 
 
 def test_damaged_files_leave_the_model(path):
@@ -526,7 +504,7 @@ def test_damaged_files_leave_the_model(path):
     data = path.read_bytes()
     model = make("mlp")
     model.compile("adam", "mse")
-    optimizer, before = model.optimizer, snapshot(model)
+    before = checks.state(model)
     rng = random.Random(0)
     for _ in range(200):
         place = rng.randrange(len(data))
@@ -538,78 +516,9 @@ def test_damaged_files_leave_the_model(path):
             path.write_bytes(damaged)
             with pytest.raises(ValueError, match=r"m\.ether\.safetensors"):
                 keras_ether.load_adapter(model, path)
-    assert model.optimizer is optimizer
-    np.testing.assert_equal(snapshot(model), before)
+    checks.unchanged(model, before)
     path.write_bytes(data)
     keras_ether.load_adapter(model, path)
-
-
-BASE = """
-import keras
-import numpy as np
-def base():
-    inputs = keras.Input((6, 16))
-    x = keras.layers.Dense(16, activation="gelu")(inputs)
-    y = keras.layers.MultiHeadAttention(2, 8)(x, x)
-    x = keras.layers.LayerNormalization()(x + y)
-    model = keras.Model(inputs, keras.layers.Dense(4)(x))
-    rng = np.random.default_rng(0)
-    for variable in model.weights:
-        variable.assign(0.2 * rng.standard_normal(variable.shape))
-    return model
-x = np.random.default_rng(1).standard_normal((3, 6, 16)).astype("float32")
-"""
-ELSEWHERE = """
-import json, sys
-for _ in range(3):
-    base()  # Names count up.
-import keras_ether
-model = keras_ether.load_adapter(base(), sys.argv[1])
-outputs = keras.ops.convert_to_numpy(model(x))
-print(json.dumps([keras.backend.backend(), outputs.tolist()]))
-"""
-
-
-@pytest.mark.parametrize(
-    "backend",
-    [
-        pytest.param(backend, marks=marks)
-        for backend in ("jax", "tensorflow", "torch")
-        for here in [keras.backend.backend()]
-        for marks in [
-            # One of the two others by default.
-            []
-            if (here, backend)
-            in (
-                ("torch", "jax"),
-                ("jax", "tensorflow"),
-                ("tensorflow", "torch"),
-            )
-            else pytest.mark.nightly
-        ]
-    ],
-)
-def test_file_loads_in_a_process_of_another_backend(backend, path):
-    names = {}
-    exec(BASE, names)
-    model = names["base"]()
-    keras_ether.apply(
-        model, targets="all-linear", rank_blocks=2, trainable=["dense_1"]
-    )
-    randomize(model)
-    keras_ether.save_adapter(model, path)
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", BASE + ELSEWHERE, str(path)],
-        capture_output=True,
-        text=True,
-        cwd=os.path.dirname(os.path.dirname(__file__)),
-        env=os.environ | {"KERAS_BACKEND": backend},
-    )
-    assert done.returncode == 0, done.stderr
-    there, outputs = json.loads(done.stdout.strip().splitlines()[-1])
-    assert there == backend
-    expected = models.call(model, names["x"])
-    np.testing.assert_allclose(outputs, expected, atol=1e-5)
 
 
 @pytest.mark.once
@@ -629,11 +538,3 @@ def test_all_linear_maps_of_minilm_are_less_than_100_kb(path):
     keras_ether.apply(model, targets="all-linear", method="ether")
     keras_ether.save_adapter(model, path, metadata={"task": "sentiment"})
     assert os.path.getsize(path) < 100_000
-
-
-def test_warning_points_at_the_call(path):
-    keras_ether.save_adapter(adapted(), path)
-    model = make("mlp", 1)
-    with pytest.warns(UserWarning, match="another base") as caught:
-        keras_ether.load_adapter(model, path, check_base=False)
-    assert __file__ in [warning.filename for warning in caught]

@@ -11,6 +11,7 @@ import pytest
 
 import keras_ether
 from keras_ether.adapters import kinds
+from tests import checks
 from tests import models
 from tests import tuned
 from tests.saving import files
@@ -94,10 +95,10 @@ def test_cell(name, how, state, loaded, path_of):
             files.load_into(model, how, path)
     outcome = matrix.CELLS[state, loaded]
     if outcome == matrix.RESUMED:
-        assert_equal(models.values(model.weights), saved.weights)
-        assert_equal([models.call(model, saved.x)], [saved.active])
+        checks.equal(models.values(model.weights), saved.weights)
+        checks.equal([models.call(model, saved.x)], [saved.active])
     if outcome == matrix.BASE:
-        assert_equal(models.values(tuned.vectors_of(model)), vectors)
+        checks.equal(models.values(tuned.vectors_of(model)), vectors)
         keras_ether.remove(model)
     np.testing.assert_allclose(
         models.call(model, saved.x), saved.active, atol=1e-4
@@ -108,11 +109,6 @@ def expected_warning(name, state, loaded):
     if (state, loaded) == ("active", "other base") and NAMES[name] == "ether+":
         return pytest.warns(UserWarning, match="over another base")
     return contextlib.nullcontext()
-
-
-def assert_equal(values, others):
-    for value, other in zip(values, others, strict=True):
-        np.testing.assert_array_equal(value, other)
 
 
 @pytest.mark.parametrize("name", ["functional", "mlp"])
@@ -140,27 +136,6 @@ def test_legacy_file_is_no_plain_one(tmp_path):
     saved.model.save(tmp_path / "model.h5")
     with pytest.raises(ValueError, match=r"expected|expects"):
         keras.saving.load_model(tmp_path / "model.h5")
-
-
-def test_training_goes_on_as_if_never_stopped(tmp_path):
-    x = models.inputs_of("functional", np.random.default_rng(0))
-    model = tuned.adapted("functional", "ether+")
-    models.compile_and_fit(model, x, epochs=1)
-    path = files.save(model, "weights", tmp_path)
-    again = tuned.adapted("functional", "ether+", seed=7)
-    again.compile(
-        keras.optimizers.Adam(0.01), model.loss, run_eagerly=models.EAGERLY
-    )
-    again.optimizer.build(again.trainable_variables)
-    files.load_into(again, "weights", path)
-    assert_equal(
-        models.values(again.optimizer.variables),
-        models.values(model.optimizer.variables),
-    )
-    y = np.arange(8) % 4
-    for one in (model, again):
-        one.fit(x, y, batch_size=4, epochs=1, shuffle=False, verbose=0)
-    assert_equal(models.values(again.weights), models.values(model.weights))
 
 
 def test_page_shows_the_matrix():

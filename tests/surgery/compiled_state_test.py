@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 
 import keras_ether
+from tests import checks
 from tests import models
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*learning rate of"),
-    pytest.mark.filterwarnings("ignore:.*is frozen now"),
-]
+pytestmark = checks.WITHOUT_ADVICE
 RATE = 0.01
 
 
@@ -240,12 +238,7 @@ def test_optimizer_stays_and_trains_as_a_fresh_one_would(name, path):
         assert shapes(optimizer) == shapes(twin.optimizer), verb
         if verb in ("merge", "remove"):
             assert shapes(optimizer) == start
-        for ours, theirs in zip(
-            models.values(model.variables),
-            models.values(twin.variables),
-            strict=True,
-        ):
-            np.testing.assert_array_equal(ours, theirs, verb)
+        checks.equal(model.variables, twin.variables, verb)
 
 
 def everything_set(optimizer):
@@ -372,27 +365,6 @@ def test_merging_allocates_no_slots():
     keras_ether.merge(model)
     # No more than for the smallest of the variables that trained.
     assert sum(made) <= 2 * 2
-
-
-def test_saved_state_of_the_optimizer_is_that_of_a_fresh_one(tmp_path):
-    model = apply(make_model())
-    model.compile(keras.optimizers.Adam(RATE), "mse")
-    fit(model)
-    keras_ether.merge(model)
-    fit(model)
-    model.save(tmp_path / "m.keras")
-    loaded = keras.models.load_model(tmp_path / "m.keras")
-    for ours, theirs in zip(
-        models.values(loaded.optimizer.variables),
-        models.values(model.optimizer.variables),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(ours, theirs)
-    fit(model), fit(loaded)
-    for ours, theirs in zip(
-        models.values(loaded.weights), models.values(model.weights), strict=True
-    ):
-        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_schedule_is_not_called_by_surgery():

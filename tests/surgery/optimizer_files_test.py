@@ -8,20 +8,13 @@ import numpy as np
 import pytest
 
 import keras_ether
+from tests import checks
 from tests import models
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*learning rate of"),
-    pytest.mark.filterwarnings("ignore:.*is frozen now"),
-]
+pytestmark = checks.WITHOUT_ADVICE
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((16, 8)).astype("float32")
 Y = RNG.standard_normal((16, 2)).astype("float32")
-
-
-def two_a_kernel():
-    """As many trained variables as the plain model has."""
-    return {"method": "ether", "strength": "learned"}
 
 
 ADAPTERS = {
@@ -52,13 +45,22 @@ def model_of(adapters, optimizer, trainable=True):
         ]
     )
     model.trainable = trainable
-    keras_ether.apply(model, rank_blocks=1, seed=0, **ADAPTERS[adapters])
+    keras_ether.apply(
+        model, rank_blocks=1, seed=0, dropout=0.2, **ADAPTERS[adapters]
+    )
     model.compile(OPTIMIZERS[optimizer](), "mse", run_eagerly=True)
     return model
 
 
-def fit(model, epochs=1):
-    model.fit(X, Y, batch_size=8, epochs=epochs, shuffle=False, verbose=0)
+def fit(model, epochs=1, callbacks=()):
+    model.fit(
+        *(X, Y),
+        batch_size=8,
+        epochs=epochs,
+        shuffle=False,
+        verbose=0,
+        callbacks=list(callbacks),
+    )
 
 
 CASES = [
@@ -99,59 +101,36 @@ def test_an_adapted_reader_goes_on(adapters, optimizer, tmp_path):
     fit(model, 2)
     before = models.values(model.optimizer.variables)
     model.save_weights(tmp_path / "m.weights.h5")
-    for now, then in zip(
-        models.values(model.optimizer.variables), before, strict=True
-    ):
-        np.testing.assert_array_equal(now, then)
+    checks.equal(model.optimizer.variables, before)
     other.optimizer.build(other.trainable_variables)
     other.load_weights(tmp_path / "m.weights.h5")
     fit(model), fit(other)
-    for mine, theirs in zip(
-        models.values([*model.variables, *model.optimizer.variables]),
-        models.values([*other.variables, *other.optimizer.variables]),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(mine, theirs)
+    checks.equal(
+        [*model.variables, *model.optimizer.variables],
+        [*other.variables, *other.optimizer.variables],
+    )
 
 
 def test_checkpoints_of_keras(tmp_path):
-    def run(epochs, model, callbacks):
-        model.fit(
-            *(X, Y),
-            batch_size=8,
-            epochs=epochs,
-            shuffle=False,
-            verbose=0,
-            callbacks=callbacks,
-        )
-
     class Stop(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
             if epoch == 2:
                 raise KeyboardInterrupt
 
     whole, model = (model_of("learned", "adam") for _ in range(2))
-    run(4, whole, [])
+    fit(whole, 4)
     path = tmp_path / "backup"
+    checkpoint = keras.callbacks.ModelCheckpoint(tmp_path / "m.keras")
+    callbacks = [keras.callbacks.BackupAndRestore(path), Stop(), checkpoint]
     with pytest.raises(KeyboardInterrupt):
-        run(
-            4,
-            model,
-            [
-                keras.callbacks.BackupAndRestore(path),
-                Stop(),
-                keras.callbacks.ModelCheckpoint(tmp_path / "m.keras"),
-            ],
-        )
-    keras.models.load_model(tmp_path / "m.keras", compile=False)
+        fit(model, 4, callbacks)
+    loaded = keras.models.load_model(tmp_path / "m.keras", compile=False)
+    np.testing.assert_allclose(
+        models.call(loaded, X), models.call(model, X), atol=1e-5
+    )
     again = model_of("learned", "adam")
-    run(4, again, [keras.callbacks.BackupAndRestore(path)])
-    for mine, theirs in zip(
-        models.values(again.variables),
-        models.values(whole.variables),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(mine, theirs)
+    fit(again, 4, [keras.callbacks.BackupAndRestore(path)])
+    checks.equal(again.variables, whole.variables)
 
 
 @pytest.mark.parametrize("end", [keras_ether.merge, keras_ether.remove])
@@ -166,12 +145,7 @@ def test_afterwards_the_optimizer_is_kerass_own(end, tmp_path):
     fit(model)
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
-    for mine, theirs in zip(
-        models.values(loaded.optimizer.variables),
-        models.values(optimizer.variables),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(mine, theirs)
+    checks.equal(loaded.optimizer.variables, optimizer.variables)
 
 
 def test_an_optimizer_that_goes_to_another_model_saves_itself(tmp_path):
@@ -187,10 +161,7 @@ def test_an_optimizer_that_goes_to_another_model_saves_itself(tmp_path):
     for variable in optimizer.variables:
         variable.assign(np.zeros(variable.shape))
     plain.load_weights(tmp_path / "p.weights.h5")
-    for now, then in zip(
-        models.values(optimizer.variables), before, strict=True
-    ):
-        np.testing.assert_array_equal(now, then)
+    checks.equal(optimizer.variables, before)
 
 
 READER = """

@@ -250,7 +250,7 @@ def test_a_reader_of_another_strength_takes_out_the_whole(tmp_path):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("strength", ["1", None, True, np.nan, np.inf, 1j])
+@pytest.mark.parametrize("strength", [np.nan, np.inf, 1j])
 def test_what_is_no_strength(strength):
     model = tuned.adapted("mlp")
     with pytest.raises(ValueError, match=r"must be a finite number.*Received"):

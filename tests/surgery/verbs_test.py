@@ -1,4 +1,3 @@
-import re
 import warnings
 
 import keras
@@ -10,13 +9,14 @@ from keras import ops
 import keras_ether
 from keras_ether.adapters import kinds
 from keras_ether.surgery.layer_tree import LayerTree
+from tests import checks
 from tests import dense_oracle
 from tests import models
+from tests import tuned
 
 METHODS = ["ether", "ether+", "oft", "naive"]
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*is frozen now"),
-    pytest.mark.filterwarnings("ignore:.*learning rate of 5e-05"),
+    *checks.WITHOUT_ADVICE,
     pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`"),
 ]
 
@@ -65,6 +65,10 @@ def check_life(model, x, method):
     base = models.call(model, x)
 
     assert apply(model, method=method) is model
+    head = model.get_layer("logits" if hasattr(model, "backbone") else "head")
+    moving = {id(v) for v in [*head.variables, *tuned.vectors_of(model)]}
+    assert {id(v) for v in model.trainable_variables} == moving
+    before = models.values(model.weights)
     started = models.call(model, x)
     if method == "ether":
         assert np.abs(started - base).max() > 1e-3
@@ -73,6 +77,9 @@ def check_life(model, x, method):
     # Once compiled, once not, on TensorFlow too.
     eagerly = models.EAGERLY and method == "ether"
     models.compile_and_fit(model, x, run_eagerly=eagerly)
+    for variable, value in zip(model.weights, before, strict=True):
+        moved = not np.array_equal(models.values([variable])[0], value)
+        assert moved == (id(variable) in moving), variable.path
     active = models.call(model, x)
     assert np.abs(active - started).max() > 1e-4
     np.testing.assert_allclose(model.predict(x, verbose=0), active, atol=1e-5)
@@ -80,7 +87,7 @@ def check_life(model, x, method):
     np.testing.assert_allclose(models.call(model, x), active, atol=1e-5)
     np.testing.assert_allclose(model.predict(x, verbose=0), active, atol=1e-5)
     assert [v.trainable for v in model.variables] == base_flags
-    assert not any(map(kinds.is_adapted, LayerTree(model).layers.values()))
+    assert not LayerTree(model).adapted
 
     for variable, value in zip(model.weights, base_weights, strict=True):
         variable.assign(value)
@@ -88,45 +95,11 @@ def check_life(model, x, method):
     with keras_ether.disabled(model):
         np.testing.assert_array_equal(models.call(model, x), base)
     models.compile_and_fit(model, x)
-    head = {id(v) for v in layer_named(model, head_name(model)).variables}
     assert keras_ether.remove(model) is model
     for variable, value in zip(model.weights, base_weights, strict=True):
-        if id(variable) not in head:
+        if id(variable) not in moving:
             np.testing.assert_array_equal(models.values([variable])[0], value)
     assert [v.trainable for v in model.variables] == base_flags
-
-
-def head_name(model):
-    return "logits" if hasattr(model, "backbone") else "head"
-
-
-def layer_named(model, name):
-    (layer,) = {
-        id(layer): layer
-        for layer in LayerTree(model).layers.values()
-        if layer.name == name
-    }.values()
-    return layer
-
-
-@pytest.mark.by_turns
-@pytest.mark.parametrize("method", ["ether", "ether+"])
-def test_only_vectors_and_head_move(model, x, method):
-    apply(model, method=method)
-    head = layer_named(model, head_name(model)).variables
-    vectors = [
-        vector
-        for layer in LayerTree(model).layers.values()
-        if kinds.is_adapted(layer)
-        for vector in layer.ether.vectors.values()
-    ]
-    moving = {id(v) for v in [*head, *vectors]}
-    assert {id(v) for v in model.trainable_variables} == moving
-    before = models.values(model.weights)
-    models.compile_and_fit(model, x)
-    for variable, value in zip(model.weights, before, strict=True):
-        moved = not np.array_equal(models.values([variable])[0], value)
-        assert moved == (id(variable) in moving), variable.path
 
 
 @pytest.mark.parametrize("side", [None, "input", "output", "both"])
@@ -134,9 +107,7 @@ def test_only_vectors_and_head_move(model, x, method):
 def test_kernel_is_what_explicit_matrices_give(method, side):
     model = models.functional()
     apply(model, method=method, side=side)
-    for layer in LayerTree(model).layers.values():
-        if not kinds.is_adapted(layer):
-            continue
+    for layer in LayerTree(model).adapted.values():
         for vector in layer.ether.vectors.values():
             vector.assign(np.random.default_rng(1).normal(size=vector.shape))
         vectors = {
@@ -218,19 +189,6 @@ def test_training_step_right_after_apply():
     assert np.all(np.isfinite(loss))
 
 
-def test_batch_normalization_keeps_its_statistics(rng):
-    model = models.mlp()
-    x = models.inputs_of("mlp", rng)
-    models.compile_and_fit(model, x)
-    keras_ether.apply(model, trainable=["head"])
-    statistics = models.values(model.layers[1].weights)
-    models.compile_and_fit(model, x)
-    for now, before in zip(
-        models.values(model.layers[1].weights), statistics, strict=True
-    ):
-        np.testing.assert_array_equal(now, before)
-
-
 def test_backbone_alone_and_a_model_around_it(rng):
     backbone = models.bert_backbone()
     keras_ether.apply(backbone, targets="all-linear", rank_blocks=2)
@@ -242,10 +200,7 @@ def test_backbone_alone_and_a_model_around_it(rng):
     assert head <= {id(v) for v in task.trainable_variables}
     before = models.values(backbone.non_trainable_weights)
     models.compile_and_fit(task, x)
-    for now, was in zip(
-        models.values(backbone.non_trainable_weights), before, strict=True
-    ):
-        np.testing.assert_array_equal(now, was)
+    checks.equal(backbone.non_trainable_weights, before)
     active = models.call(task, x)
     keras_ether.merge(task)
     np.testing.assert_allclose(models.call(task, x), active, atol=1e-5)
@@ -259,12 +214,7 @@ def test_model_around_an_adapted_part_is_fitted_as_it_is(rng):
     assert type(task.output_dense) is keras.layers.Dense
     frozen = models.values(task.backbone.non_trainable_weights)
     models.fit(task, x)
-    for now, before in zip(
-        models.values(task.backbone.non_trainable_weights),
-        frozen,
-        strict=True,
-    ):
-        np.testing.assert_array_equal(now, before)
+    checks.equal(task.backbone.non_trainable_weights, frozen)
 
 
 def test_head_of_a_task_trains_and_is_no_target():
@@ -272,27 +222,28 @@ def test_head_of_a_task_trains_and_is_no_target():
     keras_ether.apply(task, targets="all")
     assert type(task.output_dense) is keras.layers.Dense
     assert all(v.trainable for v in task.output_dense.variables)
-
-
-def test_default_targets_are_query_and_value():
-    task = models.bert()
-    keras_ether.apply(task)
-    adapted = [
-        path
-        for path, layer in LayerTree(task).layers.items()
-        if kinds.is_adapted(layer)
-    ]
+    keras_ether.remove(task)
+    # By default, those of KerasHub's LoRA.
+    adapted = LayerTree(keras_ether.apply(task)).adapted
     assert len(adapted) == 2
     assert {path.rpartition("/")[2] for path in adapted} == {"query", "value"}
 
 
-def test_second_apply_adds_to_the_first():
+@pytest.mark.parametrize(
+    "trainable", [(["head"], None), (None, ["head"])], ids=str
+)
+def test_second_apply_adds_to_the_first(trainable):
     model = models.mlp()
     flags = [v.trainable for v in model.variables]
     keras_ether.apply(
-        model, targets=["first"], trainable=["head"], method="ether"
+        model, targets=["first"], trainable=trainable[0], method="ether"
     )
-    keras_ether.apply(model, targets=["second"], method="ether+")
+    head = model.get_layer("head")
+    assert len(head.trainable_variables) == (2 if trainable[0] else 0)
+    keras_ether.apply(
+        model, targets=["second"], trainable=trainable[1], method="ether+"
+    )
+    assert len(head.trainable_variables) == 2
     report = keras_ether.summary(model, print_fn=str)
     assert [row.method for row in report.rows] == ["ether", "ether+"]
     assert report.head == 8 * 4 + 4
@@ -338,11 +289,18 @@ def test_variable_of_a_head_that_was_frozen_alone_stays_frozen():
     assert model.get_layer("head").kernel.trainable
 
 
-def test_seed_fixes_the_start():
+@pytest.mark.parametrize("of", ["apply", "keras"])
+def test_seed_fixes_the_start(of):
     starts = []
     for seed in (1, 1, 2):
         model = models.mlp()
-        keras_ether.apply(model, seed=seed, trainable=["head"], method="ether")
+        keras.utils.set_random_seed(seed if of == "keras" else 0)
+        keras_ether.apply(
+            model,
+            seed=seed if of == "apply" else None,
+            trainable=["head"],
+            method="ether",
+        )
         starts.append(models.values(model.layers[0].ether.vectors.values())[0])
     np.testing.assert_array_equal(starts[0], starts[1])
     assert not np.array_equal(starts[0], starts[2])
@@ -379,17 +337,6 @@ def test_numbers_of_numpy_are_those_of_python(integer):
     ):
         assert type(report.rows[0].rank_blocks) is int
         assert type(report.trainable) is int
-
-
-def test_keras_seed_fixes_the_start_where_none_is_given():
-    starts = []
-    for seed in (1, 1, 2):
-        keras.utils.set_random_seed(seed)
-        model = models.mlp()
-        keras_ether.apply(model, trainable=["head"])
-        starts.append(models.values(model.layers[0].ether.vectors.values())[0])
-    np.testing.assert_array_equal(starts[0], starts[1])
-    assert not np.array_equal(starts[0], starts[2])
 
 
 def test_dropout_makes_blocks_the_identity_in_training_only(rng):
@@ -434,26 +381,17 @@ def test_verbs_without_an_adapter_are_errors(verb):
 
 
 def bad_arguments():
-    unbuilt = keras.Sequential([keras.layers.Dense(4)])
-    unbuilt.name = "unbuilt"
+    """Values of a wrong type are in `wrong_types_test`."""
     return {
         "method": ({"method": "lora"}, "'ether+'.*Received: method='lora'"),
         "blocks": ({"rank_blocks": 0}, "positive integer.*rank_blocks=0"),
-        "blocks type": ({"rank_blocks": 2.0}, "rank_blocks=2.0"),
-        "blocks bool": ({"rank_blocks": True}, "rank_blocks=True"),
-        "blocks text": ({"rank_blocks": "2"}, "rank_blocks='2'"),
         "blocks NumPy bool": ({"rank_blocks": np.True_}, "rank_blocks="),
         "blocks NumPy float": ({"rank_blocks": np.float32(2)}, "rank_blocks="),
         "side": ({"side": "left"}, "'input', 'output', 'both'.*side='left'"),
         "dropout": ({"dropout": 1.0}, "less than 1.*dropout=1.0"),
-        "dropout bool": ({"dropout": False}, "number of.*dropout=False"),
-        "dropout text": ({"dropout": "0.1"}, "number of.*dropout='0.1'"),
         "dropout NaN": ({"dropout": np.float32("nan")}, "number of.*dropout="),
         "seed": ({"seed": -1}, "non-negative.*seed=-1"),
         "seed NumPy": ({"seed": np.int64(-1)}, "non-negative.*seed="),
-        "seed bool": ({"seed": True}, "non-negative.*seed=True"),
-        "seed float": ({"seed": 1.0}, "non-negative.*seed=1.0"),
-        "targets": ({"targets": 3}, "regular expression.*targets=3"),
         "regex": ({"targets": "("}, "not a valid regular expression"),
         "no match": ({"targets": ["nothing"]}, "'first', 'second'"),
         "excluded": ({"exclude": "all"}, "No layer.*matches"),
@@ -491,11 +429,11 @@ def trained():
 @pytest.mark.parametrize("case", bad_arguments())
 def test_bad_argument_is_one_clear_error(case, trained):
     arguments, message = bad_arguments()[case]
-    model, before = trained, snapshot(trained)
+    before = checks.state(trained)
     for verb in (keras_ether.apply, keras_ether.plan):
         with pytest.raises(ValueError, match=f"(?s){message}"):
-            verb(model, **arguments)
-        assert snapshot(model) == before
+            verb(trained, **arguments)
+        checks.unchanged(trained, before)
 
 
 def test_one_number_is_no_block():
@@ -528,19 +466,11 @@ def test_apply_replaces_and_copies_no_kernel():
     )
     vectors = {
         id(variable)
-        for layer in LayerTree(model).layers.values()
-        if kinds.is_adapted(layer)
+        for layer in LayerTree(model).adapted.values()
         for variable in layer.ether.variables
     }
     after = [(id(v), id(v.value)) for v in model.variables]
     assert [pair for pair in after if pair[0] not in vectors] == before
-
-
-def snapshot(model):
-    return [
-        (type(layer), layer.trainable, [v.trainable for v in layer.variables])
-        for layer in LayerTree(model).layers.values()
-    ]
 
 
 def test_no_layer_model_or_unbuilt_model_is_an_error():
@@ -583,22 +513,15 @@ def test_layer_with_lora_is_an_error_both_ways():
 LORA = r"ETHER adapters.*Enable LoRA first.*keras_ether\.merge"
 
 
-def state_of(model):
-    return [(v.path, v.trainable) for v in model.variables] + [
-        (layer.name, layer.trainable, getattr(layer, "lora_enabled", None))
-        for layer in [model, *model._flatten_layers()]
-    ]
-
-
 @pytest.mark.parametrize("targets", [None, "all-linear", ["query"], ".*dense"])
 @pytest.mark.parametrize("verb", ["merge", "remove"])
 def test_lora_of_a_backbone_is_an_error_until_the_way_back(verb, targets):
     model = keras_ether.apply(models.bert(), targets=targets, rank_blocks=2)
-    before = state_of(model)
+    before = checks.state(model)
     for names in (None, ["key"], ["attention_output"]):
         with pytest.raises(ValueError, match=f"bert_backbone.*{LORA}"):
             model.backbone.enable_lora(2, names)
-    assert state_of(model) == before
+    checks.unchanged(model, before)
     getattr(keras_ether, verb)(model)
     plain = models.bert()
     for each in (model, plain):
@@ -610,7 +533,7 @@ def test_lora_of_a_backbone_is_an_error_until_the_way_back(verb, targets):
 
 def test_lora_of_every_frozen_layer_is_an_error():
     model = keras_ether.apply(models.bert(), rank_blocks=2)
-    before = state_of(model)
+    before = checks.state(model)
     refused = 0
     for layer in model._flatten_layers():
         if hasattr(layer, "enable_lora") and layer.name != "logits":
@@ -618,7 +541,7 @@ def test_lora_of_every_frozen_layer_is_an_error():
                 layer.enable_lora(2)
             refused += 1
     assert refused > 8
-    assert state_of(model) == before
+    checks.unchanged(model, before)
     keras_ether.remove(model)
     model.backbone.get_layer("token_embedding").enable_lora(2)
 
@@ -679,35 +602,13 @@ def test_tied_kernels_are_an_error():
     assert not kinds.is_adapted(a)
 
 
-def test_frozen_last_layer_is_warned_of():
-    model = models.mlp()
-    message = re.escape("pass `trainable=['head']`")
-    with pytest.warns(UserWarning, match=message):
-        keras_ether.apply(model, targets=["first"])
-
-
 def test_remote_adapter_paths_stand_under_their_layer():
     task = models.bert()
     keras_ether.apply(task, rank_blocks=2)
-    for layer in LayerTree(task).layers.values():
-        if kinds.is_adapted(layer):
-            prefix = layer.base_kernel.path.rpartition("/")[0]
-            for name, vector in layer.ether.vectors.items():
-                assert vector.path == f"{prefix}/ether/{name}"
-
-
-def test_a_second_apply_keeps_what_the_first_one_froze():
-    model = models.mlp()
-    flags = [v.trainable for v in model.variables]
-    keras_ether.apply(model, targets=["first"], rank_blocks=2)
-    head = model.get_layer("head")
-    assert not head.trainable_variables
-    keras_ether.apply(
-        model, targets=["second"], trainable=["head"], rank_blocks=2
-    )
-    assert len(head.trainable_variables) == 2
-    keras_ether.merge(model)
-    assert [v.trainable for v in model.variables] == flags
+    for layer in LayerTree(task).adapted.values():
+        prefix = layer.base_kernel.path.rpartition("/")[0]
+        for name, vector in layer.ether.vectors.items():
+            assert vector.path == f"{prefix}/ether/{name}"
 
 
 def test_an_adapted_layer_can_not_be_kept_trainable():

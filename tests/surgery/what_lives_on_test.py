@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 
 import keras_ether
-from keras_ether import _keras_internals as internals
+from keras_ether.surgery import outer_layers
+from tests import checks
 from tests import models
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*learning rate of"),
-    pytest.mark.filterwarnings("ignore:.*is frozen now"),
-]
+pytestmark = checks.WITHOUT_ADVICE
 BACKEND = keras.backend.backend()
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((4, 8)).astype("float32")
@@ -93,7 +91,7 @@ def test_models_around_and_beside_use_the_layers_as_they_are(around, end):
 
 def test_models_around_are_found_among_frozen_objects(monkeypatch):
     """As servers freeze them, for the garbage collector to leave them out."""
-    monkeypatch.setattr(internals, "gc", gc)
+    monkeypatch.setattr(outer_layers, "gc", gc)
     inner = body()
     outer = Holder(inner)
     check_answers(outer)
@@ -118,12 +116,8 @@ def test_a_model_around_trains_what_trains(first):
     kernels = models.values(layer.base_kernel for layer in inner.layers)
     vectors = models.values(layer.ether.input_u for layer in inner.layers)
     other.fit(X, y, verbose=0)
-    for layer, kernel, vector in zip(
-        inner.layers, kernels, vectors, strict=True
-    ):
-        np.testing.assert_array_equal(
-            models.values([layer.base_kernel])[0], kernel
-        )
+    checks.equal([layer.base_kernel for layer in inner.layers], kernels)
+    for layer, vector in zip(inner.layers, vectors, strict=True):
         assert np.abs(models.values([layer.ether.input_u])[0] - vector).max()
     keras_ether.merge(inner)
     other.fit(X, y, verbose=0)
@@ -210,8 +204,7 @@ def test_a_layer_that_two_adapted_models_share_is_frozen_by_both():
     two.compile(keras.optimizers.Adam(0.1), "mse")
     before = models.values(shared.variables)
     two.fit(X, X, verbose=0)
-    for now, was in zip(models.values(shared.variables), before, strict=True):
-        np.testing.assert_array_equal(now, was)
+    checks.equal(shared.variables, before)
     keras_ether.remove(two)
     assert [v.trainable for v in shared.variables] == flags
     assert shared.get_config()["trainable"] is True
@@ -323,7 +316,9 @@ def test_gradients_are_of_the_strength_that_the_variables_say(strength):
         assert np.isfinite(one).all()
 
 
-def test_classes_of_users_are_freed():
+def test_classes_of_users_are_freed(tmp_path):
+    path = tmp_path / "a.safetensors"
+
     def adapted():
         class Scaled(keras.layers.Dense):
             def call(self, inputs, training=None):
@@ -338,12 +333,7 @@ def test_classes_of_users_are_freed():
         keras_ether.load_adapter(model, path)
         return weakref.ref(Scaled), weakref.ref(model.layers[0])
 
-    import os
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "a.safetensors")
-        found = [adapted() for _ in range(3)]
+    found = [adapted() for _ in range(3)]
     keras.utils.clear_session()
     gc.collect()
     assert [ref() for refs in found for ref in refs] == [None] * 6
