@@ -14,6 +14,8 @@ EVALUATION_BATCH = 64
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 # Regularizations of the logistic regression, to choose among.
 PENALTIES = (0.1, 1.0, 10.0, 100.0)
+# A head's start, in place of a rate at which it trains alone.
+LOGISTIC = "logistic"
 
 
 class Trainer:
@@ -73,10 +75,18 @@ class Trainer:
     def start_head(self, model, inputs, labels, settings):
         """Trains the head alone, at a rate and for epochs of its own.
 
-        The adapters have to start at the pretrained model.
+        With `LOGISTIC` in place of a rate, logistic regression on what the
+        head reads gives its weights. The adapters have to start at the
+        pretrained model.
         """
         features, head = halves(model)
         found = _by_length(features.predict_on_batch, inputs)
+        if settings["head_first"] == LOGISTIC:
+            dev = _by_length(features.predict_on_batch, self.data.dev[0])
+            fitted = regression((found, labels), (dev, self.data.dev[1]))
+            (layer,) = [x for x in head.layers if x.weights]
+            layer.set_weights(weights_of(*fitted, self.data.classes))
+            return
         seed, size = settings["seed"], settings["batch_size"]
         rates = dict.fromkeys(
             ["learning_rate", "head_rate"], settings["head_first"]
@@ -113,21 +123,49 @@ class Trainer:
             embed(backbone, x)
             for x in (inputs, self.data.dev[0], self.data.test[0])
         )
-        scale = preprocessing.StandardScaler().fit(train)
-        train, dev, test = map(scale.transform, (train, dev, test))
-        best = None
-        for penalty in PENALTIES:
-            found = linear_model.LogisticRegression(C=penalty, max_iter=2000)
-            found.fit(train, labels)
-            score = found.score(dev, self.data.dev[1])
-            if best is None or score > best[0]:
-                best = score, found
+        labelled = (train, labels), (dev, self.data.dev[1])
+        scale, found, score = regression(*labelled)
+        test = scale.transform(test)
         return {
-            "trainable": int(best[1].coef_.size + best[1].intercept_.size),
-            "dev": float(best[0]),
-            "test": float(best[1].score(test, self.data.test[1])),
+            "trainable": int(found.coef_.size + found.intercept_.size),
+            "dev": float(score),
+            "test": float(found.score(test, self.data.test[1])),
             "seconds": time.perf_counter() - start,
         }
+
+
+def regression(train, dev):
+    """Logistic regression whose penalty the validation set chose.
+
+    Args:
+        train: `(vectors, labels)` to fit.
+        dev: The same, to choose by.
+
+    Returns:
+        `(scale, regression, accuracy)`: what standardizes vectors, what was
+        fitted to the standardized ones, and its accuracy on `dev`.
+    """
+    scale, best = preprocessing.StandardScaler().fit(train[0]), None
+    for penalty in PENALTIES:
+        found = linear_model.LogisticRegression(C=penalty, max_iter=2000)
+        found.fit(scale.transform(train[0]), train[1])
+        score = found.score(scale.transform(dev[0]), dev[1])
+        if best is None or score > best[2]:
+            best = scale, found, score
+    return best
+
+
+def weights_of(scale, found, score, classes):
+    """A regression as the kernel and the bias of a `Dense` layer."""
+    rows = found.coef_ / scale.scale_
+    bias = found.intercept_ - rows @ scale.mean_
+    if len(rows) == 1:  # of two classes
+        rows, bias = np.stack([-rows[0], rows[0]]) / 2, np.r_[-bias, bias] / 2
+    # A class that no example has is far away.
+    kernel = np.zeros((rows.shape[1], classes), "float32")
+    shift = np.full(classes, bias.min() - 10, "float32")
+    kernel[:, found.classes_], shift[found.classes_] = rows.T, bias
+    return [kernel, shift]
 
 
 def halves(model):
