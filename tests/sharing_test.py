@@ -327,7 +327,9 @@ def levels_around(inner):
             return self.parts[0](x)
 
     inputs = keras.Input((8,))
-    functional = keras.Model(inputs, keras.layers.Dense(4)(inner(inputs)))
+    # A name of its own: Keras lists PyTorch's parameters by their paths.
+    x = keras.layers.Dense(4, name="top")(inner(inputs))
+    functional = keras.Model(inputs, x)
     sequential = keras.Sequential([keras.Input((8,)), functional])
     subclassed = Listing(sequential)
     subclassed(np.zeros((1, 8), "float32"))
