@@ -105,5 +105,16 @@ def seed():
 
 
 @pytest.fixture
+def policy(request):
+    """Sets the dtype policy that the test's parameter names."""
+    import keras
+
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(request.param)
+    yield request.param
+    keras.config.set_dtype_policy(before)
+
+
+@pytest.fixture
 def rng():
     return np.random.default_rng(0)

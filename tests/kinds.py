@@ -5,6 +5,8 @@ import keras_hub
 import numpy as np
 import pytest
 
+import keras_ether
+
 L = keras.layers
 
 # Layer, shape of one sample. Channels and filters are 4 or 8, or twice that for
@@ -97,6 +99,16 @@ def inputs_of(kind, rng, samples=4):
     if kind in EMBEDDINGS:
         return rng.integers(0, 10, (samples, *shape)).astype("int32")
     return rng.standard_normal((samples, *shape)).astype("float32")
+
+
+def adapt(model, method, rng, **arguments):
+    """Adapts the layer "target", gives it any vectors and returns it."""
+    usual = {"side": "both", "rank_blocks": 2, "trainable": ["head"]}
+    arguments = usual | arguments
+    keras_ether.apply(model, method=method, targets=["target"], **arguments)
+    layer = model.get_layer("target")
+    randomize(layer, rng)
+    return layer
 
 
 def randomize(layer, rng):

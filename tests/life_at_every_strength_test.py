@@ -109,8 +109,7 @@ def test_what_can_not_be_taken_out_is_an_error(tmp_path):
     before = models.values(kept)
     with pytest.raises(ValueError, match=r"strength=0\.5' can't be inverted"):
         other.load_weights(path)
-    for now, then in zip(models.values(kept), before, strict=True):
-        np.testing.assert_array_equal(now, then)
+    models.assert_are(kept, before)
 
 
 @pytest.mark.by_turns

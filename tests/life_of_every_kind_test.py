@@ -8,6 +8,7 @@ import keras_ether
 from keras_ether.adapters import kinds as table
 from tests import kinds
 from tests import models
+from tests import tuned
 
 ARGUMENTS = {"targets": "all", "trainable": ["head"], "rank_blocks": 2}
 
@@ -63,8 +64,7 @@ def test_life(kind, rng, tmp_path):
     saved = models.values(model.weights)
     kinds.randomize(layer, rng)
     model.load_weights(path)
-    for now, then in zip(models.values(model.weights), saved, strict=True):
-        np.testing.assert_array_equal(now, then)
+    models.assert_are(model.weights, saved)
 
     keras_ether.merge(model)
     assert type(layer) is layer_class
@@ -88,12 +88,9 @@ def test_files_over_another_base_keep_the_predictions(kind, rng, tmp_path):
         keras_ether.apply(model, method="ether", seed=seed, **ARGUMENTS)
     one.save_weights(path)
     other.load_weights(path)
-    for now, then in zip(
-        models.values(other.get_layer("target").ether.vectors.values()),
-        models.values(one.get_layer("target").ether.vectors.values()),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(now, then)
+    models.assert_are(
+        tuned.vectors_of(other), models.values(tuned.vectors_of(one))
+    )
     expected = models.call(one, x)
     np.testing.assert_allclose(models.call(other, x), expected, atol=1e-5)
 

@@ -15,14 +15,6 @@ pytestmark = pytest.mark.skipif(
 PLATFORMS = ("tpu", "cuda")
 
 
-@pytest.fixture
-def policy(request):
-    previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(request.param)
-    yield request.param
-    keras.config.set_dtype_policy(previous)
-
-
 def lowered(function, *arguments):
     """The text of a function lowered for all of `PLATFORMS` at once."""
     import jax

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import keras_ether
-from keras_ether.surgery.verbs import adapted_layers
 from tests import models
+from tests.tuned import vectors_of
 
 POLICIES = [
     "float32",
@@ -16,22 +16,6 @@ POLICIES = [
     pytest.param("float16", marks=pytest.mark.nightly),
 ]
 METHODS = ["ether", "ether+"]
-
-
-@pytest.fixture
-def policy(request):
-    previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(request.param)
-    yield request.param
-    keras.config.set_dtype_policy(previous)
-
-
-def vectors_of(model):
-    return [
-        vector
-        for layer in adapted_layers(model).values()
-        for vector in layer.ether.vectors.values()
-    ]
 
 
 @pytest.mark.by_turns
@@ -78,10 +62,7 @@ def test_step_whose_gradients_overflow_is_skipped(policy, method, rng):
     )
     labels = np.arange(4) % 4
     model.fit(x, labels, epochs=1, verbose=0)
-    for now, value in zip(
-        models.values(vectors_of(model)), before, strict=True
-    ):
-        np.testing.assert_array_equal(now, value)
+    models.assert_are(vectors_of(model), before)
     scale = float(models.values([optimizer.dynamic_scale])[0])
     assert scale == 2.0**59
     optimizer.dynamic_scale.assign(2.0**10)

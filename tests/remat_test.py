@@ -17,7 +17,18 @@ MODES = {
 }
 
 
-def losses(kind, rng, method, dropout, scope=None, run_eagerly=False):
+def fit(model, x, y, run_eagerly=False, **arguments):
+    """The losses of an adapted model."""
+    keras_ether.apply(
+        model, rank_blocks=2, trainable=["head"], seed=0, **arguments
+    )
+    model.compile(keras.optimizers.SGD(0.05), "mse", run_eagerly=run_eagerly)
+    models.build_optimizer(model)
+    history = model.fit(x, y, batch_size=2, epochs=2, shuffle=False, verbose=0)
+    return history.history["loss"]
+
+
+def losses(kind, method, dropout, scope=None, run_eagerly=False):
     keras.utils.set_random_seed(1)
     if scope is None:
         model = kinds.model_of(kind)
@@ -25,22 +36,17 @@ def losses(kind, rng, method, dropout, scope=None, run_eagerly=False):
         with keras.RematScope(**MODES[scope]):
             layer = kinds.layer_of(kind)
         model = kinds.model_of(kind, layer)
-    keras_ether.apply(
+    x = kinds.inputs_of(kind, np.random.default_rng(0))
+    return fit(
         model,
+        x,
+        np.ones((len(x), 2), "float32"),
+        run_eagerly,
         targets=["target"],
         method=method,
         side="both",
-        rank_blocks=2,
         dropout=dropout,
-        trainable=["head"],
-        seed=0,
     )
-    model.compile(keras.optimizers.SGD(0.05), "mse", run_eagerly=run_eagerly)
-    models.build_optimizer(model)
-    x = kinds.inputs_of(kind, rng)
-    y = np.ones((len(x), 2), "float32")
-    history = model.fit(x, y, batch_size=2, epochs=2, shuffle=False, verbose=0)
-    return history.history["loss"]
 
 
 @pytest.mark.by_turns
@@ -56,13 +62,9 @@ def test_losses_are_those_without(kind, scope):
     method = "ether+" if scope == "full" else "ether"
     dropout = 0.5 if scope in ("full", "list of layers") else 0.0
     # TensorFlow compiles what is computed again, of each mode.
-    expected = losses(
-        kind, np.random.default_rng(0), method, dropout, None, models.EAGERLY
-    )
+    expected = losses(kind, method, dropout, None, models.EAGERLY)
     eagerly = models.EAGERLY and dropout > 0
-    found = losses(
-        kind, np.random.default_rng(0), method, dropout, scope, eagerly
-    )
+    found = losses(kind, method, dropout, scope, eagerly)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -82,36 +84,32 @@ def test_attention(scope):
                 layer = keras.layers.MultiHeadAttention(2, 4)
         outputs = keras.layers.Dense(2, name="head")(layer(inputs, inputs))
         model = keras.Model(inputs, outputs)
-        keras_ether.apply(
-            model, method="ether+", rank_blocks=2, trainable=["head"], seed=0
-        )
-        model.compile(keras.optimizers.SGD(0.05), "mse")
         x = np.random.default_rng(0).standard_normal((4, 4, 8))
         x = x.astype("float32")
-        history = model.fit(x, x[..., :2], epochs=2, shuffle=False, verbose=0)
-        return history.history["loss"]
+        return fit(model, x, x[..., :2], method="ether+")
 
     np.testing.assert_allclose(run(scope), run(None), rtol=1e-4)
 
 
-@pytest.mark.skipif(
-    BACKEND != "torch", reason="counts what PyTorch keeps for the backward pass"
-)
+def deep_stack(scope, method):
+    """Layers whose outputs need not be kept for the backward pass."""
+    layers = [keras.Input((64,))]
+    for i in range(6):
+        with keras.RematScope(mode=scope):
+            layers.append(keras.layers.Dense(64, "gelu", name=f"d{i}"))
+    model = keras.Sequential([*layers, keras.layers.Dense(2, name="head")])
+    return keras_ether.apply(
+        model, method=method, rank_blocks=4, trainable=["head"]
+    )
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="counts what PyTorch keeps")
 @pytest.mark.parametrize("method", ["ether", "ether+"])
 def test_less_is_kept_in_memory(method):
-    """A deep stack of layers whose outputs need not be kept."""
     import torch
 
     def kept(scope):
-        keras.utils.set_random_seed(1)
-        layers = [keras.Input((64,))]
-        for i in range(6):
-            with keras.RematScope(mode=scope):
-                layers.append(keras.layers.Dense(64, "gelu", name=f"d{i}"))
-        model = keras.Sequential([*layers, keras.layers.Dense(2, name="head")])
-        keras_ether.apply(
-            model, method=method, rank_blocks=4, trainable=["head"]
-        )
+        model = deep_stack(scope, method)
         x = torch.randn(512, 64)
         storages = {}
 
@@ -133,14 +131,7 @@ def test_fewer_values_are_kept_on_jax(method):
     import jax
 
     def kept(scope):
-        layers = [keras.Input((64,))]
-        for i in range(6):
-            with keras.RematScope(mode=scope):
-                layers.append(keras.layers.Dense(64, "gelu", name=f"d{i}"))
-        model = keras.Sequential([*layers, keras.layers.Dense(2, name="head")])
-        keras_ether.apply(
-            model, method=method, rank_blocks=4, trainable=["head"]
-        )
+        model = deep_stack(scope, method)
         fixed = [v.value for v in model.non_trainable_variables]
 
         def outputs(trained):
@@ -155,7 +146,7 @@ def test_fewer_values_are_kept_on_jax(method):
     assert kept("full") < 0.5 * kept(None)
 
 
-def test_scope_of_a_mixed_policy(rng):
+def test_scope_of_a_mixed_policy():
     def run(scope):
         keras.utils.set_random_seed(1)
         inputs = keras.Input((8,))
@@ -164,12 +155,7 @@ def test_scope_of_a_mixed_policy(rng):
         model = keras.Model(
             inputs, keras.layers.Dense(2, name="head")(layer(inputs))
         )
-        keras_ether.apply(
-            model, method="ether+", rank_blocks=2, trainable=["head"], seed=0
-        )
-        model.compile(keras.optimizers.SGD(0.05), "mse")
         x = models.inputs_of("mlp", np.random.default_rng(0))[:, :8]
-        history = model.fit(x, x[:, :2], epochs=2, shuffle=False, verbose=0)
-        return history.history["loss"]
+        return fit(model, x, x[:, :2], method="ether+")
 
     np.testing.assert_allclose(run("full"), run(None), rtol=1e-3)

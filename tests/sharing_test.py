@@ -51,6 +51,11 @@ NESTED = [
 ]
 
 
+@pytest.fixture
+def x(rng):
+    return rng.standard_normal((4, 8)).astype("float32")
+
+
 def check_merge(model, x):
     """Merging changes no output; returns the outputs."""
     active = models.call(model, x)
@@ -80,9 +85,8 @@ def test_paths_in_nested_models_tell_equal_names_apart():
     assert len({id(layer) for _, layer in asked}) == len(NESTED)
 
 
-def test_only_the_one_of_equal_names_that_is_meant_changes(rng):
+def test_only_the_one_of_equal_names_that_is_meant_changes(x):
     model = nested()
-    x = rng.standard_normal((4, 8)).astype("float32")
     flags = [v.trainable for v in model.variables]
     base = models.call(model, x)
     keras_ether.apply(
@@ -97,7 +101,7 @@ def test_only_the_one_of_equal_names_that_is_meant_changes(rng):
     assert [v.trainable for v in model.variables] == flags
 
 
-def test_equal_names_in_a_layer_all_train(rng):
+def test_equal_names_in_a_layer_all_train(x):
     """Also where Keras gives their variables equal paths."""
 
     class Pair(keras.Model):
@@ -116,7 +120,6 @@ def test_equal_names_in_a_layer_all_train(rng):
 
     model = Pair()
     model.build((None, 8))
-    x = rng.standard_normal((4, 8)).astype("float32")
     keras_ether.apply(model, seed=0)
     vectors = [y.ether.input_u for y in (model.a, model.b)]
     before = models.values(vectors)
@@ -139,7 +142,7 @@ def test_model_that_is_called_twice_is_adapted_once(rng):
     check_merge(model, data)
 
 
-def test_layer_under_two_names_in_one_model_is_adapted_once(rng):
+def test_layer_under_two_names_in_one_model_is_adapted_once(x):
     class Twice(keras.layers.Layer):
         def __init__(self):
             super().__init__()
@@ -158,13 +161,12 @@ def test_layer_under_two_names_in_one_model_is_adapted_once(rng):
 
     model = Twice()
     model.build((None, 8))
-    x = rng.standard_normal((4, 8)).astype("float32")
     keras_ether.apply(model, seed=0)
     assert adapted(model) == ["x", "y"]
     check_merge(model, x)
 
 
-def test_two_models_share_a_layer(rng):
+def test_two_models_share_a_layer(x):
     """It is adapted for both, by whichever of them is passed."""
     shared = keras.layers.Dense(8, name="shared")
     one, two = (
@@ -173,7 +175,6 @@ def test_two_models_share_a_layer(rng):
         )
         for name in ("top_of_one", "top_of_two")
     )
-    x = rng.standard_normal((4, 8)).astype("float32")
     base = models.call(two, x)
     keras_ether.apply(one, targets=["shared"], seed=0, method="ether")
     assert adapted(one) == adapted(two) == ["shared"]
@@ -261,22 +262,20 @@ def test_tied_kernel_is_an_error_if_either_is_a_target(options, message):
     assert all(v.trainable for v in model.variables)
 
 
-def test_tied_kernels_that_are_left_out_stay_tied(rng):
+def test_tied_kernels_that_are_left_out_stay_tied(x):
     model = three_dense()
     a, b, _ = model.layers
     tie(b, "_kernel", a._kernel)
-    x = rng.standard_normal((4, 8)).astype("float32")
     keras_ether.apply(model, exclude=["a", "b"], seed=0)
     assert adapted(model) == ["c"]
     assert a._kernel is b._kernel
     check_merge(model, x)
 
 
-def test_tied_biases_do_no_harm(rng):
+def test_tied_biases_do_no_harm(x):
     model = three_dense()
     a, b, _ = model.layers
     tie(b, "bias", a.bias)
-    x = rng.standard_normal((4, 8)).astype("float32")
     keras_ether.apply(model, method="ether+", seed=0)
     assert adapted(model) == ["a", "b", "c"]
     models.compile_and_fit(model, x)
@@ -328,7 +327,9 @@ def levels_around(inner):
             return self.parts[0](x)
 
     inputs = keras.Input((8,))
-    functional = keras.Model(inputs, keras.layers.Dense(4)(inner(inputs)))
+    # A name of its own: Keras lists PyTorch's parameters by their paths.
+    x = keras.layers.Dense(4, name="top")(inner(inputs))
+    functional = keras.Model(inputs, x)
     sequential = keras.Sequential([keras.Input((8,)), functional])
     subclassed = Listing(sequential)
     subclassed(np.zeros((1, 8), "float32"))
@@ -350,11 +351,10 @@ def check_parameters(outer):
 @torch_only
 @pytest.mark.parametrize("verb", ["merge", "remove"])
 @pytest.mark.parametrize("fitted", [False, True])
-def test_parameters_of_models_around(fitted, verb, rng):
+def test_parameters_of_models_around(fitted, verb, x):
     import torch
 
     part = inner("inner")
-    x = rng.standard_normal((4, 8)).astype("float32")
     around = levels_around(part)
     wrapped = torch.nn.Sequential(around[-1])
     for outer in around:
@@ -373,13 +373,13 @@ def test_parameters_of_models_around(fitted, verb, rng):
 
 
 @torch_only
-def test_loop_by_hand_over_a_model_around(rng):
+def test_loop_by_hand_over_a_model_around(x):
     """Vectors train, and gradients do not pile up."""
     import torch
 
     part = inner("inner")
     outer = levels_around(part)[1]
-    x = torch.tensor(rng.standard_normal((4, 8)).astype("float32"))
+    x = torch.tensor(x)
     keras_ether.apply(part, seed=0, method="ether")
     vectors = [y.ether.input_u for y in (part.layers[1], part.layers[2])]
     before = models.values(vectors)
@@ -395,9 +395,7 @@ def test_loop_by_hand_over_a_model_around(rng):
         assert np.abs(now - was).max() > 1e-6
 
 
-def test_model_around_is_fitted_after_compiling_again(rng):
-    x = rng.standard_normal((4, 8)).astype("float32")
-
+def test_model_around_is_fitted_after_compiling_again(x):
     def fitted(before):
         part = inner("inner")
         outer = levels_around(part)[1]

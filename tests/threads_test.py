@@ -80,17 +80,7 @@ def check_threads(model, layer, x, times=48):
 @pytest.mark.parametrize(("kind", "method"), kinds.sweep(*METHODS))
 def test_every_kind_answers_right(kind, method, rng):
     model, x = kinds.model_of(kind), kinds.inputs_of(kind, rng)
-    keras_ether.apply(
-        model,
-        targets=["target"],
-        method=method,
-        side="both",
-        rank_blocks=2,
-        trainable=["head"],
-    )
-    layer = model.get_layer("target")
-    kinds.randomize(layer, rng)
-    check_threads(model, layer, x)
+    check_threads(model, kinds.adapt(model, method, rng), x)
 
 
 @pytest.mark.by_turns
@@ -176,19 +166,12 @@ def test_generated_tokens_are_right(rng):
         np.testing.assert_array_equal(found, expected[i % 4])
 
 
-@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:.*learning rate of 5e-05")
-def test_ten_seconds_of_load_beside_a_switch_on_another_model(rng):
+@pytest.mark.parametrize(
+    "seconds", [1, pytest.param(10, marks=pytest.mark.nightly)]
+)
+def test_load_beside_a_switch_on_another_model(seconds, rng):
     """16 threads on one task, while another is disabled and enabled."""
-    load(seconds=10, rng=rng)
-
-
-@pytest.mark.filterwarnings("ignore:.*learning rate of 5e-05")
-def test_load_beside_a_switch_on_another_model(rng):
-    load(seconds=1, rng=rng)
-
-
-def load(seconds, rng):
     asked, other = models.bert(), models.bert()
     for task in (asked, other):
         keras_ether.apply(task, method="ether+", targets="all-linear")

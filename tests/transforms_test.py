@@ -19,13 +19,9 @@ only_tensorflow = pytest.mark.skipif(
 METHODS = ["ether", "ether+", "oft"]
 
 
-def adapted(kind, method, rng, **kwargs):
+def adapted(kind, method, rng):
     model = kinds.model_of(kind)
-    kwargs = {"side": "both", "rank_blocks": 2} | kwargs
-    keras_ether.apply(
-        model, targets=["target"], method=method, trainable=["head"], **kwargs
-    )
-    kinds.randomize(model.get_layer("target"), rng)
+    kinds.adapt(model, method, rng)
     return model
 
 
@@ -278,22 +274,18 @@ def test_forward_accumulators(kind, rng):
     )
 
 
-@pytest.mark.skipif(BACKEND == "torch", reason="no sparse tensors in Keras")
-@pytest.mark.parametrize("method", ["ether", "ether+", "oft"])
-@pytest.mark.parametrize("training", [False, True])
-def test_sparse_inputs_of_dense(training, method, rng):
+def model_of_sparse_inputs():
     inputs = keras.Input((16,), sparse=True)
     x = keras.layers.Dense(8, "tanh", name="target")(inputs)
-    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
-    keras_ether.apply(
-        model,
-        targets=["target"],
-        method=method,
-        side="both",
-        rank_blocks=2,
-        trainable=["head"],
-    )
-    kinds.randomize(model.get_layer("target"), rng)
+    return keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
+
+
+@pytest.mark.skipif(BACKEND == "torch", reason="no sparse tensors in Keras")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("training", [False, True])
+def test_sparse_inputs_of_dense(training, method, rng):
+    model = model_of_sparse_inputs()
+    kinds.adapt(model, method, rng)
     dense = rng.standard_normal((4, 16)) * (rng.random((4, 16)) < 0.3)
     dense = dense.astype("float32")
     found = models.values([model(sparse(dense), training=training)])[0]
@@ -304,9 +296,7 @@ def test_sparse_inputs_of_dense(training, method, rng):
 
 @pytest.mark.skipif(BACKEND == "torch", reason="no sparse tensors in Keras")
 def test_sparse_inputs_train(rng):
-    inputs = keras.Input((16,), sparse=True)
-    x = keras.layers.Dense(8, "tanh", name="target")(inputs)
-    model = keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
+    model = model_of_sparse_inputs()
     keras_ether.apply(
         model, targets=["target"], rank_blocks=2, trainable=["head"]
     )
@@ -359,16 +349,7 @@ def test_inputs_of_any_dtype(kind, dtype, rng):
     except Exception as error:
         pytest.skip(f"the plain layer does not: {type(error).__name__}")
     method = "ether+" if dtype in ("uint8", "int32") else "ether"
-    keras_ether.apply(
-        model,
-        targets=["target"],
-        method=method,
-        side="both",
-        rank_blocks=2,
-        trainable=["head"],
-    )
-    layer = model.get_layer("target")
-    kinds.randomize(layer, rng)
+    layer = kinds.adapt(model, method, rng)
     (before,) = models.values([next(iter(layer.ether.vectors.values()))])
     active = models.call(model, x)
     assert np.abs(active - base).max() > 1e-3

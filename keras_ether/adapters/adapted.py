@@ -114,10 +114,9 @@ class AdaptedCall(LayerMixin):
     def call(self, inputs: Tensor) -> Tensor:
         return self._computed(inputs, call=Call.of(self))
 
-    # Not by way of `call`: calibrating a layer leaves it an attribute of that
-    # name.
-    def quantized_call(self, inputs: Tensor) -> Tensor:
-        return self._computed(inputs, call=Call.of(self))
+    # The same function, since calibrating a layer leaves it an attribute
+    # `call`.
+    quantized_call = call
 
     def _computed(self, inputs: Tensor, *, call: Call) -> Tensor:
         inputs = self._of_examples(inputs, call)
@@ -159,10 +158,7 @@ class AdaptedCall(LayerMixin):
     def _adapted(self, inputs: Tensor, call: Call, factors: Sides) -> Tensor:
         """The layer's outputs, computed by transforming its activations.
 
-        Args:
-            inputs: The inputs, in the dtype of the layer's products.
-            call: The record of the call.
-            factors: The factors of either side.
+        `inputs` are in the dtype of the layer's products.
         """
         adapter, after = self.ether, factors["output"]
         inputs = adapter.transform_inputs(
@@ -175,6 +171,18 @@ class AdaptedCall(LayerMixin):
         outputs = self._plain_call(inputs, call, **self.linear)
         outputs = adapter.transform_outputs(outputs, after, call.gradient)
         return self._finished(outputs, call)
+
+    def _plain_call(
+        self, inputs: Tensor, call: Call, **replaced: Any
+    ) -> Tensor:
+        return self._compute(**replaced)(inputs)
+
+    @property
+    def has_bias(self) -> bool:
+        return self.bias is not None
+
+    def _broadcast_bias(self) -> Tensor:
+        return self.bias
 
     def _finished(self, outputs: Tensor, call: Call) -> Tensor:
         """Bias and activation on outputs to which nothing else refers."""

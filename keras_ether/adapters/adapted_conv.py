@@ -1,13 +1,11 @@
 """The mixins that put an adapter around a convolution."""
 
-from typing import Any
 from typing import ClassVar
 
 from keras import ops
 
 from keras_ether.adapters.adapted import AdaptedCall
 from keras_ether.adapters.adapted import AdaptedKernel
-from keras_ether.adapters.call import Call
 from keras_ether.types import LayerMixin
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
@@ -32,11 +30,6 @@ class AdaptedConv(AdaptedCall, AdaptedKernel):
         if self.data_format == "channels_first":
             return ops.reshape(self.bias, (-1,) + (1,) * self.rank)
         return self.bias
-
-    def _plain_call(
-        self, inputs: Tensor, call: Call, **replaced: Any
-    ) -> Tensor:
-        return self._compute(**replaced)(inputs)
 
 
 class HeldKernel(LayerMixin):

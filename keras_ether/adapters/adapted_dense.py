@@ -11,9 +11,9 @@ from keras_ether.ops import each_example
 from keras_ether.ops import low_rank
 from keras_ether.ops import placement
 from keras_ether.ops.backend import tensor
+from keras_ether.types import Factors
 from keras_ether.types import Sides
 from keras_ether.types import Tensor
-from keras_ether.types import Variable
 
 
 class AdaptedDense(AdaptedCall, AdaptedKernel):
@@ -33,17 +33,7 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
     ) -> Tensor:
         return self._computed(inputs, call=Call.of(self, training))
 
-    def quantized_call(
-        self, inputs: Tensor, training: bool | Tensor | None = None
-    ) -> Tensor:
-        return self._computed(inputs, call=Call.of(self, training))
-
-    @property
-    def has_bias(self) -> bool:
-        return self.bias is not None
-
-    def _broadcast_bias(self) -> Variable:
-        return self.bias
+    quantized_call = call
 
     def _plain_call(
         self, inputs: Tensor, call: Call, **replaced: Any
@@ -53,14 +43,15 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
     def _adapted(self, inputs: Tensor, call: Call, factors: Sides) -> Tensor:
         if self.quantization_mode is not None:
             return super()._adapted(inputs, call, factors)
-        if call.examples is not None:
-            return self._each_example(inputs, call, factors)
-        view, before, after = (
-            self.ether.view,
-            factors["input"],
-            factors["output"],
-        )
+        view = self.ether.view
+        before, after = factors["input"], factors["output"]
         kernel = tensor(self.base_kernel, self.compute_dtype)
+        if call.examples is not None:
+            if before is not None and each_example.unfolded_is_cheaper(
+                inputs, kernel, view, before
+            ):
+                return self._unfolded_each(inputs, call, before, after)
+            return super()._adapted(inputs, call, factors)
         if self.base_kernel.trainable or not low_rank.is_cheaper(
             inputs, kernel, view, (before, after), call.gradient
         ):
@@ -80,28 +71,23 @@ class AdaptedDense(AdaptedCall, AdaptedKernel):
         )
         return outputs if call.activation is None else call.activation(outputs)
 
-    def _each_example(
-        self, inputs: Tensor, call: Call, factors: Sides
+    def _unfolded_each(
+        self,
+        inputs: Tensor,
+        call: Call,
+        before: Factors,
+        after: Factors | None,
     ) -> Tensor:
-        """The outputs if each example has its own factors."""
-        before = factors["input"]
-        adapter, view = self.ether, self.ether.view
+        """The outputs with each example's pair of the input side unfolded."""
+        view = self.ether.view
         kernel = tensor(self.base_kernel, self.compute_dtype)
-        unfolded = each_example.unfolded_is_cheaper(
-            inputs, kernel, view, before
-        )
-        if not unfolded:
-            inputs = adapter.transform_inputs(inputs, before, call.gradient)
         outputs = self._plain_call(inputs, call, **self.linear)
-        if unfolded and before is not None:
-            matrix = each_example.add_unfolded_each(
-                view.outputs_matrix(outputs),
-                view.inputs_matrix(inputs),
-                view.kernel_matrix(kernel),
-                *before,
-            )
-            outputs = view.from_outputs_matrix(matrix, like=outputs)
-        outputs = adapter.transform_outputs(
-            outputs, factors["output"], call.gradient
+        matrix = each_example.add_unfolded_each(
+            view.outputs_matrix(outputs),
+            view.inputs_matrix(inputs),
+            view.kernel_matrix(kernel),
+            *before,
         )
+        outputs = view.from_outputs_matrix(matrix, like=outputs)
+        outputs = self.ether.transform_outputs(outputs, after, call.gradient)
         return self._finished(outputs, call)

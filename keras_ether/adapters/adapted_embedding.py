@@ -69,8 +69,7 @@ class AdaptedReversibleEmbedding(AdaptedEmbedding):
     def call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
         return self._computed(inputs, reverse, call=Call.of(self))
 
-    def quantized_call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
-        return self._computed(inputs, reverse, call=Call.of(self))
+    quantized_call = call
 
     def _computed(
         self, inputs: Tensor, reverse: bool = False, *, call: Call

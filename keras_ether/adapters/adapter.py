@@ -27,7 +27,6 @@ from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.ops.traced import compiled
 from keras_ether.types import Factors
 from keras_ether.types import Sides
-from keras_ether.types import Sizes
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
@@ -142,15 +141,11 @@ class Adapter(Reduced, RuntimeStrength, keras.layers.Layer):
             for name in self.method.weights
         ]
 
-    def draw_keep_masks(self, training: bool | Tensor | None = False) -> dict:
+    def draw_keep_masks(self, training: bool | Tensor) -> dict[str, Tensor]:
         """Draws which blocks dropout keeps in one call, by side.
 
-        Args:
-            training: Whether the call is a training call; it may be a tensor.
-
-        Returns:
-            Dictionary from `"input"` and `"output"` to a boolean tensor of
-            shape `(blocks, 1, 1)`, empty if dropout is inactive.
+        These are boolean tensors of shape `(blocks, 1, 1)`, and none if dropout
+        is inactive. `training` is a tensor in a call that JAX rematerializes.
         """
         if not self.config.dropout or training is False:
             return {}
@@ -169,13 +164,8 @@ class Adapter(Reduced, RuntimeStrength, keras.layers.Layer):
     def trained_factors(self, side: str) -> Factors | None:
         """The factors of one side's blocks, at full strength.
 
-        See `keras_ether.ops.reflections`.
-
-        Args:
-            side: `"input"` or `"output"`.
-
-        Returns:
-            `(left, right)`, or `None` for a side that is not transformed.
+        `None` for a side that is not transformed. See
+        `keras_ether.ops.reflections`.
         """
         if side not in self.widths:
             return None
@@ -191,41 +181,31 @@ class Adapter(Reduced, RuntimeStrength, keras.layers.Layer):
         return [getattr(self, f"{side}_{name}") for name in self.method.weights]
 
     def transform_inputs(
-        self, x: Tensor, factors: Factors | None, gradient: bool = False
+        self, x: Tensor, factors: Factors | None, gradient: bool
     ) -> Tensor:
-        """`x H`, or `x` where `factors` is `None`.
+        """`x H` by the factors of a `Call`, or `x` where they are `None`.
 
-        Args:
-            x: The layer's inputs.
-            factors: Those of the input side, see `Call.factors`.
-            gradient: Whether a gradient may be asked for. Defaults to `False`.
+        `gradient` is whether a gradient may be needed.
         """
         return _transform(x, factors, self.view.map_inputs, gradient)
 
     def transform_outputs(
-        self, y: Tensor, factors: Factors | None, gradient: bool = False
+        self, y: Tensor, factors: Factors | None, gradient: bool
     ) -> Tensor:
-        """`y G`, or `y` where `factors` is `None`.
+        """`y G`, see `transform_inputs`.
 
-        Args:
-            y: The layer's outputs before its bias. Nothing else may refer to
-                them: their memory may be reused.
-            factors: Those of the output side, see `Call.factors`.
-            gradient: Whether a gradient may be asked for. Defaults to `False`.
+        `y` are the outputs before the bias. Nothing else may refer to them:
+        their memory may be reused.
         """
         return _transform(
             y, factors, self.view.map_outputs, gradient, owned=True
         )
 
     def fold(self, kernel: Tensor, call: Call | None = None) -> Tensor:
-        """`H W G` as it acts in a call, in the dtype of the kernel.
+        """`H W G` as it acts in a call, or outside of any, the default.
 
-        Computed in float32, or in float64 if that is the kernel's.
-
-        Args:
-            kernel: Tensor of the kernel's shape.
-            call: The record of the call, or `None` outside of any. Defaults to
-                `None`.
+        It is computed in float32, or in float64 if that is the kernel's dtype,
+        and returned in the kernel's dtype.
         """
         # The program of a call is compiled as a whole.
         folded = _folded if call is None else _fold
@@ -260,26 +240,6 @@ class Adapter(Reduced, RuntimeStrength, keras.layers.Layer):
         # `Model.quantize` calls only layers without sub-layers, so it would
         # skip the adapted layer silently and call this one.
         raise quantizing_error(self.path.rpartition("/")[0], mode)
-
-
-def vector_shapes(
-    config: AdapterConfig, sizes: Sizes
-) -> dict[str, tuple[int, ...]]:
-    """The shapes of an adapter's vectors, by name.
-
-    Args:
-        config: The `AdapterConfig`.
-        sizes: `(experts, d, f)` of the kernel.
-    """
-    method, rng = config.variant, np.random.default_rng(0)
-    blocks = sizes[0] * config.rank_blocks
-    return {
-        f"{side}_{name}": value.shape
-        for side, width in config.widths(sizes).items()
-        for name, value in zip(
-            method.weights, method.start(blocks, width, rng), strict=True
-        )
-    }
 
 
 def _fold(

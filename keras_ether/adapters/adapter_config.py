@@ -118,11 +118,7 @@ class AdapterConfig:
         return self.side or methods.get(self.method).side
 
     def for_network(self, kernels: int) -> "AdapterConfig":
-        """The config with its rate multiplier resolved for a network.
-
-        Args:
-            kernels: Integer, how many kernels of the network are adapted.
-        """
+        """The config with its rate multiplier for so many adapted kernels."""
         if self.rate_multiplier is not None:
             return self
         multiplier = 1.0
@@ -135,11 +131,7 @@ class AdapterConfig:
         return dataclasses.replace(self, side=side)
 
     def for_sizes(self, sizes: Sizes) -> "AdapterConfig":
-        """The config with its side resolved for a kernel.
-
-        Args:
-            sizes: `(experts, d, f)` of the kernel.
-        """
+        """The config with its side resolved for a kernel, `(experts, d, f)`."""
         if self.resolved_side == "single":
             return self.on_side("input")
         if self.resolved_side != "narrow":
@@ -152,11 +144,7 @@ class AdapterConfig:
         return self.resolved_side in (side, "both")
 
     def widths(self, sizes: Sizes) -> dict[str, int]:
-        """The width of a block on each transformed side.
-
-        Args:
-            sizes: `(experts, d, f)` of the kernel.
-        """
+        """The width of a block on each transformed side."""
         return {
             side: size // self.rank_blocks
             for side, size in self._transformed(sizes).items()
@@ -172,28 +160,26 @@ class AdapterConfig:
             if config.transforms(side)
         }
 
-    def parameters(self, sizes: Sizes) -> int:
-        """Number of trained parameters for a kernel of these sizes.
+    def vector_shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """The shapes of the trained vectors by name, such as `"input_u"`."""
+        method, blocks = self.variant, sizes[0] * self.rank_blocks
+        return {
+            f"{side}_{name}": (blocks, *shape)
+            for side, width in self.widths(sizes).items()
+            for name, shape in zip(
+                method.weights, method.shapes_of(width), strict=False
+            )
+        }
 
-        Args:
-            sizes: `(experts, d, f)` of the kernel.
-        """
-        shapes_of = self.variant.shapes_of
-        return sum(
-            sizes[0] * self.rank_blocks * math.prod(shape)
-            for width in self.widths(sizes).values()
-            for shape in shapes_of(width)
-        )
+    def parameters(self, sizes: Sizes) -> int:
+        """Number of trained parameters for a kernel of these sizes."""
+        return sum(map(math.prod, self.vector_shapes(sizes).values()))
 
     def check_fits(self, layer_path: str, sizes: Sizes) -> None:
         """Raises a `ValueError` if the blocks do not fit a transformed side.
 
         The number of blocks must divide it, and blocks must be wide enough to
         train: a unit vector of one entry is 1 or −1.
-
-        Args:
-            layer_path: String that names the layer in the message.
-            sizes: `(experts, d, f)` of the kernel.
         """
         _, inputs, outputs = sizes
         transformed = self._transformed(sizes).values()

@@ -7,11 +7,7 @@ import numpy as np
 
 
 def check_boolean(value: Any, argument: str) -> bool:
-    """A value as a boolean.
-
-    Args:
-        value: The value passed.
-        argument: String, the argument's name.
+    """The value of an argument as a boolean.
 
     Raises:
         ValueError: if it is not one. Other truthy values are rejected: a path
@@ -26,11 +22,7 @@ def check_boolean(value: Any, argument: str) -> bool:
 
 
 def check_function(value: Any, argument: str) -> Callable | None:
-    """A function, or `None` if it was not passed.
-
-    Args:
-        value: The value passed.
-        argument: String, the argument's name.
+    """The value of an argument as a function, or `None` if it has none.
 
     Raises:
         ValueError: if it can't be called.

@@ -47,12 +47,7 @@ class Call:
 
     @classmethod
     def of(cls, layer: Layer, training: bool | Tensor | None = None) -> "Call":
-        """The record of a call of an adapted layer that starts now.
-
-        Args:
-            layer: The layer.
-            training: The argument of its `call`, if it has one.
-        """
+        """The record of a call of an adapted layer that starts now."""
         training = internals.is_training(training)
         activation = getattr(layer, "activation", None)
         if internals.recomputes_activation(layer):
@@ -75,12 +70,10 @@ class Call:
         return is_gradient_wanted(self.training)
 
     def factors(self, adapter: "Adapter") -> Sides:
-        """The factors of an adapter's blocks as they act, by side.
+        """The factors of an adapter's blocks as they act.
 
-        Returns:
-            Dictionary from `"input"` and `"output"` to `(left, right)`, or to
-            `None` for a side that is not transformed. If each example has its
-            own factors, these have the batch as an additional first axis.
+        If each example has its own factors, these have the batch as an
+        additional first axis.
         """
         # One snapshot: both sides act at one strength.
         strength = None
@@ -104,12 +97,7 @@ class Call:
     def rematerialized(
         self, layer: Layer, compute: Callable[..., Tensor]
     ) -> Callable[..., Tensor]:
-        """A function that computes by this record whenever it is run.
-
-        Args:
-            layer: The layer.
-            compute: Function of tensors and, by keyword, of the record.
-        """
+        """`compute`, with this record as its `call` whenever it is run."""
 
         @functools.wraps(compute)
         def run(*args: Tensor) -> Tensor:

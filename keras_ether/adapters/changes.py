@@ -55,10 +55,7 @@ class Inverse:
 class Attribute:
     """Sets an entry of an object's dictionary, unseen by Keras's trackers.
 
-    Args:
-        owner: Any object with a dictionary.
-        name: String, name of the attribute.
-        value: Its value, or `MISSING` to delete it.
+    The value `MISSING` deletes it.
     """
 
     def __init__(self, owner: object, name: str, value: Any) -> None:
@@ -89,12 +86,7 @@ class Method(Attribute):
     """Makes `layer.name(...)` call `function(original, ...)`.
 
     `original` is the method without this change, looked up at each call, since
-    the layer's class may change.
-
-    Args:
-        layer: A Keras layer or optimizer.
-        name: String, name of a method of it.
-        function: The function that replaces it.
+    the class of the layer or optimizer may change.
     """
 
     def __init__(self, layer: Any, name: str, function: Callable) -> None:
@@ -173,10 +165,7 @@ class Flag:
 class Value:
     """Sets the value of a variable.
 
-    Args:
-        variable: A Keras variable.
-        value: Array, or a function that computes it when it is assigned.
-        backup: Stores the previous value.
+    `value` is an array, or a function that computes it when it is assigned.
     """
 
     def __init__(
@@ -339,7 +328,7 @@ class Transaction:
         Args:
             layer: A Keras layer.
             name: String, the purpose of the changes.
-            owner: The owner that holds them, besides other owners.
+            owner: An owner that holds them, besides others.
             changes: Function that returns the changes. It is called if no other
                 owner holds some of this name.
             data: Other data that is stored with them.
@@ -354,10 +343,8 @@ class Transaction:
                 self.make(change)
             if found.changes:
                 self.layers.append(layer)
-        for elements, element in (
-            (found.owners, owner),
-            (owner.layers, layer),
-        ):
+        both = (found.owners, owner), (owner.layers, layer)
+        for elements, element in both:
             if element not in elements:
                 self.make(Member(elements, element))
         return found

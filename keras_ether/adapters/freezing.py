@@ -46,13 +46,9 @@ def freeze(
 ) -> None:
     """Freezes the variables that a layer owns itself.
 
-    Args:
-        made: The transaction that it is part of.
-        layer: A Keras layer.
-        owner: The owner that holds it frozen.
-        trainable: The new value of the layer's own flag: true if a sub-layer
-            trains. A layer whose flag is false also computes as in inference,
-            so batch normalization's moving statistics don't change.
+    `trainable` is the new value of the layer's own flag: true if a sub-layer
+    trains. A layer whose flag is false also computes as in inference, so batch
+    normalization's moving statistics don't change.
     """
     variables = own_variables(layer)
     # Float8 scales are overwritten with their gradients, and must be.
@@ -97,14 +93,7 @@ def freeze_since(
     owner: changes.Owner,
     before: tuple[bool, list[bool]],
 ) -> None:
-    """Freezes a copy of a layer whose flags were others before.
-
-    Args:
-        made: The transaction that it is part of.
-        layer: A Keras layer.
-        owner: The owner that holds it frozen.
-        before: The result of `flags_before` for the original.
-    """
+    """Freezes a copy of a layer with these `flags_before`."""
     set_flags(layer, *before)
     freeze(made, layer, owner)
 
@@ -145,14 +134,7 @@ def keep_trainable(
 
     Such a layer trains in full and has no adapter, so removing the adapters
     does not reset it. For a reset, a copy of its weights is kept in host
-    memory.
-
-    Args:
-        made: The transaction that it is part of.
-        layer: A Keras layer.
-        owner: The owner that keeps it trainable.
-        start: The weights that it is put back to, or `None` for those that it
-            has. Defaults to `None`.
+    memory: `start`, or by default those that it has now.
     """
     made.release(layer, FROZEN)
     if start is None and not is_kept_trainable(layer):
@@ -185,11 +167,7 @@ def release_all(
 def start_assignments(
     path: str, layer: Layer
 ) -> list[tuple[Variable, np.ndarray]]:
-    """Pairs of variable and value that reset a trainable layer.
-
-    Args:
-        path: The layer's path, for the message.
-        layer: A Keras layer that is kept trainable.
+    """Pairs of variable and value that reset a layer kept trainable.
 
     Raises:
         ValueError: if the layer has other weights now, or if they were spread

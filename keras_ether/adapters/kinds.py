@@ -57,15 +57,12 @@ def _dense(layer_class: type, view: Callable[[Layer], MatrixView]) -> Kind:
 
 
 def _conv(layer_class: type) -> Kind:
-    def view(layer: Layer) -> ConvView:
-        return ConvView(
-            channels_first=layer.data_format == "channels_first",
-            groups=layer.groups,
-        )
-
     return Kind(
         layer_class,
-        view,
+        lambda layer: ConvView(
+            channels_first=layer.data_format == "channels_first",
+            groups=layer.groups,
+        ),
         AdaptedConv,
         AdaptedKernel,
         computes=("call", "convolution_op"),
@@ -73,13 +70,15 @@ def _conv(layer_class: type) -> Kind:
 
 
 def _conv_transpose(layer_class: type) -> Kind:
-    def view(layer: Layer) -> ConvView:
-        return ConvView(
+    return Kind(
+        layer_class,
+        lambda layer: ConvView(
             channels_first=layer.data_format == "channels_first",
             transposed=True,
-        )
-
-    return Kind(layer_class, view, AdaptedConvTranspose, AdaptedHeldKernel)
+        ),
+        AdaptedConvTranspose,
+        AdaptedHeldKernel,
+    )
 
 
 def _embedding(layer_class: type, adapted: type) -> Kind:
@@ -115,12 +114,10 @@ ADAPTER = "ether"
 
 
 def is_adapted(layer: Layer) -> bool:
-    """Whether a layer has an adapter."""
     return isinstance(layer, Adapted)
 
 
 def is_adapter(layer: Layer) -> bool:
-    """Whether a layer is an adapter."""
     return isinstance(layer, Adapter)
 
 

@@ -84,11 +84,7 @@ def current(layer: Layer | None = None) -> Examples | None:
 
 @contextlib.contextmanager
 def binding(layers: frozenset[int]) -> Iterator[None]:
-    """Makes plain calls of these layers an error, in this thread.
-
-    Args:
-        layers: The ids of the layers.
-    """
+    """Makes plain calls of layers with these ids an error, in this thread."""
     before = _CURRENT.bound
     _CURRENT.bound = layers
     try:
@@ -99,10 +95,7 @@ def binding(layers: frozenset[int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def computing_for(examples: Examples | None) -> Iterator[None]:
-    """Makes the layers called within it compute each example separately.
-
-    It does not affect calls in other threads.
-    """
+    """Makes layers compute each example separately, in this thread."""
     before = _CURRENT.examples
     _CURRENT.examples = examples
     try:
@@ -114,14 +107,7 @@ def computing_for(examples: Examples | None) -> Iterator[None]:
 def rematerialized_call(
     original: Callable, layer_call: Callable, *args: Any, **kwargs: Any
 ) -> Callable:
-    """A layer's `rematerialized_call`, which knows the examples when it runs.
-
-    Args:
-        original: The layer's own method.
-        layer_call: The call that it makes run again.
-        *args: Further arguments of the method.
-        **kwargs: The same.
-    """
+    """A layer's own method `original`, of a call that knows the examples."""
     examples = current()
     if examples is None:
         return original(layer_call, *args, **kwargs)

@@ -89,14 +89,9 @@ def dequantize(layer: Layer) -> Tensor:
 
 
 def requantize(layer: Layer, kernel: Tensor) -> Rounded:
-    """Rounds a kernel to codes, as Keras would for an int8 or int4 layer.
+    """Rounds a float32 kernel to codes, as Keras would for an integer layer.
 
-    Args:
-        layer: The layer, as it is now.
-        kernel: Float32 tensor of the kernel's shape.
-
-    Returns:
-        A `Rounded`; the layer is not changed.
+    The layer is not changed.
     """
     plain = _plain_layer(layer)
     plain.weights[0].assign(kernel)
@@ -121,9 +116,7 @@ def round_effective(layer: Layer) -> Rounded:
 def check_mergeable(layers: dict, requantize: bool) -> None:
     """Raises a `ValueError` for the first kernel that can't be merged.
 
-    Args:
-        layers: Dictionary from path to adapted layer.
-        requantize: Whether integer kernels may be rounded again.
+    With `requantize`, integer kernels may be rounded again.
     """
     for path, layer in layers.items():
         mode = layer.quantization_mode

@@ -21,12 +21,7 @@ _reducers: list[Callable[[Layer], tuple | None]] = []
 
 
 def set_reducer(reducer: Callable[[Layer], tuple | None]) -> None:
-    """Sets the function that copies a layer.
-
-    Args:
-        reducer: Function from a layer to the result of `__reduce__`, or to
-            `None` for Keras's own.
-    """
+    """Sets the function that returns a layer's `__reduce__`, or `None`."""
     _reducers[:] = [reducer]
 
 

@@ -36,13 +36,10 @@ class RuntimeStrength(LayerMixin):
         self.__dict__["_before"] = []
 
     def build_strength(self, vector: Variable) -> None:
-        """Makes the variable.
+        """Makes the variable, for an adapter with this vector.
 
         Its path is not inside the adapter's path, since a rule of a layout map
         for vectors could not place a scalar.
-
-        Args:
-            vector: A vector of the adapter.
         """
         owner, _, name = vector.path.rsplit("/", 2)[0].rpartition("/")
         with keras.name_scope(name or self.name, override_parent=owner):
@@ -87,16 +84,12 @@ class RuntimeStrength(LayerMixin):
             yield
         finally:
             with self._switching:
-                self._end(block)
-
-    def _end(self, block: object) -> None:
-        blocks = [opened for opened, _ in self._before]
-        index = blocks.index(block)
-        _, before = self._before.pop(index)
-        if index == len(self._before):
-            self.runtime_strength.assign(before)
-        else:
-            # The next block began within this one, so it takes over the value
-            # to restore.
-            opened, _ = self._before[index]
-            self._before[index] = (opened, before)
+                index = [opened for opened, _ in self._before].index(block)
+                _, before = self._before.pop(index)
+                if index == len(self._before):
+                    self.runtime_strength.assign(before)
+                else:
+                    # The next block began within this one, so it takes over
+                    # the value to restore.
+                    opened, _ = self._before[index]
+                    self._before[index] = (opened, before)

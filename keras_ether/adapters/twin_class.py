@@ -11,11 +11,11 @@ from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters.adapter import Adapter
 from keras_ether.adapters.quantized_weights_file import CalibratedFile
 from keras_ether.adapters.quantized_weights_file import IntegerFile
-from keras_ether.adapters.weights_file import PlainFile
+from keras_ether.adapters.weights_file import AdaptedFile
 from keras_ether.types import Layer
 
 # The mixin that writes and reads a layer's files, by its quantization mode;
-# `PlainFile` for all others.
+# `AdaptedFile` for all others.
 FILES = {
     **dict.fromkeys(quantized_kernel.INTEGERS, IntegerFile),
     **dict.fromkeys(quantized_kernel.CALIBRATED, CalibratedFile),
@@ -27,12 +27,7 @@ ADAPTED = "adapted"
 
 
 def hold_standalone(layer: Layer, adapter: Adapter) -> None:
-    """Freezes a layer of `keras_ether.layers`, and makes it removable.
-
-    Args:
-        layer: A layer of `keras_ether.layers`.
-        adapter: Its sub-layer.
-    """
+    """Freezes a layer of `keras_ether.layers`, and makes it removable."""
     owner = changes.Owner()
     owner.adapted.add(layer)
     with changes.all_or_none() as made:
@@ -50,8 +45,7 @@ def hold_standalone(layer: Layer, adapter: Adapter) -> None:
 
 def adapting(layer: Layer, adapter: Adapter) -> Iterator[changes.Change]:
     """The changes that adapt a plain layer."""
-    plain = type(layer)
-    yield changes.Class(layer, adapted_class(layer), plain)
+    yield changes.Class(layer, adapted_class(layer), type(layer))
     yield changes.SubLayer(layer, kinds.ADAPTER, adapter)
 
 
@@ -60,7 +54,7 @@ def adapted_class(layer: Layer) -> type:
     kind = kinds.known_kind(layer)
     folds = kinds.computes_itself(layer, kind)
     mixin = kind.folded if folds else kind.adapted
-    file = FILES.get(layer.quantization_mode, PlainFile)
+    file = FILES.get(layer.quantization_mode, AdaptedFile)
     plain: Any = type(layer)
     bases = (file, mixin, plain)
     # A class knows its subclasses by weak references, so that a user's class

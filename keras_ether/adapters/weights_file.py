@@ -37,9 +37,9 @@ from keras import ops
 from keras_ether.adapters import freezing
 from keras_ether.adapters import optimizer_state
 from keras_ether.ops import memory
-from keras_ether.ops.backend import without_gradients
 from keras_ether.ops.fingerprint import fingerprint
 from keras_ether.ops.fingerprint import sampled_fingerprint
+from keras_ether.ops.traced import no_gradient
 from keras_ether.ops.values import as_array
 from keras_ether.ops.values import copy_of
 from keras_ether.ops.values import to_numpy
@@ -88,26 +88,29 @@ def is_saving_base() -> bool:
 class AdaptedFile(LayerMixin):
     """Mixin for an adapted layer that saves and loads in its class's format.
 
-    A subclass defines which variables hold the kernel, which entries of a file
-    replace them, and how to recover the base from these.
+    A subclass redefines the first three methods for kernels of integers.
     """
 
     def kernel_variables(self) -> list[Variable]:
         """The variables that hold the base kernel."""
-        raise NotImplementedError
+        return [self.base_kernel]
 
     def entries_of_file(self) -> Callable[[Any], Any]:
         """A function from the plain layer's entries to those of a file."""
-        raise NotImplementedError
+        # Most classes write their property, the effective kernel; some write
+        # the variable itself.
+        base = self.base_kernel
+        return lambda value: self._effective(base) if value is base else value
 
     def take_out(self, adapter: "Adapter") -> None:
         """Replaces the fine-tuned kernel, just read, by its base."""
-        raise NotImplementedError
+        effective = ops.convert_to_tensor(self.base_kernel)
+        self.base_kernel.assign(adapter.unfold(effective))
 
     def save_own_variables(self, store: Any) -> None:
         entries: dict[str, Any] = {}
         # PyTorch would save tensors for a gradient of the folded kernel.
-        with without_gradients():
+        with no_gradient():
             super().save_own_variables(entries)
             of_file = self.entries_of_file()
             for key in list(entries):
@@ -125,29 +128,11 @@ class AdaptedFile(LayerMixin):
         self.ether.loading = Loading(self, list(zip(own, values, strict=True)))
 
 
-class PlainFile(AdaptedFile):
-    """Mixin for an adapted layer with a kernel of floats."""
-
-    def kernel_variables(self) -> list[Variable]:
-        return [self.base_kernel]
-
-    def entries_of_file(self) -> Callable[[Any], Any]:
-        # Most classes write their property, the effective kernel; some write
-        # the variable itself.
-        base = self.base_kernel
-        return lambda value: self._effective(base) if value is base else value
-
-    def take_out(self, adapter: "Adapter") -> None:
-        effective = ops.convert_to_tensor(self.base_kernel)
-        self.base_kernel.assign(adapter.unfold(effective))
-
-
 class Loading:
     """The values that a layer has read, until its adapter has read its own.
 
-    Args:
-        layer: The layer, with its values from before.
-        read: Pairs of each of its variables and the value in the file.
+    The layer itself has its values from before. `read` are pairs of each of its
+    variables and the value in the file.
     """
 
     def __init__(
@@ -159,8 +144,7 @@ class Loading:
     def is_over_same_base(self, store: Any) -> bool | None:
         """Whether a file was saved over the layer's kernel.
 
-        Returns:
-            `None` for a base checkpoint, which has no digest of a base.
+        `None` for a base checkpoint, which has no digest of a base.
         """
         variables = self.layer.kernel_variables()
         for key, digest_of in (
@@ -181,7 +165,7 @@ class Loading:
     def choose_base(self, adapter: "Adapter") -> None:
         """Chooses another base, once the layer and the vectors are set."""
         if adapter.method.orthogonal:
-            with without_gradients():
+            with no_gradient():
                 self.layer.take_out(adapter)
             return
         adapter.restart()
@@ -262,9 +246,7 @@ def _values_kept(
 ) -> Iterator[None]:
     """A context after which variables have the values from before.
 
-    Args:
-        variables: The variables.
-        on_error: Whether only an exception restores them.
+    With `on_error`, only an exception restores them.
     """
     before = [copy_of(variable) for variable in variables]
     restore = not on_error

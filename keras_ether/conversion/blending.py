@@ -14,8 +14,8 @@ from keras_ether.adapters import kinds
 from keras_ether.adapters import quantized_kernel
 from keras_ether.ops import values
 from keras_ether.ops.backend import at_least_float32
-from keras_ether.ops.backend import without_gradients
 from keras_ether.ops.traced import compiled
+from keras_ether.ops.traced import no_gradient
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_file
 from keras_ether.saving import loading
@@ -127,7 +127,7 @@ def _fill(
 
 
 def _kernel_sum(kernel: Tensor, terms: list) -> Tensor:
-    with without_gradients():
+    with no_gradient():
         base = at_least_float32(ops.convert_to_tensor(kernel))
         # As few arrays of the kernel's size as possible are in memory.
         total = 0.0

@@ -9,7 +9,7 @@ from keras_ether.ops.backend import float32
 from keras_ether.ops.backend import reciprocal_norm
 from keras_ether.ops.backend import stack
 from keras_ether.ops.backend import unstack
-from keras_ether.ops.unit import unit
+from keras_ether.ops.reflections import unit
 from keras_ether.types import Tensor
 
 

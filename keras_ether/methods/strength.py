@@ -65,27 +65,13 @@ def with_strength(
     return _of_fixed_strength(method, strength)
 
 
-def bounded(weight: Tensor) -> Tensor:
-    """The strength of a trained weight, always within ±1.
-
-    The distance of a block from the identity is thus at most that of the
-    method's own block, 2 for ETHER and ETHER+ (sections 3.2 and 3.3).
-
-    Args:
-        weight: Tensor of any shape.
-
-    Returns:
-        Float32 tensor of the same shape, 0 at 0 with slope 1.
-    """
-    return ops.tanh(ops.cast(weight, "float32"))
-
-
 def _of_learned_strength(method: Method, multiplier: float) -> Method:
     """Blocks `I + s (block − I)`, with one trained `s` per block, initially 0.
 
-    `s = tanh(multiplier t)`, and the other weights are `multiplier` times the
-    variables. If only the directions of the weights matter, that product is
-    omitted.
+    `s = tanh(multiplier t)`, so the distance of a block from the identity is at
+    most that of the method's own block, 2 for ETHER and ETHER+ (sections
+    3.2 and 3.3). The other weights are `multiplier` times the variables. If
+    only the directions of the weights matter, that product is omitted.
 
     The gradient of `s` is zero if the block is the identity, and the block's
     gradient is zero if `s` is zero. So the initial block is not the identity.
@@ -96,7 +82,8 @@ def _of_learned_strength(method: Method, multiplier: float) -> Method:
         if not method.turns:
             weights = [multiplier * ops.cast(w, "float32") for w in weights]
         left, right = method.factors(*weights)
-        return left * bounded(multiplier * t)[..., None], right
+        s = ops.tanh(ops.cast(multiplier * t, "float32"))
+        return left * s[..., None], right
 
     def start(blocks: int, width: int, rng: np.random.Generator) -> Arrays:
         start = method.random_start or method.start

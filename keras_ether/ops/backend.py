@@ -91,13 +91,10 @@ def batch_matmul(x: Tensor, y: Tensor) -> Tensor:
 def add_product(x: Tensor, rows: Tensor, matrix: Tensor) -> Tensor:
     """`x + rows @ matrix`, in one pass over `x` if the backend can.
 
-    The arguments are matrices, or stacks of matrices. PyTorch has such an
-    operation, and memory traffic dominates the time there.
+    PyTorch has such an operation, and memory traffic dominates the time there.
     """
     if BACKEND != "torch":
         return x + matmul(rows, matrix)
-    if len(matrix.shape) == 3:
-        return x.baddbmm(rows, matrix)
     if len(x.shape) == 2:
         return x.addmm(rows, matrix)
     flat = x.reshape(-1, x.shape[-1])
@@ -134,11 +131,9 @@ def transposed_product(s: Tensor, x: Tensor) -> Tensor:
     return transpose(s) @ x
 
 
-def concatenate(arrays: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """`keras.ops.concatenate(arrays, axis)`."""
-    if BACKEND == "torch":
-        return torch.cat(arrays, axis)
-    return ops.concatenate(arrays, axis=axis)
+def concatenate(arrays: Sequence[Tensor]) -> Tensor:
+    """`keras.ops.concatenate(arrays)`."""
+    return torch.cat(arrays) if BACKEND == "torch" else ops.concatenate(arrays)
 
 
 def stack(arrays: Sequence[Tensor], axis: int = 0) -> Tensor:
@@ -153,16 +148,12 @@ def unstack(x: Tensor) -> Sequence[Tensor]:
     return x.unbind() if BACKEND == "torch" else ops.unstack(x)
 
 
-def sum_last(x: Tensor) -> Tensor:
-    """`keras.ops.sum(x, axis=-1, keepdims=True)`."""
-    if BACKEND == "tensorflow":
-        return ops.sum(x, axis=-1, keepdims=True)
-    return x.sum(-1, keepdims=True)
-
-
 def reciprocal_norm(x: Tensor) -> Tensor:
     """`1 / ‖x‖` along the last axis, kept as 1, and 1 for a zero vector."""
-    squared = sum_last(x * x)
+    if BACKEND == "tensorflow":
+        squared = ops.sum(x * x, axis=-1, keepdims=True)
+    else:
+        squared = (x * x).sum(-1, keepdims=True)
     # A zero is replaced before `rsqrt`, not after: the gradient of an infinity
     # is NaN even if its value is discarded.
     if BACKEND == "torch":
@@ -174,13 +165,9 @@ def block_diagonal(x: Tensor) -> Tensor:
     """Block-diagonal matrices, from `(g, n, a, b)` to `(g, n, a, n, b)`."""
     if BACKEND == "torch":
         return x.permute(0, 2, 3, 1).diag_embed(0, 1, 3)
-    return x[:, :, :, None] * _diagonal(x)
-
-
-def _diagonal(x: Tensor) -> Tensor:
     # Not `ops.eye`: on TensorFlow it is an operation that OpenVINO can't read.
     eye = ops.cast(np.eye(x.shape[1], dtype="float32"), x.dtype)
-    return eye[:, None, :, None]
+    return x[:, :, :, None] * eye[:, None, :, None]
 
 
 def snapshot(variable: Variable) -> Tensor:
@@ -253,11 +240,6 @@ def precise_products() -> contextlib.AbstractContextManager:
     return contextlib.nullcontext()
 
 
-def without_gradients() -> contextlib.AbstractContextManager:
-    """A context in which PyTorch stores nothing for a gradient."""
-    return torch.no_grad() if BACKEND == "torch" else contextlib.nullcontext()
-
-
 def is_transformed() -> bool:
     """Whether a transform of `torch.func` runs, such as `torch.vmap`."""
     return BACKEND == "torch" and _torch_internals.is_transformed()
@@ -284,20 +266,13 @@ def is_sparse(x: Tensor) -> bool:
 
 
 def map_values(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """`function(x)`, applied to the values of a ragged tensor of TensorFlow.
+    """`function(x)`, of the values of `x` if TensorFlow has it as ragged.
 
-    Args:
-        function: Function that maps the last axis of a tensor.
-        x: Tensor.
+    `function` maps the last axis of a tensor.
     """
-    if not is_ragged(x):
-        return function(x)
-    return x.with_flat_values(function(x.flat_values))
-
-
-def is_ragged(x: Tensor) -> bool:
-    """Whether a tensor is a ragged one of TensorFlow."""
-    return hasattr(x, "with_flat_values")
+    if hasattr(x, "with_flat_values"):
+        return x.with_flat_values(function(x.flat_values))
+    return function(x)
 
 
 def is_float32(x: Tensor) -> bool:

@@ -119,11 +119,10 @@ def kernel_rows(factor: Tensor, kernel: Tensor) -> Tensor:
     """`factor @ kernel`, `(blocks * k, columns)`.
 
     Args:
-        factor: Tensor of shape `(blocks, k, width)`, or one as `arrange` gives
-            it.
+        factor: Tensor of shape `(blocks, k, width)`.
         kernel: Matrix with `blocks * width` rows.
     """
-    if len(factor.shape) == 3 and (BACKEND != "torch" or factor.shape[0] == 1):
+    if BACKEND != "torch" or factor.shape[0] == 1:
         # PyTorch multiplies each block with its own rows of the kernel, without
         # copying them. In compiled code one product takes no longer.
         factor = arrange(factor)

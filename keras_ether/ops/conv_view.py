@@ -56,13 +56,12 @@ class ConvView:
         self, function: Callable[[Tensor], Tensor], x: Tensor
     ) -> Tensor:
         """Applies `function` to the inputs with `e · d` as their last axis."""
-        return self._map_channels(function, x)
+        if not self.channels_first:
+            return function(x)
+        return ops.moveaxis(function(ops.moveaxis(x, 1, -1)), -1, 1)
 
-    def map_outputs(
-        self, function: Callable[[Tensor], Tensor], y: Tensor
-    ) -> Tensor:
-        """Applies `function` to the outputs with `e · f` as their last axis."""
-        return self._map_channels(function, y)
+    # To the outputs, with `e · f` as their last axis.
+    map_outputs = map_inputs
 
     def map_kernel_inputs(
         self, function: Callable[[Tensor], Tensor], kernel: Tensor
@@ -85,10 +84,3 @@ class ConvView:
         if not self.transposed:
             return function(kernel)
         return ops.swapaxes(function(ops.swapaxes(kernel, -1, -2)), -1, -2)
-
-    def _map_channels(
-        self, function: Callable[[Tensor], Tensor], x: Tensor
-    ) -> Tensor:
-        if not self.channels_first:
-            return function(x)
-        return ops.moveaxis(function(ops.moveaxis(x, 1, -1)), -1, 1)

@@ -16,13 +16,12 @@ from typing import TypeAlias
 import keras
 from keras import ops
 
+from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.backend import is_transformed
 from keras_ether.types import Arrays
 from keras_ether.types import Gradients
 from keras_ether.types import Saved
 from keras_ether.types import Tensor
-
-BACKEND = keras.backend.backend()
 
 Forward: TypeAlias = Callable[..., tuple[Tensor, Saved]]
 Backward: TypeAlias = Callable[[Arrays, Saved, Tensor], Gradients]
@@ -75,13 +74,8 @@ def with_gradient(
 def is_gradient_wanted(training: bool | Tensor | None) -> bool:
     """Whether a gradient of the current computation may be needed.
 
-    Args:
-        training: The `training` of the call, a boolean or a tensor. PyTorch
-            does not use it: a call that runs again in the backward pass does
-            not get it.
-
-    Returns:
-        Boolean.
+    PyTorch does not use the call's `training`: a call that runs again in the
+    backward pass does not get it.
     """
     if BACKEND == "torch":
         return torch.is_grad_enabled()
@@ -89,21 +83,21 @@ def is_gradient_wanted(training: bool | Tensor | None) -> bool:
 
 
 def custom_gradient_applies(x: Tensor) -> bool:
-    """Whether a derivative would use a custom gradient now.
+    """Whether a derivative with respect to `x` would use a custom gradient now.
 
     It would not under transforms of `torch.func`, in forward mode and while
     PyTorch exports a model, which need plain operations. Nor would it under
     `torch.autocast`, whose casts a custom gradient does not apply.
-
-    Args:
-        x: Tensor, an argument of the function.
-
-    Returns:
-        Boolean.
     """
     if BACKEND != "torch" or isinstance(x, keras.KerasTensor):
         return True
-    return not _torch_wants_plain_operations(x)
+    return not (
+        is_transformed()
+        or _torch_internals.is_forward_mode()
+        or torch.is_autocast_enabled(x.device.type)
+        or torch.compiler.is_exporting()
+        or torch.jit.is_tracing()
+    )
 
 
 def _for_jax(
@@ -130,19 +124,11 @@ def _for_jax(
 
 def _for_torch(forward: Forward, backward: Backward) -> Callable[..., Tensor]:
     def function(*arguments: Tensor) -> Tensor:
-        if _torch_wants_plain_operations(arguments[0]):
-            return forward(*arguments)[0]
-        return _Function.apply(forward, backward, *arguments)
+        if custom_gradient_applies(arguments[0]):
+            return _Function.apply(forward, backward, *arguments)
+        return forward(*arguments)[0]
 
     return function
-
-
-def _where_needed(
-    gradient: Tensor | Callable[[], Tensor] | None, needed: bool
-) -> Tensor | None:
-    if not callable(gradient):
-        return gradient
-    return gradient() if needed else None
 
 
 if BACKEND == "jax":
@@ -153,15 +139,6 @@ if BACKEND == "torch":
     import torch
 
     from keras_ether import _torch_internals
-
-    def _torch_wants_plain_operations(x: Tensor) -> bool:
-        return (
-            is_transformed()
-            or _torch_internals.is_forward_mode()
-            or torch.is_autocast_enabled(x.device.type)
-            or torch.compiler.is_exporting()
-            or torch.jit.is_tracing()
-        )
 
     class _Function(torch.autograd.Function):
         @staticmethod
@@ -187,5 +164,10 @@ if BACKEND == "torch":
                 # saved values have no gradient history.
                 _, saved = forward(*arguments)
             found = backward(arguments, saved, upstream)
-            needed = ctx.needs_input_grad[2:]
-            return None, None, *map(_where_needed, found, needed)
+            gradients = [
+                (g() if callable(g) else g) if is_needed else None
+                for g, is_needed in zip(
+                    found, ctx.needs_input_grad[2:], strict=True
+                )
+            ]
+            return None, None, *gradients

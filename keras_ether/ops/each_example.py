@@ -14,6 +14,7 @@ from keras import ops
 
 from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.backend import batch_matmul
+from keras_ether.ops.backend import block_diagonal
 from keras_ether.ops.backend import dtype_name
 from keras_ether.ops.backend import is_float32
 from keras_ether.ops.backend import may_overwrite
@@ -106,28 +107,19 @@ def add_unfolded_each(
 
 
 def unfolded_is_cheaper(
-    x: Tensor, kernel: Tensor, view: MatrixView, inputs: Factors | None
+    x: Tensor, kernel: Tensor, view: MatrixView, factors: Factors
 ) -> bool:
-    """Whether `add_unfolded_each` is cheaper than transforming the inputs.
+    """Whether `add_unfolded_each` is cheaper than transforming the inputs `x`.
 
     It is cheaper for wide inputs of many rows, which it reads once and does not
     write. In return it multiplies one more row by the kernel for each factor of
     each example.
-
-    Args:
-        x: Inputs of the layer.
-        kernel: Kernel of the layer, a tensor.
-        view: `MatrixView` of the kernel.
-        inputs: Factors `(left, right)` of each example, `None` if the inputs
-            are not transformed.
-
-    Returns:
-        Boolean.
     """
-    if inputs is None or inputs[1] is None or not view.is_one_matrix:
+    left, right = factors
+    if right is None or not view.is_one_matrix:
         return False
     _, d, f = view.sizes(kernel.shape)
-    blocks, k, _ = inputs[0].shape[1:]
+    blocks, k, _ = left.shape[1:]
     # On PyTorch, additions in place make this cheaper for square kernels too.
     if d < f or (d == f and BACKEND != "torch") or blocks * k > MAX_ROWS:
         return False
@@ -144,8 +136,7 @@ def _arrange(factor: Tensor) -> Tensor:
     """Each example's factor as one matrix, `(batch, blocks * k, d)`."""
     blocks, k, width = factor.shape[1:]
     if blocks > 1:
-        eye = ops.cast(np.eye(blocks, dtype="float32"), factor.dtype)
-        factor = factor[:, :, :, None] * eye[:, None, :, None]
+        factor = block_diagonal(factor)
     return reshape(factor, (-1, blocks * k, blocks * width))
 
 
@@ -244,11 +235,9 @@ def where_each(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def take_rows(variable: Variable, ids: Tensor) -> Tensor:
-    """The rows of a variable at `ids`, which must all exist.
+    """The rows of a variable at int32 `ids`, which must all exist.
 
-    Args:
-        variable: Variable of shape `(rows, ...)`, without autocasting.
-        ids: Int32 tensor of shape `(batch,)`.
+    The variable must not be autocast.
     """
     if BACKEND == "torch":
         return tensor(variable).index_select(0, ids)
@@ -277,7 +266,14 @@ def set_row(
         values: List of what the rows become, array-like, one per variable.
     """
     if BACKEND == "jax":
-        _set_row_of_arrays(variables, row, values)
+        made: list[Tensor] = []
+        try:
+            made += replace_row([v.value for v in variables], row, values)
+        finally:
+            # The earlier arrays are deleted: after an interrupt, too, the
+            # variables must get these.
+            for variable, value in zip(variables, made, strict=False):
+                variable.assign(value)
         return
     for variable, value in zip(variables, values, strict=True):
         if BACKEND == "torch":
@@ -292,27 +288,8 @@ def set_row(
             variable.value.scatter_nd_update([[row]], value)
 
 
-def _set_row_of_arrays(
-    variables: Sequence[Variable], row: int, values: Sequence[Any]
-) -> None:
-    made: list[Tensor] = []
-    try:
-        made += replace_row([v.value for v in variables], row, values)
-    finally:
-        # The earlier arrays are deleted: after an interrupt, too, the variables
-        # must get these.
-        for variable, value in zip(variables, made, strict=False):
-            variable.assign(value)
-
-
 def write_row(variable: Variable, row: Any, value: Tensor) -> None:
-    """Sets one row of a variable, in a graph too.
-
-    Args:
-        variable: Variable of shape `(rows, ...)`.
-        row: Integer, or an int32 scalar.
-        value: Tensor of the shape of a row.
-    """
+    """Sets one row of a variable, in a graph too."""
     if BACKEND == "torch":
         variable.value.data[row] = value
     elif BACKEND == "tensorflow":

@@ -87,12 +87,6 @@ def sampled_fingerprint(kernel: Tensor) -> np.ndarray:
     It depends on all values of a kernel of up to 4,096 entries, and on about
     4,096 values of a larger kernel. It is only used to compare with those
     files.
-
-    Args:
-        kernel: See `fingerprint`.
-
-    Returns:
-        See `fingerprint`.
     """
     values, shape = _tensor(kernel), tuple(kernel.shape)
     size = int(np.prod(shape, dtype="int64"))

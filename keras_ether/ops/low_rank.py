@@ -14,7 +14,6 @@ product, and no folded kernel is written, saved or rounded. On a GPU, XLA does
 not do this for pairs of two sides, so these are folded in 16 bits too.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -33,15 +32,11 @@ from keras_ether.ops.block_diagonal import add_spread
 from keras_ether.ops.block_diagonal import arrange
 from keras_ether.ops.block_diagonal import kernel_rows
 from keras_ether.ops.custom_gradient import custom_gradient_applies
-from keras_ether.ops.custom_gradient import with_gradient
-from keras_ether.ops.folded import FOLD
-from keras_ether.ops.folded import add_pairs
-from keras_ether.ops.folded import layer_output
-from keras_ether.ops.forms import Form
+from keras_ether.ops.forms import computed
+from keras_ether.ops.forms import fold
 from keras_ether.ops.forms import pairs_of
+from keras_ether.ops.forms import unfolded
 from keras_ether.ops.matrix_view import MatrixView
-from keras_ether.ops.unfolded import UNFOLDED
-from keras_ether.types import Arrays
 from keras_ether.types import Factors
 from keras_ether.types import Tensor
 
@@ -65,15 +60,8 @@ def is_cheaper(
     products become sums and fuse. If a custom gradient can't be used,
     transformed activations need no weight gradient either.
 
-    Args:
-        x: Inputs of the layer.
-        kernel: Kernel of the layer.
-        view: `MatrixView` of the kernel.
-        sides: Factors of either side, `None` for one that is not transformed.
-        training: Whether a gradient will be asked for.
-
-    Returns:
-        Boolean.
+    The arguments are as for `folded_product`; `sides` are the factors of the
+    inputs and of the outputs.
     """
     if dtype_name(x) != dtype_name(kernel):
         return False
@@ -86,7 +74,8 @@ def is_cheaper(
     _, d, f = view.sizes(kernel.shape)
     if _is_unfolded(x, *sides):
         wide = sides[_wide_side(d, f, *sides)]
-        if wide is None or (None in sides and _fuses(wide[0])):
+        fuses = BACKEND == "jax" and None in sides
+        if wide is None or (fuses and _count_rows(wide[0]) == 1):
             return False
     if not all(isinstance(size, int) for size in x.shape):
         # `None`, or a symbol while JAX or PyTorch exports a model. Assume many
@@ -123,18 +112,16 @@ def folded_product(
     Returns:
         The layer's outputs, before the activation.
     """
-    biases = () if bias is None else (bias,)
     if _is_unfolded(x, inputs, outputs):
         return wide_side_unfolded(
-            x, kernel, view, inputs, outputs, biases, training, place
+            x, kernel, view, inputs, outputs, bias, training, place
         )
-    matrix = view.kernel_matrix(kernel)
     inputs, outputs = (side and _cast(side, x) for side in (inputs, outputs))
-    term = tuple(map(place, low_rank_term(matrix, inputs, outputs)))
-    if training:
-        return _with_gradient(FOLD, view, x, kernel, *term, *biases)
-    folded = add_pairs(matrix, pairs_of(term))
-    return layer_output(view, x, folded, kernel, biases)
+    matrix = view.kernel_matrix(kernel)
+    rest = [place(rows) for rows in low_rank_term(matrix, inputs, outputs)]
+    if bias is not None:
+        rest.append(bias)
+    return computed(fold, view, training, x, kernel, *rest)
 
 
 def wide_side_unfolded(
@@ -143,7 +130,7 @@ def wide_side_unfolded(
     view: MatrixView,
     inputs: Factors | None,
     outputs: Factors | None,
-    biases: Arrays,
+    bias: Tensor | None,
     training: bool,
     place: Callable[[Tensor], Tensor] = lambda rows: rows,
 ) -> Tensor:
@@ -162,24 +149,17 @@ def wide_side_unfolded(
     # Here `is_cheaper` holds only if the wide side is transformed.
     assert wide_factors is not None
     factors = _cast(wide_factors, x)
-    if wide:
-        term = low_rank_term(matrix, None, factors)
-    else:
-        term = low_rank_term(matrix, factors, None)
-    term = tuple(place(with_barrier(rows)) for rows in term)
-    narrow = outputs if wide == 0 else None
-    behind = () if narrow is None else biases
-    biases = biases if narrow is None else ()
-    form = UNFOLDED if _count_rows(term[0]) <= MAX_ROWS_UNFOLDED else FOLD
-    if training:
-        y = _with_gradient(form, view, x, kernel, *term, *biases)
-    else:
-        y = form[0](view, x, kernel, *term, *biases)[0]
-    if narrow is not None:
-        y = view.map_outputs(_multiply_by(narrow, training), y)
-    for bias in behind:
-        y = y + bias
-    return y
+    pair = (None, factors) if wide else (factors, None)
+    rest = [place(with_barrier(rows)) for rows in low_rank_term(matrix, *pair)]
+    form = unfolded if _count_rows(rest[0]) <= MAX_ROWS_UNFOLDED else fold
+    narrow = None if wide else outputs
+    if narrow is None and bias is not None:
+        rest.append(bias)
+    y = computed(form, view, training, x, kernel, *rest)
+    if narrow is None:
+        return y
+    y = view.map_outputs(_multiply_by(narrow, training), y)
+    return y if bias is None else y + bias
 
 
 def _wide_side(
@@ -199,24 +179,10 @@ def _is_unfolded(
     return not is_float32(x) and (one_sided or not is_for_gpu())
 
 
-def _fuses(factor: Tensor) -> bool:
-    return BACKEND == "jax" and _count_rows(factor) == 1
-
-
 def _multiply_by(
     factors: Factors, training: bool
 ) -> Callable[[Tensor], Tensor]:
     return lambda rows: reflections.multiply(rows, *factors, training=training)
-
-
-def _with_gradient(form: Form, view: MatrixView, *arguments: Tensor) -> Tensor:
-    forward, backward, tangent = form
-    function = with_gradient(
-        functools.partial(forward, view),
-        functools.partial(backward, view),
-        functools.partial(tangent, view),
-    )
-    return function(*arguments)
 
 
 def _cast(factors: Factors, x: Tensor) -> Factors:

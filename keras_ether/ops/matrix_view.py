@@ -127,7 +127,7 @@ class MatrixView:
         axes = self._matrix_axes
         if len(axes) > 2:
             matrix = reshape(matrix, [kernel_shape[axis] for axis in axes])
-        return _transpose(matrix, [axes.index(a) for a in range(len(axes))])
+        return _transpose_back(matrix, axes)
 
     @property
     def _is_in_order(self) -> bool:
@@ -177,24 +177,16 @@ def _map_last(
     function: Callable[[Tensor], Tensor], x: Tensor, labels: str, merged: str
 ) -> Tensor:
     """Applies `function` to `x` with the axes `merged` merged into the last."""
-    # `axes.index(a)` is the position of original axis `a`: the inverse
-    # permutation.
     axes = _axes_to_last(x, labels, merged)
-    shape = ops.shape(x)
-    x = function(_merge(x, labels, merged))
-    if len(merged) > 1:
-        x = reshape(x, [shape[axis] for axis in axes])
-    return _transpose(x, [axes.index(axis) for axis in range(len(axes))])
-
-
-def _merge(x: Tensor, labels: str, merged: str) -> Tensor:
-    """`x` with the axes of the labels `merged` merged into the last axis."""
-    x = _transpose(x, _axes_to_last(x, labels, merged))
     if len(merged) == 1:
-        return x
-    leading = len(x.shape) - len(merged)
+        return _transpose_back(function(_transpose(x, axes)), axes)
+    shape = ops.shape(x)
+    split = [shape[axis] for axis in axes]
+    x = _transpose(x, axes)
+    leading = len(axes) - len(merged)
     size = math.prod(x.shape[leading:])
-    return reshape(x, (*ops.shape(x)[:leading], size))
+    x = function(reshape(x, (*split[:leading], size)))
+    return _transpose_back(reshape(x, split), axes)
 
 
 def _matrix(x: Tensor, labels: str, merged: str) -> Tensor:
@@ -214,25 +206,24 @@ def _from_matrix(
     if labels.endswith(merged):
         return reshape(rows, shape)
     axes = _axes_to_last(like, labels, merged)
-    rows = reshape(rows, [shape[axis] for axis in axes])
-    return _transpose(rows, [axes.index(axis) for axis in range(len(axes))])
+    return _transpose_back(reshape(rows, [shape[a] for a in axes]), axes)
 
 
 def _axes_to_last(x: Tensor, labels: str, wanted: str) -> list[int]:
     """All axes of `x`, with the axes of the labels `wanted` at the end."""
-    last = _positions(labels, wanted, len(x.shape))
-    return [a for a in range(len(x.shape)) if a not in last] + last
+    ndim = len(x.shape)
+    left, _, right = labels.partition("...")
+    axis_of = dict(zip(left, range(ndim), strict=False))
+    # Without an ellipsis, `right` is empty.
+    axis_of |= dict(zip(right, range(ndim - len(right), ndim), strict=True))
+    last = [axis_of[label] for label in wanted]
+    return [axis for axis in range(ndim) if axis not in last] + last
 
 
 def _transpose(x: Tensor, axes: list[int]) -> Tensor:
     return x if axes == sorted(axes) else ops.transpose(x, axes)
 
 
-def _positions(labels: str, wanted: str, ndim: int) -> list[int]:
-    """The axes of the labels `wanted` in a tensor of `ndim` axes."""
-    left, ellipsis, right = labels.partition("...")
-    position = {label: axis for axis, label in enumerate(left)}
-    if ellipsis:
-        start = ndim - len(right)
-        position |= {label: start + axis for axis, label in enumerate(right)}
-    return [position[label] for label in wanted]
+def _transpose_back(x: Tensor, axes: list[int]) -> Tensor:
+    """The inverse of `_transpose`."""
+    return _transpose(x, [axes.index(axis) for axis in range(len(axes))])

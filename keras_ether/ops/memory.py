@@ -31,12 +31,9 @@ def return_freed() -> None:
         _trim(0)
 
 
-def _glibc_function(name: str) -> Callable | None:
-    try:
-        return getattr(ctypes.CDLL(None), name)
-    except (AttributeError, OSError, TypeError):
-        # Another C library, or another system.
-        return None
-
-
-_trim = _glibc_function("malloc_trim")
+_trim: Callable | None
+try:
+    _trim = ctypes.CDLL(None).malloc_trim
+except (AttributeError, OSError, TypeError):
+    # Another C library, or another system.
+    _trim = None

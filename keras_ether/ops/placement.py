@@ -18,12 +18,9 @@ if BACKEND == "jax":
 
 
 def as_vectors(x: Tensor, vector: Variable) -> Tensor:
-    """Factors, replicated on every device if their vectors are.
+    """Factors made of `vector`, replicated on every device if it is.
 
-    Args:
-        x: Tensor made of `vector`.
-        vector: Variable. Without a distribution, or if the distribution shards
-            it, `x` is returned unchanged.
+    Without a distribution, or if it shards `vector`, `x` is returned unchanged.
     """
     axes = _axes(vector)
     return x if axes is None or any(axes) else _whole(x)
@@ -34,12 +31,8 @@ def as_activations(x: Tensor, kernel: Variable) -> Tensor:
 
     Activations are replicated if a kernel is sharded only along the axis of the
     examples. The kernel's parts are then gathered for the product, and the
-    activations' parts are not.
-
-    Args:
-        x: Tensor of a few rows, a product with `kernel`.
-        kernel: Variable. Without a distribution, or if activations may be
-            sharded as the kernel is, `x` is returned unchanged.
+    activations' parts are not. Without a distribution, or if activations may be
+    sharded as the kernel is, `x` is returned unchanged.
     """
     axes = _axes(kernel)
     if axes is None:

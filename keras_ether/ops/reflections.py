@@ -15,7 +15,9 @@ activations of any dtype, and products in the dtype of the activations.
 
 from keras import ops
 
+from keras_ether.ops.backend import float32
 from keras_ether.ops.backend import is_float32
+from keras_ether.ops.backend import reciprocal_norm
 from keras_ether.ops.backend import with_barrier
 from keras_ether.ops.block_diagonal import add_spread
 from keras_ether.ops.block_diagonal import arrange
@@ -26,7 +28,6 @@ from keras_ether.ops.block_diagonal import project
 from keras_ether.ops.block_diagonal import split
 from keras_ether.ops.custom_gradient import with_gradient
 from keras_ether.ops.each_example import multiply_each
-from keras_ether.ops.unit import unit
 from keras_ether.types import Arrays
 from keras_ether.types import Factors
 from keras_ether.types import Gradients
@@ -34,6 +35,26 @@ from keras_ether.types import Saved
 from keras_ether.types import Tensor
 
 __all__ = ["distance", "multiply", "transpose", "unit"]
+
+
+def unit(u: Tensor) -> Tensor:
+    """Returns `u / ‖u‖` along the last axis; zero vectors stay zero.
+
+    The gradient is finite everywhere, at zero vectors too.
+
+    Args:
+        u: Tensor of shape `(..., width)`.
+
+    Returns:
+        Float32 tensor of the same shape.
+
+    Example:
+
+    >>> ops.convert_to_numpy(unit(np.array([[3.0, 4.0], [0.0, 0.0]]))).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    u = float32(u)
+    return u * reciprocal_norm(u)
 
 
 def transpose(left: Tensor, right: Tensor | None = None) -> Factors:

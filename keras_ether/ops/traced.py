@@ -53,13 +53,8 @@ def compiled(
 ) -> Callable:
     """The function, compiled with `jax.jit` on JAX and unchanged elsewhere.
 
-    Otherwise JAX would compile a program for each operation.
-
-    Args:
-        function: The function.
-        by_jax: Whether it is compiled there. Defaults to `True`.
-        static: Positions of hashable arguments that are no tensors. Defaults to
-            none.
+    Otherwise JAX would compile a program for each operation. `static` are the
+    positions of hashable arguments that are no tensors.
     """
     if BACKEND == "jax" and by_jax:
         return jax.jit(function, static_argnums=static)
@@ -79,20 +74,15 @@ def clear_traces(error: Exception) -> None:
     """Lets JAX trace functions within models again, if it has to.
 
     A `jax.jit` that was traced within another holds values of that trace, and
-    can't run later.
-
-    Args:
-        error: The error of its next run.
+    can't run later. `error` is that of its next run.
     """
     if BACKEND == "jax" and isinstance(error, jax.errors.UnexpectedTracerError):
         jax.clear_caches()
 
 
 def no_gradient() -> contextlib.AbstractContextManager:
-    """A context without gradients, as in `predict` on PyTorch."""
-    if BACKEND == "torch":
-        return torch.no_grad()
-    return contextlib.nullcontext()
+    """A context in which PyTorch stores nothing for a gradient."""
+    return torch.no_grad() if BACKEND == "torch" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -126,10 +116,6 @@ def same_leading_axis(x: Tensor, size: Any) -> Tensor:
 
     TensorFlow knows some sizes only then. Without the assertion, a product or a
     sum with another size might still be computed.
-
-    Args:
-        x: Tensor.
-        size: Integer, or a scalar tensor.
     """
     shape = (size, *ops.shape(x)[1:])
     if BACKEND != "tensorflow":

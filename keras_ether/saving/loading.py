@@ -12,7 +12,6 @@ import numpy as np
 from keras_ether.adapters import changes
 from keras_ether.adapters import kinds
 from keras_ether.adapters.adapter import Adapter
-from keras_ether.adapters.adapter import vector_shapes
 from keras_ether.saving import adapter_header
 from keras_ether.saving import contents
 from keras_ether.saving.adapter_file import AdapterFile
@@ -117,7 +116,7 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
 
 def _adapter(target: Target, tensors: dict[str, np.ndarray]) -> Adapter:
     """The adapter of a file for one layer, unbuilt."""
-    shapes = vector_shapes(target.config, target.sizes)
+    shapes = target.config.vector_shapes(target.sizes)
     names = {
         name: adapter_header.tensor_name("adapter", target.path, name)
         for name in shapes

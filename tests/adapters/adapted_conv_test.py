@@ -89,27 +89,6 @@ def test_blocks_must_divide_each_group():
         keras_ether.apply(layer, rank_blocks=8)
 
 
-@pytest.mark.parametrize("kind", ["conv2d", "conv2d transposed"])
-def test_dropout_is_drawn_in_training_only(kind, rng):
-    """Though a convolution's `call` takes no `training`."""
-    layer = kinds.layer_of(kind)
-    x = kinds.inputs_of(kind, rng)
-    model = keras.Sequential([keras.Input(x.shape[1:]), layer])
-    base = models.call(model, x)
-    keras_ether.apply(
-        model, targets="all", rank_blocks=1, dropout=0.5, seed=0, method="ether"
-    )
-    active = models.call(model, x)
-    np.testing.assert_array_equal(models.call(model, x), active)
-    seen = set()
-    for _ in range(20):
-        y = ops.convert_to_numpy(model(x, training=True))
-        distances = [np.abs(y - expected).max() for expected in (base, active)]
-        assert min(distances) < 1e-4
-        seen.add(int(np.argmin(distances)))
-    assert seen == {0, 1}
-
-
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
 @pytest.mark.parametrize(
     "kind", ["conv2d", "conv1d transposed", "conv2d transposed"]

@@ -7,7 +7,6 @@ import pytest
 from keras import ops
 
 import keras_ether
-from keras_ether.adapters import kinds as table
 from tests import dense_oracle
 from tests import kinds
 from tests import models
@@ -198,24 +197,3 @@ def test_quantized_directions_agree(rng):
     np.testing.assert_allclose(rows, numpy_of(layer(IDS)) @ g, atol=1e-5)
     expected = numpy_of(layer((h @ g.T).astype("float32"), reverse=True))
     np.testing.assert_allclose(logits, expected, atol=1e-3)
-
-
-def test_dropout_is_drawn_in_training_only():
-    layer = reversible()
-    base = numpy_of(layer(IDS))
-    keras_ether.apply(layer, rank_blocks=1, dropout=0.5, seed=0, method="ether")
-    active = numpy_of(layer(IDS))
-    np.testing.assert_array_equal(numpy_of(layer(IDS)), active)
-    seen = set()
-    for _ in range(20):
-        y = numpy_of(layer(IDS, training=True))
-        distances = [np.abs(y - expected).max() for expected in (base, active)]
-        assert min(distances) < 1e-5
-        seen.add(int(np.argmin(distances)))
-    assert seen == {0, 1}
-
-
-def test_kind_of_the_class_of_keras_hub():
-    layer = keras_hub.layers.ReversibleEmbedding(10, 8)
-    kind = table.kind_of(layer)
-    assert kind.layer_class is keras.layers.ReversibleEmbedding

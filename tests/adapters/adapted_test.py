@@ -9,6 +9,7 @@ from keras import ops
 
 import keras_ether
 from tests import backends
+from tests import kinds
 from tests import models
 
 METHODS = ("ether", "ether+")
@@ -105,6 +106,26 @@ def test_either_form_gives_the_same_outputs_and_gradients(
     transformed = loss_and_gradient()
     np.testing.assert_allclose(folded[0], transformed[0], rtol=1e-5)
     np.testing.assert_allclose(folded[1], transformed[1], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "conv2d transposed", "embedding"])
+def test_dropout_is_drawn_in_training_only(kind, rng):
+    """Though the `call` of these layers takes no `training`."""
+    layer, x = kinds.layer_of(kind), kinds.inputs_of(kind, rng)
+    model = keras.Sequential([keras.Input(x.shape[1:], dtype=x.dtype), layer])
+    base = models.call(model, x)
+    keras_ether.apply(
+        model, targets="all", rank_blocks=1, dropout=0.5, seed=0, method="ether"
+    )
+    active = models.call(model, x)
+    np.testing.assert_array_equal(models.call(model, x), active)
+    seen = set()
+    for _ in range(20):
+        y = ops.convert_to_numpy(model(x, training=True))
+        distances = [np.abs(y - expected).max() for expected in (base, active)]
+        assert min(distances) < 1e-4
+        seen.add(int(np.argmin(distances)))
+    assert seen == {0, 1}
 
 
 @pytest.mark.skipif(

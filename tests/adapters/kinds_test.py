@@ -117,10 +117,15 @@ def test_subclass_is_adapted(layer_class, rng):
 
 
 def test_subclass_that_does_not_read_its_kernel_is_refused_by_name():
+    table = ReadsPrivateTable(10, 8, name="own")
+    table.build()
     model = model_of(ReadsPrivateKernel(8, name="own"))
-    message = r"'own'.*`call` of ReadsPrivateKernel does not read"
-    with pytest.raises(ValueError, match=message):
-        keras_ether.apply(model, targets=["own"])
+    for refused, message in (
+        (table, r"'own'.*ReadsPrivateTable does not read `self.embeddings`"),
+        (model, r"'own'.*`call` of ReadsPrivateKernel does not read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            keras_ether.apply(refused, targets=["own"])
     report = keras_ether.plan(model, targets="all-linear", print_fn=str)
     assert [row.path for row in report.rows] == ["dense"]
     assert "does not read `self.kernel`" in report.skipped[0].reason
@@ -156,14 +161,6 @@ def test_registered_subclass_is_saved_under_its_registered_name(rng, tmp_path):
     np.testing.assert_allclose(
         models.call(plain, x), models.call(model, x), atol=1e-5
     )
-
-
-def test_embedding_that_does_not_read_its_table_is_refused_by_name():
-    layer = ReadsPrivateTable(10, 8, name="own")
-    layer.build()
-    message = r"'own'.*ReadsPrivateTable does not read `self.embeddings`"
-    with pytest.raises(ValueError, match=message):
-        keras_ether.apply(layer, targets=["own"])
 
 
 def test_layer_with_an_adapter_has_no_lora():
@@ -237,4 +234,7 @@ def test_what_cannot_be_adapted_is_named_with_the_reason(case):
 
 def test_kind_is_that_of_the_nearest_base():
     assert kinds.kind_of(SameCall(2)).layer_class is keras.layers.Dense
+    assert kinds.kind_of(
+        keras_hub.layers.ReversibleEmbedding(10, 8)
+    ) is kinds.kind_of(keras.layers.ReversibleEmbedding(10, 8))
     assert kinds.kind_of(keras.layers.ReLU()) is None

@@ -105,7 +105,7 @@ def test_base_trains_and_stays(mode, method, rng):
     model, x = models.mlp(), models.inputs_of("mlp", rng)
     model.quantize(mode)
     first = model.layers[0]
-    codes = models.values(first.weights[:1])[0]
+    codes = models.values(first.weights[:1])
     base = models.call(model, x)
     keras_ether.apply(model, method=method, trainable=["head"])
     if method == "ether+":
@@ -115,9 +115,9 @@ def test_base_trains_and_stays(mode, method, rng):
     assert np.all(np.isfinite(history.history["loss"]))
     for vector in models.values(first.ether.vectors.values()):
         assert np.all(np.isfinite(vector))
-    np.testing.assert_array_equal(models.values(first.weights[:1])[0], codes)
+    models.assert_are(first.weights[:1], codes)
     keras_ether.remove(model)
-    np.testing.assert_array_equal(models.values(first.weights[:1])[0], codes)
+    models.assert_are(first.weights[:1], codes)
 
 
 @pytest.mark.parametrize(("mode", "method"), PAIRS)
@@ -134,8 +134,7 @@ def test_merge_rounds_again_on_request_and_says_the_error(mode, method, rng):
     message = rf"'shared'.*quantized \('{mode}'\).*requantize=True"
     with pytest.raises(ValueError, match=message):
         keras_ether.merge(model)
-    for now, before in zip(models.values(model.weights), weights, strict=True):
-        np.testing.assert_array_equal(now, before)
+    models.assert_are(model.weights, weights)
     effective = {
         path: numpy_of(layer.ether.fold(quantized_kernel.dequantize(layer)))
         for path, layer in adapted_layers(model).items()

@@ -26,8 +26,8 @@ def base(config, seed=0):
     return qm.quantize(models.functional(), qm.INTEGERS[config]())
 
 
-def fine_tuned(config, method="ether", seed=0):
-    model = base(config, seed)
+def fine_tuned(config, method="ether", seed=0, base_seed=None):
+    model = base(config, seed if base_seed is None else base_seed)
     keras_ether.apply(
         model,
         method=method,
@@ -94,20 +94,9 @@ def test_keras_file_loads_as_the_plain_model(config, x, tmp_path):
 def test_over_the_same_base_everything_is_restored(config, method, x, tmp_path):
     model = fine_tuned(config, method)
     save(model, tmp_path / "model.weights.h5")
-    other = base(config)
-    keras_ether.apply(
-        other,
-        method=method,
-        rank_blocks=2,
-        targets=["shared", "split", "join"],
-        seed=1,
-        trainable=["head"],
-    )
+    other = fine_tuned(config, method, seed=1, base_seed=0)
     other.load_weights(tmp_path / "model.weights.h5")
-    for now, before in zip(
-        models.values(other.weights), models.values(model.weights), strict=True
-    ):
-        np.testing.assert_array_equal(now, before)
+    models.assert_are(other.weights, models.values(model.weights))
 
 
 @pytest.mark.parametrize(
@@ -142,15 +131,11 @@ def test_base_checkpoint_loads_as_one(x, tmp_path):
 def test_file_of_another_adapter_leaves_the_codes(x, tmp_path):
     save(fine_tuned("int8"), tmp_path / "model.weights.h5")
     other = fine_tuned("int8", "ether+", seed=1)
-    codes = models.values(other.get_layer("shared").weights[:3])
+    shared = other.get_layer("shared").weights[:3]
+    codes = models.values(shared)
     with pytest.raises(ValueError, match=r"/ether.*Received: method='ether'"):
         other.load_weights(tmp_path / "model.weights.h5")
-    for now, before in zip(
-        models.values(other.get_layer("shared").weights[:3]),
-        codes,
-        strict=True,
-    ):
-        np.testing.assert_array_equal(now, before)
+    models.assert_are(shared, codes)
 
 
 @pytest.mark.nightly
@@ -226,10 +211,7 @@ def test_float8_file(method, x, tmp_path):
     )
     other, _ = make(seed=1)
     other.load_weights(tmp_path / "model.weights.h5")
-    for now, before in zip(
-        models.values(other.weights), models.values(model.weights), strict=True
-    ):
-        np.testing.assert_array_equal(now, before)
+    models.assert_are(other.weights, models.values(model.weights))
 
 
 def calibrated(mode, seed=0):

@@ -76,15 +76,7 @@ def test_switched_off_every_kind_is_the_base_to_the_bit(kind, case, rng):
         side = None
     model, x = kinds.model_of(kind), kinds.inputs_of(kind, rng)
     base = models.call(model, x)
-    keras_ether.apply(
-        model,
-        targets=["target"],
-        method=method,
-        side=side,
-        rank_blocks=2,
-        trainable=["head"],
-    )
-    kinds.randomize(model.get_layer("target"), rng)
+    kinds.adapt(model, method, rng, side=side)
     active = models.call(model, x)
     assert np.abs(active - base).max() > 1e-3
     with keras_ether.disabled(model):

@@ -80,12 +80,10 @@ def test_over_the_same_base_everything_is_restored_to_the_bit(method, tmp_path):
     path = tmp_path / "model.weights.h5"
     model.save_weights(path)
     saved = models.values(model.weights)
-    for layer in verbs.adapted_layers(model).values():
-        for vector in layer.ether.vectors.values():
-            vector.assign(np.ones(vector.shape))
+    for vector in tuned.vectors_of(model):
+        vector.assign(np.ones(vector.shape))
     model.load_weights(path)
-    for now, before in zip(models.values(model.weights), saved, strict=True):
-        np.testing.assert_array_equal(now, before)
+    models.assert_are(model.weights, saved)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -115,16 +113,13 @@ def test_file_without_vectors_is_a_base_checkpoint(x, tmp_path):
     plain.save_weights(path)
     keras.utils.set_random_seed(1)
     model = fine_tuned("functional", "ether")
-    layers = verbs.adapted_layers(model).values()
-    vectors = models.values(v for y in layers for v in y.ether.vectors.values())
+    vectors = models.values(tuned.vectors_of(model))
     model.load_weights(path)
     with keras_ether.disabled(model):
         np.testing.assert_allclose(
             models.call(model, x), models.call(plain, x), atol=1e-6
         )
-    after = models.values(v for y in layers for v in y.ether.vectors.values())
-    for now, before in zip(after, vectors, strict=True):
-        np.testing.assert_array_equal(now, before)
+    models.assert_are(tuned.vectors_of(model), vectors)
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")

@@ -57,29 +57,6 @@ def test_call_equals_explicit_matrices(kind, method, side, rng):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_saves_and_loads_as_what_it_is(kind, rng, tmp_path):
-    layer = LAYERS[kind](
-        rank_blocks=2, method="ether+", dropout=0.1, seed=3, name="mine"
-    )
-    model = model_of(layer)
-    x = rng.standard_normal((8, 3, 4)).astype("float32")
-    model.compile("adam", "mse")
-    model.fit(x, np.zeros_like(models.call(model, x)), verbose=0)
-    active = models.call(model, x)
-    path = tmp_path / "model.keras"
-    model.save(path)
-    again = keras.models.load_model(path)
-    assert type(again.layers[0]) is type(layer)
-    assert again.layers[0].get_config() == layer.get_config()
-    np.testing.assert_array_equal(models.call(again, x), active)
-    for now, before in zip(again.weights, model.weights, strict=True):
-        np.testing.assert_array_equal(*models.values([now, before]))
-    assert [v.trainable for v in again.weights] == [
-        v.trainable for v in model.weights
-    ]
-
-
-@pytest.mark.parametrize("kind", LAYERS)
 def test_config_names_attributes(kind):
     layer = LAYERS[kind](rank_blocks=2, method="oft", side="output")
     config = layer.get_config()
@@ -105,7 +82,8 @@ def test_config_of_numbers_of_numpy_is_for_json(kind, tmp_path):
     assert again.layers[0].get_config() == config
 
 
-OTHERS = {
+KINDS = {
+    **{kind: (make, (3, 4)) for kind, make in LAYERS.items()},
     "conv1d": (lambda **k: EtherConv1D(8, 2, **k), (3, 4)),
     "conv2d": (lambda **k: EtherConv2D(8, 2, groups=2, **k), (3, 3, 8)),
     "conv3d": (lambda **k: EtherConv3D(8, 2, **k), (2, 2, 2, 4)),
@@ -113,11 +91,13 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("kind", OTHERS)
-def test_other_kinds(kind, rng, tmp_path):
-    """Adapted as `apply` would, saved as what they are, merged to plain."""
-    make, shape = OTHERS[kind]
-    layer = make(rank_blocks=2, method="ether+", dropout=0.1, name="mine")
+@pytest.mark.parametrize("kind", KINDS)
+def test_life(kind, rng, tmp_path):
+    """Adapted as `apply` would, saved as what it is, merged to plain."""
+    make, shape = KINDS[kind]
+    layer = make(
+        rank_blocks=2, method="ether+", dropout=0.1, seed=3, name="mine"
+    )
     model = keras.Sequential([keras.Input(shape), layer])
     x = rng.uniform(0, 10, (4, *shape)).astype("float32")
     with keras_ether.disabled(model):
@@ -128,6 +108,8 @@ def test_other_kinds(kind, rng, tmp_path):
     }
     for vector in layer.ether.vectors.values():
         vector.assign(rng.normal(size=vector.shape))
+    model.compile("adam", "mse")
+    model.fit(x, np.zeros_like(base), verbose=0)
     active = models.call(model, x)
     assert np.abs(active - base).max() > 1e-3
 
@@ -136,13 +118,13 @@ def test_other_kinds(kind, rng, tmp_path):
     assert type(again.layers[0]) is type(layer)
     assert again.layers[0].get_config() == layer.get_config()
     np.testing.assert_array_equal(models.call(again, x), active)
-    for now, before in zip(again.weights, model.weights, strict=True):
-        np.testing.assert_array_equal(*models.values([now, before]))
+    models.assert_are(again.weights, models.values(model.weights))
+    flags = [[v.trainable for v in m.weights] for m in (again, model)]
+    assert flags[0] == flags[1]
 
+    plain = getattr(keras.layers, type(layer).__name__.removeprefix("Ether"))
     keras_ether.merge(model)
-    plain = getattr(keras.layers, type(layer).__name__)
     assert type(layer) is plain
-    assert not type(layer).__name__.startswith("Ether")
     np.testing.assert_allclose(models.call(model, x), active, atol=1e-4)
 
 

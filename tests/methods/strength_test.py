@@ -2,14 +2,12 @@
 
 import hypothesis
 import hypothesis.extra.numpy as arrays_of
-import keras
 import numpy as np
 import pytest
 from hypothesis import strategies
 from keras import ops
 
 from keras_ether import methods
-from keras_ether.methods import strength
 from keras_ether.ops.reflections import multiply
 from tests import backends
 from tests import dense_oracle
@@ -122,11 +120,3 @@ def test_the_bound_holds_whatever_is_learned(u, v, t):
         method = methods.with_strength(methods.get(name), "learned")
         deviation = blocks_of(method, weights) - np.eye(3)
         assert (np.linalg.norm(deviation, axis=(1, 2)) <= bound + 1e-5).all()
-
-
-def test_strengths_are_within_one():
-    found = strength.bounded(ops.array([-50.0, -1e-3, 0.0, 1e-3, 50.0]))
-    np.testing.assert_allclose(
-        numpy(found), [-1.0, -1e-3, 0.0, 1e-3, 1.0], rtol=1e-5
-    )
-    assert keras.backend.standardize_dtype(found.dtype) == "float32"

@@ -90,12 +90,3 @@ def test_arranging_takes_gradients_from_the_diagonal_blocks(factor, rng):
 
     (found,) = backends.gradients(loss, [factor])
     np.testing.assert_allclose(found, blocks_of(whole, factor), rtol=1e-6)
-
-
-def test_arranged_rows_of_a_kernel_are_the_same(factor, rng):
-    kernel = rng.standard_normal((dense(factor).shape[1], 9))
-    kernel = ops.array(kernel.astype("float32"))
-    close(
-        block_diagonal.kernel_rows(arranged(factor), kernel),
-        numpy(block_diagonal.kernel_rows(ops.array(factor), kernel)),
-    )

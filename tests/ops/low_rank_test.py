@@ -1,3 +1,5 @@
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -6,7 +8,6 @@ from keras import ops
 from keras_ether.methods import baselines
 from keras_ether.methods import ether
 from keras_ether.ops import low_rank
-from keras_ether.ops import reflections
 from keras_ether.ops.matrix_view import MatrixView
 from tests import backends
 from tests import dense_oracle
@@ -59,6 +60,7 @@ def folded(
     *vectors,
     bias=None,
     training=True,
+    product=low_rank.folded_product,
 ):
     count = len(dense_oracle.BLOCKS[method][1])
     sides = {"input": None, "output": None}
@@ -66,7 +68,7 @@ def folded(
         side = names[i].partition("_")[0]
         numbers = [ops.convert_to_tensor(v) for v in vectors[i : i + count]]
         sides[side] = FACTORS[method](*numbers)
-    return low_rank.folded_product(
+    return product(
         ops.convert_to_tensor(x),
         ops.convert_to_tensor(kernel),
         view,
@@ -75,6 +77,10 @@ def folded(
         bias,
         training=training,
     )
+
+
+# The form that 16 bits use, here in float32 so that it can be compared.
+unfolded = functools.partial(folded, product=low_rank.wide_side_unfolded)
 
 
 def oracle(method, view, names, x, kernel, *vectors):
@@ -92,6 +98,43 @@ def oracle(method, view, names, x, kernel, *vectors):
 
 def numpy(x):
     return np.asarray(ops.convert_to_numpy(x))
+
+
+def close(found, expected):
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(numpy(found), expected, atol=1e-3 * scale)
+
+
+def check_gradients(function, reference, points):
+    """Those of the distance to random outputs."""
+    target = reference(*points)
+    target = target + np.random.default_rng(1).standard_normal(target.shape)
+
+    def loss(*points):
+        distances = function(*points) - ops.array(target, "float32")
+        return ops.mean(ops.square(distances))
+
+    found = backends.gradients(loss, points)
+    expected = backends.finite_differences(
+        lambda *points: ((reference(*points) - target) ** 2).mean(), points
+    )
+    for gradient, difference in zip(found, expected, strict=True):
+        close(gradient, difference)
+
+
+def check_tangent(function, reference, points):
+    """That along a random direction in all points together."""
+    rng = np.random.default_rng(1)
+    directions = [
+        rng.standard_normal(a.shape).astype("float32") for a in points
+    ]
+
+    def moved(step):
+        pairs = zip(points, directions, strict=True)
+        return reference(*(np.float64(a) + step * d for a, d in pairs))
+
+    found = backends.directional_derivative(function, points, directions)
+    close(found, (moved(1e-5) - moved(-1e-5)) / 2e-5)
 
 
 # 4 blocks make one matrix, 20 more than one.
@@ -127,7 +170,9 @@ def test_equals_explicit_matrices_of_any_shape(method, view, side, rng):
         ("ether", "input", 20, NARROW),
         ("ether", "output", 20, WIDE),
         ("ether", "both", 2, DENSE),
+        ("ether", "input", 2, HEADS),
         ("ether+", "both", 1, HEADS),
+        ("ether+", "output", 2, HEADS),
         ("ether+", "both", 4, JOINED),
         ("ether+", "both", 4, NARROW),
         ("ether+", "both", 10, WIDE),
@@ -138,63 +183,11 @@ def test_equals_explicit_matrices_of_any_shape(method, view, side, rng):
 )
 def test_gradients_equal_finite_differences(method, side, blocks, view, rng):
     arrays, names = draw(method, side, blocks, view, rng)
-    target = oracle(method, view, names, *arrays)
-    target = target + rng.standard_normal(target.shape)
-
-    def loss(x, *vectors):
-        y = folded(method, view, names, x, arrays[1], *vectors)
-        return ops.mean(ops.square(y - ops.array(target, "float32")))
-
-    def oracle_loss(x, *vectors):
-        y = oracle(method, view, names, x, arrays[1], *vectors)
-        return ((y - target) ** 2).mean()
-
-    points = [arrays[0], *arrays[2:]]
-    found = backends.gradients(loss, points)
-    expected = backends.finite_differences(oracle_loss, points)
-    for gradient, reference in zip(found, expected, strict=True):
-        scale = np.abs(reference).max()
-        np.testing.assert_allclose(gradient, reference, atol=1e-3 * scale)
-
-
-@pytest.mark.parametrize("blocks", [2, 10])
-def test_gradients_of_any_orthogonal_method_equal_finite_differences(
-    blocks, rng
-):
-    """Of rotations, whose factors are not along what they project out."""
-    x, kernel = (
-        rng.standard_normal(shape).astype("float32") for shape in SHAPES[WIDE]
+    check_gradients(
+        functools.partial(folded, method, view, names),
+        functools.partial(oracle, method, view, names),
+        arrays,
     )
-    u, v = rng.standard_normal((2, blocks, 20 // blocks)).astype("float32")
-
-    def loss(x, u, v):
-        u, v = reflections.unit(u)[:, None], reflections.unit(v)[:, None]
-        inner = ops.sum(u * v, axis=-1, keepdims=True)
-        left = ops.concatenate([u, v], axis=1)
-        right = ops.concatenate([4.0 * inner * v - 2.0 * u, -2.0 * v], axis=1)
-        y = low_rank.folded_product(
-            ops.convert_to_tensor(x),
-            ops.array(kernel),
-            WIDE,
-            (left, right),
-            None,
-            None,
-            training=True,
-        )
-        return ops.mean(ops.square(y) * y)
-
-    def oracle_loss(x, u, v):
-        h, g = (
-            dense_oracle.side_matrix("ether", {"input_u": a}, "input")
-            for a in (u, v)
-        )
-        return ((x @ h @ g @ kernel) ** 3).mean()
-
-    found = backends.gradients(loss, [x, u, v])
-    expected = backends.finite_differences(oracle_loss, [x, u, v])
-    for gradient, reference in zip(found, expected, strict=True):
-        scale = np.abs(reference).max()
-        np.testing.assert_allclose(gradient, reference, atol=1e-3 * scale)
 
 
 # `HEADS` gives (2, 5, 4, 10).
@@ -222,13 +215,7 @@ def test_a_bias_is_added_and_trains(training, shape, rng):
     # Nothing of the layer's own is what the bias was added to.
     for tensor, array in zip(tensors, (*arrays, bias), strict=True):
         np.testing.assert_array_equal(numpy(tensor), array)
-    (found,) = backends.gradients(
-        lambda bias: ops.mean(ops.square(outputs(bias))), [bias]
-    )
-    (expected,) = backends.finite_differences(
-        lambda bias: ((y + bias) ** 2).mean(), [bias]
-    )
-    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+    check_gradients(outputs, lambda bias: y + bias, [bias])
 
 
 @pytest.mark.skipif(
@@ -260,43 +247,15 @@ def test_frozen_inputs_and_kernels_cost_no_gradient(method, rng):
     assert backward_flops(0, 1) - backward_flops(0) > whole
 
 
-@pytest.mark.parametrize(
-    ("method", "side", "view"),
-    [
-        ("ether+", "input", HEADS),
-        ("ether+", "output", HEADS),
-        ("ether+", "both", HEADS),
-        ("ether", "input", WIDE),
-        ("ether", "input", HEADS),
-    ],
-)
-def test_gradient_of_the_kernel_equals_finite_differences(
-    method, side, view, rng
-):
-    arrays, names = draw(method, side, 2, view, rng)
-    x, kernel, *vectors = arrays
-
-    def loss(kernel):
-        y = folded(method, view, names, x, kernel, *vectors)
-        return ops.mean(ops.square(y))
-
-    def oracle_loss(kernel):
-        return (oracle(method, view, names, x, kernel, *vectors) ** 2).mean()
-
-    (found,) = backends.gradients(loss, [kernel])
-    (expected,) = backends.finite_differences(oracle_loss, [kernel])
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, atol=1e-3 * scale)
-
-
+@pytest.mark.parametrize("product", [folded, unfolded])
 @pytest.mark.parametrize("method", FACTORS)
-def test_second_derivative_equals_finite_differences(method, rng):
+def test_second_derivative_equals_finite_differences(method, product, rng):
     side = "input" if method == "ether" else "both"
     arrays, names = draw(method, side, 4, DENSE, rng)
     x, kernel, vector, *rest = arrays
 
     def loss(vector):
-        y = folded(method, DENSE, names, x, kernel, vector, *rest)
+        y = product(method, DENSE, names, x, kernel, vector, *rest)
         return ops.mean(ops.square(y) * ops.abs(y))
 
     def oracle_loss(vector):
@@ -333,26 +292,14 @@ def test_forward_mode_equals_differences(method, side, blocks, view, rng):
     """Along a direction in inputs, kernel, vectors and bias together."""
     arrays, names = draw(method, side, blocks, view, rng)
     bias = rng.standard_normal(oracle(method, view, names, *arrays).shape[-1:])
-    points = [*arrays, bias.astype("float32")]
-    directions = [
-        rng.standard_normal(a.shape).astype("float32") for a in points
-    ]
 
-    def outputs(x, kernel, *rest):
-        *vectors, bias = rest
-        return folded(method, view, names, x, kernel, *vectors, bias=bias)
+    def outputs(*points):
+        return folded(method, view, names, *points[:-1], bias=points[-1])
 
-    def reference(step):
-        moved = [
-            np.float64(a) + step * d
-            for a, d in zip(points, directions, strict=True)
-        ]
-        return oracle(method, view, names, *moved[:-1]) + moved[-1]
+    def reference(*points):
+        return oracle(method, view, names, *points[:-1]) + points[-1]
 
-    found = backends.directional_derivative(outputs, points, directions)
-    expected = (reference(1e-5) - reference(-1e-5)) / 2e-5
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, atol=1e-3 * scale)
+    check_tangent(outputs, reference, [*arrays, bias.astype("float32")])
 
 
 @pytest.mark.parametrize("place", range(4))
@@ -360,27 +307,19 @@ def test_forward_mode_along_one_argument(place, rng):
     """The others are constants, of which JAX hands on no tangent."""
     arrays, names = draw("ether", "input", 4, WIDE, rng)
     points = [*arrays, rng.standard_normal(40).astype("float32")]
-    direction = rng.standard_normal(points[place].shape).astype("float32")
+
+    def with_one(moved):
+        return [moved if i == place else a for i, a in enumerate(points)]
 
     def outputs(moved):
-        x, kernel, u, bias = (
-            moved if i == place else a for i, a in enumerate(points)
-        )
-        return folded("ether", WIDE, names, x, kernel, u, bias=ops.array(bias))
+        *arrays, bias = with_one(moved)
+        return folded("ether", WIDE, names, *arrays, bias=ops.array(bias))
 
-    def reference(step):
-        x, kernel, u, bias = (
-            np.float64(a) + (step * direction if i == place else 0.0)
-            for i, a in enumerate(points)
-        )
-        return oracle("ether", WIDE, names, x, kernel, u) + bias
+    def reference(moved):
+        *arrays, bias = with_one(moved)
+        return oracle("ether", WIDE, names, *arrays) + bias
 
-    found = backends.directional_derivative(
-        outputs, [points[place]], [direction]
-    )
-    expected = (reference(1e-5) - reference(-1e-5)) / 2e-5
-    scale = np.abs(expected).max()
-    np.testing.assert_allclose(found, expected, atol=1e-3 * scale)
+    check_tangent(outputs, reference, [points[place]])
 
 
 # Custom gradients, read by PyTorch's compiler.
@@ -481,8 +420,7 @@ def test_layers_that_reorder_their_rows_are_not_folded():
         )
 
 
-# The forms that 16 bits use, here in float32 so that it can be compared: 4
-# blocks stay unfolded, 10 are folded into the kernel.
+# 4 blocks stay unfolded, 10 are folded into the kernel.
 UNFOLDED = [
     (method, side, blocks, view)
     for method, side in (
@@ -492,22 +430,6 @@ UNFOLDED = [
     )
     for blocks, view in ((4, DENSE), (2, HEADS), (2, JOINED), (10, NARROW))
 ]
-
-
-def unfolded(method, view, names, x, kernel, *vectors, training=True):
-    sides, count = {}, len(vectors) // len({n[:5] for n in names})
-    for i in range(0, len(names), count):
-        numbers = [ops.convert_to_tensor(v) for v in vectors[i : i + count]]
-        sides[names[i].partition("_")[0]] = FACTORS[method](*numbers)
-    return low_rank.wide_side_unfolded(
-        ops.convert_to_tensor(x),
-        ops.convert_to_tensor(kernel),
-        view,
-        sides.get("input"),
-        sides.get("output"),
-        (),
-        training,
-    )
 
 
 @pytest.mark.by_turns
@@ -523,38 +445,10 @@ def test_unfolded_pairs(method, side, blocks, view, rng):
     for training in (False, True):
         y = unfolded(method, view, names, *arrays, training=training)
         np.testing.assert_allclose(numpy(y), expected, rtol=1e-3, atol=1e-4)
-    target = expected + rng.standard_normal(expected.shape)
-    loss = backends.gradients(
-        lambda *a: ops.mean(
-            ops.square(
-                unfolded(method, view, names, *a) - ops.array(target, "float32")
-            )
-        ),
-        arrays,
-    )
-    reference = backends.finite_differences(
-        lambda *a: ((oracle(method, view, names, *a) - target) ** 2).mean(),
-        arrays,
-    )
-    for found, gradient in zip(loss, reference, strict=True):
-        scale = np.abs(gradient).max()
-        np.testing.assert_allclose(found, gradient, atol=1e-3 * scale)
-    directions = [
-        rng.standard_normal(a.shape).astype("float32") for a in arrays
-    ]
-    found = backends.directional_derivative(
-        lambda *a: unfolded(method, view, names, *a), arrays, directions
-    )
-
-    def moved(step):
-        points = zip(arrays, directions, strict=True)
-        return oracle(
-            method, view, names, *(np.float64(a) + step * d for a, d in points)
-        )
-
-    tangent = (moved(1e-5) - moved(-1e-5)) / 2e-5
-    scale = np.abs(tangent).max()
-    np.testing.assert_allclose(found, tangent, atol=1e-3 * scale)
+    function = functools.partial(unfolded, method, view, names)
+    reference = functools.partial(oracle, method, view, names)
+    check_gradients(function, reference, arrays)
+    check_tangent(function, reference, arrays)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -571,23 +465,3 @@ def test_ether_plus_starts_at_the_base_in_16_bits(view, training, dtype, rng):
     np.testing.assert_array_equal(
         numpy(ops.cast(y, "float32")), numpy(ops.cast(base, "float32"))
     )
-
-
-@pytest.mark.parametrize("method", FACTORS)
-def test_second_derivative_of_pairs_beside_the_product(method, rng):
-    side = "input" if method == "ether" else "both"
-    arrays, names = draw(method, side, 4, DENSE, rng)
-    x, kernel, vector, *rest = arrays
-
-    def loss(vector, product):
-        y = product(method, DENSE, names, x, kernel, vector, *rest)
-        return ops.mean(ops.square(y) * ops.abs(y))
-
-    found, expected = (
-        backends.squared_gradient_derivative(
-            lambda v, f=function: loss(v, f), [vector]
-        )
-        for function in (unfolded, folded)
-    )
-    scale = np.abs(numpy(expected)).max()
-    np.testing.assert_allclose(numpy(found), numpy(expected), atol=1e-3 * scale)

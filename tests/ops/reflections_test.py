@@ -43,6 +43,36 @@ def numpy(x):
     return np.asarray(ops.convert_to_numpy(x))
 
 
+@pytest.mark.parametrize("leading", [(), (2,)])
+def test_unit_has_unit_length_and_keeps_zeros(leading, rng):
+    u = rng.standard_normal((*leading, 3, 5)).astype("float32")
+    u[..., 1, :] = 0
+    rows = [dense_oracle.unit(row) for row in u.reshape(-1, 5)]
+    expected = np.stack(rows).reshape(u.shape)
+    np.testing.assert_allclose(numpy(reflections.unit(u)), expected, 1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_gradient_of_unit_is_that_of_the_formula(size, rng):
+    u = (size * rng.standard_normal((2, 3, 5))).astype("float32")
+    u[0, 1] = 0
+    upstream = rng.standard_normal(u.shape).astype("float32")
+
+    def loss(u):
+        return ops.sum(reflections.unit(u) * ops.array(upstream))
+
+    (found,) = backends.gradients(loss, [u])
+    length = np.linalg.norm(u, axis=-1, keepdims=True)
+    length[length == 0] = np.inf
+    e = u / length
+    inner = (e * upstream).sum(-1, keepdims=True)
+    expected = (upstream - e * inner) / length
+    # Through the formula itself, which has a slope of 1 at zero.
+    assert np.isfinite(found).all()
+    found, expected = np.delete(found, 1, 1), np.delete(expected, 1, 1)
+    np.testing.assert_allclose(size * found, size * expected, 2e-4, 1e-5)
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("blocks", [1, 4, 36])
 @pytest.mark.parametrize("method", FACTORS)
@@ -96,7 +126,7 @@ def test_gradients_equal_finite_differences(method, blocks, training, rng):
 def test_gradients_of_the_factors_are_finite_where_a_vector_is_zero(
     method, blocks, rng
 ):
-    """By hand on PyTorch; zero along the zero vector, and else as without."""
+    """Those of the other vectors are as without it."""
     weights = draw_weights(method, blocks, 4, rng)
     upstream = [
         rng.standard_normal(f.shape).astype("float32")
