@@ -6,6 +6,7 @@ import pytest
 
 import keras_ether
 from keras_ether.adapters import kinds as table
+from tests import checks
 from tests import kinds
 from tests import models
 from tests import tuned
@@ -64,7 +65,7 @@ def test_life(kind, rng, tmp_path):
     saved = models.values(model.weights)
     kinds.randomize(layer, rng)
     model.load_weights(path)
-    models.assert_are(model.weights, saved)
+    checks.equal(model.weights, saved)
 
     keras_ether.merge(model)
     assert type(layer) is layer_class
@@ -88,9 +89,7 @@ def test_files_over_another_base_keep_the_predictions(kind, rng, tmp_path):
         keras_ether.apply(model, method="ether", seed=seed, **ARGUMENTS)
     one.save_weights(path)
     other.load_weights(path)
-    models.assert_are(
-        tuned.vectors_of(other), models.values(tuned.vectors_of(one))
-    )
+    checks.equal(tuned.vectors_of(other), models.values(tuned.vectors_of(one)))
     expected = models.call(one, x)
     np.testing.assert_allclose(models.call(other, x), expected, atol=1e-5)
 

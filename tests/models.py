@@ -149,12 +149,6 @@ def values(variables):
     return [np.array(ops.convert_to_numpy(v)) for v in variables]
 
 
-def assert_are(variables, expected):
-    """Variables have the expected values, to the bit."""
-    for now, before in zip(values(variables), expected, strict=True):
-        np.testing.assert_array_equal(now, before)
-
-
 def call(model, x):
     """The model's outputs, computed without compilation."""
     return np.array(ops.convert_to_numpy(model(x, training=False)))

@@ -8,6 +8,7 @@ from keras import ops
 import keras_ether
 from keras_ether.adapters import quantized_kernel
 from keras_ether.surgery.verbs import adapted_layers
+from tests import checks
 from tests import kinds
 from tests import models
 from tests import quantized_models as qm
@@ -115,9 +116,9 @@ def test_base_trains_and_stays(mode, method, rng):
     assert np.all(np.isfinite(history.history["loss"]))
     for vector in models.values(first.ether.vectors.values()):
         assert np.all(np.isfinite(vector))
-    models.assert_are(first.weights[:1], codes)
+    checks.equal(first.weights[:1], codes)
     keras_ether.remove(model)
-    models.assert_are(first.weights[:1], codes)
+    checks.equal(first.weights[:1], codes)
 
 
 @pytest.mark.parametrize(("mode", "method"), PAIRS)
@@ -134,7 +135,7 @@ def test_merge_rounds_again_on_request_and_says_the_error(mode, method, rng):
     message = rf"'shared'.*quantized \('{mode}'\).*requantize=True"
     with pytest.raises(ValueError, match=message):
         keras_ether.merge(model)
-    models.assert_are(model.weights, weights)
+    checks.equal(model.weights, weights)
     effective = {
         path: numpy_of(layer.ether.fold(quantized_kernel.dequantize(layer)))
         for path, layer in adapted_layers(model).items()

@@ -6,6 +6,7 @@ import pytest
 
 import keras_ether
 from keras_ether.surgery.verbs import adapted_layers
+from tests import checks
 from tests import kinds
 from tests import models
 from tests import quantized_models as qm
@@ -96,7 +97,7 @@ def test_over_the_same_base_everything_is_restored(config, method, x, tmp_path):
     save(model, tmp_path / "model.weights.h5")
     other = fine_tuned(config, method, seed=1, base_seed=0)
     other.load_weights(tmp_path / "model.weights.h5")
-    models.assert_are(other.weights, models.values(model.weights))
+    checks.equal(other.weights, models.values(model.weights))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_file_of_another_adapter_leaves_the_codes(x, tmp_path):
     codes = models.values(shared)
     with pytest.raises(ValueError, match=r"/ether.*Received: method='ether'"):
         other.load_weights(tmp_path / "model.weights.h5")
-    models.assert_are(shared, codes)
+    checks.equal(shared, codes)
 
 
 @pytest.mark.nightly
@@ -211,7 +212,7 @@ def test_float8_file(method, x, tmp_path):
     )
     other, _ = make(seed=1)
     other.load_weights(tmp_path / "model.weights.h5")
-    models.assert_are(other.weights, models.values(model.weights))
+    checks.equal(other.weights, models.values(model.weights))
 
 
 def calibrated(mode, seed=0):

@@ -4,6 +4,7 @@ import pytest
 
 import keras_ether
 from keras_ether.surgery import verbs
+from tests import checks
 from tests import kinds
 from tests import models
 from tests import tuned
@@ -83,7 +84,7 @@ def test_over_the_same_base_everything_is_restored_to_the_bit(method, tmp_path):
     for vector in tuned.vectors_of(model):
         vector.assign(np.ones(vector.shape))
     model.load_weights(path)
-    models.assert_are(model.weights, saved)
+    checks.equal(model.weights, saved)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -119,7 +120,7 @@ def test_file_without_vectors_is_a_base_checkpoint(x, tmp_path):
         np.testing.assert_allclose(
             models.call(model, x), models.call(plain, x), atol=1e-6
         )
-    models.assert_are(tuned.vectors_of(model), vectors)
+    checks.equal(tuned.vectors_of(model), vectors)
 
 
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize`")

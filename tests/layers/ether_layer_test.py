@@ -12,6 +12,7 @@ from keras_ether.layers import EtherConv3D
 from keras_ether.layers import EtherDense
 from keras_ether.layers import EtherEinsumDense
 from keras_ether.layers import EtherEmbedding
+from tests import checks
 from tests import dense_oracle
 from tests import models
 
@@ -118,7 +119,7 @@ def test_life(kind, rng, tmp_path):
     assert type(again.layers[0]) is type(layer)
     assert again.layers[0].get_config() == layer.get_config()
     np.testing.assert_array_equal(models.call(again, x), active)
-    models.assert_are(again.weights, models.values(model.weights))
+    checks.equal(again.weights, models.values(model.weights))
     flags = [[v.trainable for v in m.weights] for m in (again, model)]
     assert flags[0] == flags[1]
 
