@@ -19,9 +19,6 @@ BENCHMARKS = {
     "bank": "many adapters on one base, over the base's `predict`",
     "memory": "peak memory of a training step by method",
     "apply": "peak memory of `apply`, over the model",
-    "growth": "cost of one layer by tokens, width and blocks",
-    "floor": "what the products of a few rows take on their own",
-    "profile": "where PyTorch spends a step, by its profiler",
     "tpu": "memory traffic of a step compiled for a TPU, without one",
     "tpu_bank": "the same of a bank's `predict`, over the base's",
     "gpu_plan": "kernels and traffic of a step compiled for a GPU, without one",
@@ -32,7 +29,7 @@ BENCHMARKS = {
     "language_peers": "PEFT and the default, on two pretrained language models",
     "tables": "tables and plots of benchmarks/README.md, from the results",
 }
-TORCH_ONLY = ("peers", "language_peers", "profile", "kernels")
+TORCH_ONLY = ("peers", "language_peers", "kernels")
 JAX_ONLY = ("tpu", "tpu_bank", "gpu_plan", "fits")
 # These take options of their own.
 WITH_OPTIONS = (*JAX_ONLY, "kernels", "gpu", "language_peers")

@@ -16,7 +16,7 @@ from benchmarks import report
 from benchmarks import timing
 from benchmarks import train
 from benchmarks import variants
-from benchmarks.precision import minilm_folder
+from examples.real_models import minilm
 
 BATCH, LENGTH = 8, 128
 LINEAR_MAPS = r".*encoder.*\.(query|key|value|dense)"
@@ -72,7 +72,7 @@ def batch():
 
 def keras_step(name, tokens, labels):
     model = keras_hub.models.BertTextClassifier(
-        keras_hub.models.Backbone.from_preset(minilm_folder(), dropout=0.0),
+        keras_hub.models.Backbone.from_preset(minilm.preset(), dropout=0.0),
         num_classes=2,
         preprocessor=None,
         dropout=0.0,
@@ -91,7 +91,7 @@ def peft_step(config, tokens, labels):
     """A step of the same model from `transformers`, with Adam."""
     keras.utils.set_random_seed(0)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        minilm_folder(),
+        minilm.preset(),
         num_labels=2,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,

