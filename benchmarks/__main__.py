@@ -19,9 +19,6 @@ BENCHMARKS = {
     "bank": "many adapters on one base, over the base's `predict`",
     "memory": "peak memory of a training step by method",
     "apply": "peak memory of `apply`, over the model",
-    "growth": "cost of one layer by tokens, width and blocks",
-    "floor": "what the products of a few rows take on their own",
-    "profile": "where PyTorch spends a step, by its profiler",
     "tpu": "memory traffic of a step compiled for a TPU, without one",
     "tpu_bank": "the same of a bank's `predict`, over the base's",
     "gpu_plan": "kernels and traffic of a step compiled for a GPU, without one",
@@ -32,8 +29,10 @@ BENCHMARKS = {
     "language_peers": "PEFT and the default, on two pretrained language models",
     "tables": "tables and plots of benchmarks/README.md, from the results",
 }
-TORCH_ONLY = ("peers", "language_peers", "profile", "kernels")
+TORCH_ONLY = ("peers", "language_peers", "kernels")
 JAX_ONLY = ("tpu", "tpu_bank", "gpu_plan", "fits")
+CASES = ("minilm", "minilm-default", "decoder", "decoder-int8")
+CASES += ("decoder-int4", "bert-base")
 # These take options of their own.
 WITH_OPTIONS = (*JAX_ONLY, "kernels", "gpu", "language_peers")
 # How long each model of a benchmark is measured by default.
@@ -70,14 +69,7 @@ def main():
             command.add_argument(
                 "--cases",
                 nargs="+",
-                choices=[
-                    "minilm",
-                    "minilm-default",
-                    "decoder",
-                    "decoder-int8",
-                    "decoder-int4",
-                    "bert-base",
-                ],
+                choices=CASES,
                 help="models and targets; all of them by default",
             )
         if name in SECONDS:
@@ -103,6 +95,14 @@ def main():
 
 def pin(backend, threads):
     """Sets the backend, and holds this process to as many cores as threads."""
+    prepare(backend, threads)
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))[:threads]
+        os.sched_setaffinity(0, cores)
+
+
+def prepare(backend, threads):
+    """Sets what has to be known before Keras is imported."""
     os.environ["KERAS_BACKEND"] = backend
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     for name in (
@@ -113,9 +113,6 @@ def pin(backend, threads):
     ):
         os.environ[name] = str(threads)
     keep_pages()
-    if hasattr(os, "sched_setaffinity"):
-        cores = sorted(os.sched_getaffinity(0))[:threads]
-        os.sched_setaffinity(0, cores)
 
 
 def keep_pages():

@@ -1,27 +1,17 @@
 """Peak memory of `keras_ether.apply`, each method in a process of its own."""
 
 import json
-import os
-import subprocess
 import sys
 
 from benchmarks import memory
+from benchmarks import processes
 from benchmarks import report
-
-METHODS = ("ether", "ether+")
 
 
 def main(args):
     rows = []
-    for method in METHODS:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.apply", method],
-            check=True,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
-        )
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+    for method in ("ether", "ether+"):
+        rows.append(processes.measure("apply", method, **memory.ENVIRONMENT))
         print(rows[-1], flush=True)
     title = "BERT-base, all linear maps, n=4: apply over the model itself"
     report.save("apply", args, {title: rows})

@@ -33,9 +33,9 @@ def main(args):
     if not args.quick:
         steps["a loop over 32 adapters, ETHER n=4"] = loop(inputs)
     times = timing.alternate(steps, rounds=100, seconds=args.seconds)
-    ratios = rows_of(times)
+    ratios = timing.ratios(times, "base", "model")
     if args.backend == "torch":
-        ratios += rows_of(peft_times(args))
+        ratios += peft_rows(args.seconds / 4)
     tables = {
         f"`predict`, MiniLM's size, {BATCH} x {LENGTH} tokens": ratios,
         "Adding an adapter from a file, and the bank's memory": adding,
@@ -57,18 +57,13 @@ def cases(quick):
     ]
 
 
-def rows_of(times):
-    reference = next(iter(times))
-    rows = timing.ratios(times, reference=reference)
-    return [{"model": row.pop("name"), **row} for row in rows]
-
-
-def peft_times(args):
+def peft_rows(seconds):
     """PEFT's mixed batches of LoRAs, over the base on `transformers`."""
-    from benchmarks import peft_batches
+    from benchmarks import peft_models
 
-    steps = peft_batches.steps(BATCH, LENGTH, RANK)
-    return timing.alternate(steps, rounds=100, seconds=args.seconds / 4)
+    steps = peft_models.mixed_batches(BATCH, LENGTH, RANK)
+    times = timing.alternate(steps, rounds=100, seconds=seconds)
+    return timing.ratios(times, "base, transformers", "model")
 
 
 def adapted(method="ether", rank_blocks=4):

@@ -15,11 +15,9 @@ that is compiled for the chips.
 import functools
 import os
 import re
-import time
 
 from benchmarks import hlo
 from benchmarks import planned
-from benchmarks import report
 
 LAYOUTS = ("model", "data", "fsdp")
 TOPOLOGIES = {4: "v5e:2x2", 8: "v5e:2x4", 16: "v5e:4x4"}
@@ -42,19 +40,16 @@ def set_environment(chips):
 
 
 def main(args):
-    rows, profiles = [], {}
-    for name in planned.chosen(args):
-        started = time.perf_counter()
-        row, profiles[name] = measure(compile_step(name, args))
-        row = {"method": name, **row}
-        rows.append(planned.with_ratios(row, rows, RATIOS))
-        seconds = time.perf_counter() - started
-        print(f"{row} ({seconds:.0f} s to compile)", flush=True)
-        title = planned.title(args, f"{args.chips} chips, {args.layout}")
-        report.save_planned(
-            f"tpu-{args.chips}-{args.layout}", args, {title: rows}, profiles
-        )
-    print(report.markdown(rows))
+    set_environment(args.chips)
+    planned.run(
+        args,
+        f"tpu-{args.chips}-{args.layout}",
+        planned.title(args, f"{args.chips} chips, {args.layout}"),
+        planned.chosen(args),
+        lambda name: compile_step(name, args),
+        measure,
+        RATIOS,
+    )
 
 
 def compile_step(name, args):
@@ -158,12 +153,11 @@ def collectives(text):
             if match[2]:
                 # What starts gives its operands beside its results.
                 sizes[0] = [max(sizes[0])]
-            layer = re.search(r'op_name="([^"]*)"', rest)
             found[channel[1] if channel else operation] = {
                 "collective": operation,
                 "kind": match[1],
                 "times": times.get(name, 1),
-                "of": layer[1].replace("\\'", "'") if layer else "",
+                "of": hlo.layer(rest),
                 "MB": round(times.get(name, 1) * max(map(sum, sizes)) / 1e6, 4),
                 "writes": hlo.shapes(kind),
                 "in": name,

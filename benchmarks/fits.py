@@ -14,13 +14,14 @@ one chip holds.
 
 import argparse
 import functools
+import json
 import pathlib
 import time
 
 from benchmarks import abstract_models
 from benchmarks import collectives
 from benchmarks import described_gpus
-from benchmarks import gpu_plan
+from benchmarks import planned
 from benchmarks import report
 from benchmarks import tpu
 
@@ -92,27 +93,29 @@ def main(args):
     compile_for, memory = compiler(args)
     chip = args.chip if args.chips == 1 else f"{args.chip}-{args.chips}"
     title = f"{args.batch} x {args.tokens} tokens, {args.policy}, {chip}"
-    saved = f"fits-{chip}-{args.policy}"
-    rows = report.planned_rows(saved, args, title)
+    path = report.path_of(f"fits-{chip}-{args.policy}", args)
+    rows = []
+    if path.exists():
+        rows = json.loads(path.read_text("utf-8"))["tables"].get(title, [])
     for name in args.models:
         for base, method, remat in (ROWS[i] for i in args.rows):
             mode = remat_mode(name) if remat else None
             started = time.perf_counter()
-            planned = gibibytes(compile_for, args, name, base, method, mode)
+            found = gibibytes(compile_for, args, name, base, method, mode)
             row = {
                 "model": name,
                 "base": args.policy if base == "-" else base,
                 "method": method,
                 "remat": mode["mode"].replace("_", " ") if mode else "no",
-                **planned,
-                "fits": "yes" if planned["GiB"] <= memory else "no",
+                **found,
+                "fits": "yes" if found["GiB"] <= memory else "no",
             }
             seconds = time.perf_counter() - started
             print(f"{row} ({seconds:.0f} s to compile)", flush=True)
             # Rows of other runs stay.
             rows = [r for r in rows if _key(r) != _key(row)] + [row]
             rows.sort(key=lambda r: [*SIZES].index(r["model"]))
-            report.save_planned(saved, args, {title: rows}, {})
+            report.write(path, args, {title: rows}, {"largest operations": {}})
     print(report.markdown(rows))
 
 
@@ -134,11 +137,12 @@ def compiler(args):
     if args.chip in TPUS:
         tpu.set_environment()
         topology, memory = TPUS[args.chip]
-        return lambda *step: tpu.compile_for(topology, *step), memory
-    described_gpus.set_environment(args.cuda)
-    device = described_gpus.device(args.chip, args.cuda)
-    memory = described_gpus.DATA_SHEETS[args.chip][7]
-    return lambda *step: gpu_plan.compile_for(device, *step), memory
+        device = tpu.device(topology)
+    else:
+        described_gpus.set_environment(args.cuda)
+        device = described_gpus.device(args.chip, args.cuda)
+        memory = described_gpus.DATA_SHEETS[args.chip][7]
+    return functools.partial(planned.compile_for, device), memory
 
 
 def gibibytes(compile_for, args, name, base, method, remat):

@@ -9,13 +9,13 @@ results is written after each row: a run that is cut off leaves what it had.
 """
 
 import argparse
-import functools
 import json
-import os
 import subprocess
 import sys
 import time
 
+from benchmarks import memory
+from benchmarks import processes
 from benchmarks import report
 
 MODES = ("jax", "torch", "torch compiled")
@@ -30,7 +30,11 @@ METHODS = (
     "head only",
     "full",
 )
-PEERS = ("limit", "LoRA r=8", "OFT")
+PEERS = {
+    "limit": None,
+    "LoRA r=8": "PEFT LoRA r=8",
+    "OFT": "PEFT OFT, blocks of 32",
+}
 GENERATE = ("base", "active", "merged")
 SIZES = {
     "tiny": {"layers": 1, "width": 32, "vocabulary": 64, "tokens": 8},
@@ -89,15 +93,10 @@ def in_process(job, size, seconds):
     """One row, or one that says why there is none."""
     mode, what, name = job
     row = {"mode": mode, "what": what, "name": name}
-    environment = {**os.environ, "KERAS_BACKEND": mode.split()[0]}
+    backend = mode.split()[0]
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.gpu", *job, size],
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            env=environment,
-            check=True,
+        measured = processes.measure(
+            "gpu", *job, size, timeout=seconds, KERAS_BACKEND=backend
         )
     except subprocess.TimeoutExpired:
         return {**row, "error": "the time is up"}
@@ -105,7 +104,7 @@ def in_process(job, size, seconds):
         # Out of memory, or a library that is not installed.
         lines = error.stderr.strip().splitlines() or [str(error)]
         return {**row, "error": lines[-1][:300]}
-    return {**row, **json.loads(done.stdout.splitlines()[-1])}
+    return {**row, **measured}
 
 
 def compare(rows):
@@ -120,19 +119,10 @@ def compare(rows):
 
 
 def save(args, size, rows):
-    args.results.mkdir(parents=True, exist_ok=True)
     device = next((r["device"] for r in rows if "device" in r), "unknown")
-    run = {
-        "environment": {
-            **report.environment(args.backend, args.threads),
-            "device": device,
-        },
-        "quick": args.quick,
-        "tables": {f"Decoder, {size}, bfloat16, {device}": rows},
-    }
-    name = "gpu-tiny.json" if args.tiny else "gpu.json"
-    path = args.results / name
-    path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    tables = {f"Decoder, {size}, bfloat16, {device}": rows}
+    path = args.results / ("gpu-tiny.json" if args.tiny else "gpu.json")
+    report.write(path, args, tables, accelerator=device)
 
 
 # In the process of a row.
@@ -153,31 +143,12 @@ def worker(mode, what, name, size):
         before = time.perf_counter()
         run()
         times.append(1e3 * (time.perf_counter() - before))
-    backend = mode.split()[0]
     row = {
         "ms": round(sorted(times)[len(times) // 2], 3),
-        "peak MiB": peak(backend),
-        "device": report.device(backend),
+        "peak MiB": round(memory.peak() / 2**20),
+        "device": report.device(mode.split()[0]),
     }
     print(json.dumps(row))
-
-
-def peak(backend):
-    """High-water mark of the accelerator, or of the process on a CPU."""
-    if backend == "jax":
-        import jax
-
-        stats = jax.devices()[0].memory_stats()
-        if stats:
-            return round(stats["peak_bytes_in_use"] / 2**20)
-    else:
-        import torch
-
-        if torch.cuda.is_available():
-            return round(torch.cuda.max_memory_allocated() / 2**20)
-    import resource
-
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10)
 
 
 def decoder(layers, width, vocabulary):
@@ -200,35 +171,28 @@ def decoder(layers, width, vocabulary):
 
 
 def training(name, compiled, layers, width, vocabulary, tokens):
-    import keras
     import numpy as np
 
+    from benchmarks import train
     from benchmarks import variants
 
     model = decoder(layers, width, vocabulary)
-    model.compile(keras.optimizers.Adam(1e-2), "mse")
     variants.VARIANTS[name](model, "all-linear")
-    options = {"jit_compile": True} if compiled else {}
-    model.compile(
-        keras.optimizers.Adam(1e-4),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        **options,
-    )
+    train.compile_model(model, **({"jit_compile": True} if compiled else {}))
     rng = np.random.default_rng(0)
     ids = rng.integers(0, vocabulary, (BATCH, tokens), dtype="int32")
     inputs = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
-    return lambda: model.train_on_batch(inputs, np.roll(ids, -1, axis=1))
+    return train.step(model, inputs, np.roll(ids, -1, axis=1))
 
 
 def generation(name, layers, width, vocabulary, tokens):
     """Greedy, a prompt of an eighth of the tokens and as many behind it."""
-    import keras
     import numpy as np
 
     import keras_ether
 
     model = decoder(layers, width, vocabulary)
-    model.compile(keras.optimizers.Adam(1e-2), sampler="greedy")
+    model.compile(sampler="greedy")
     if name != "base":
         keras_ether.apply(model, rank_blocks=4, targets="all-linear", seed=0)
     if name == "merged":
@@ -243,9 +207,10 @@ def generation(name, layers, width, vocabulary, tokens):
 
 def peer(name, layers, width, vocabulary, tokens):
     """PEFT on the same decoder from `transformers`."""
-    import peft
     import torch
     import transformers
+
+    from benchmarks import peft_models
 
     heads = max(width // 64, 2)
     place = "cuda" if torch.cuda.is_available() else "cpu"
@@ -262,28 +227,17 @@ def peer(name, layers, width, vocabulary, tokens):
                 tie_word_embeddings=True,
             )
         ).to(torch.bfloat16)
-    config = functools.partial(dict, target_modules="all-linear")
     if name == "limit":
         model.requires_grad_(False)
         model.model.layers[0].input_layernorm.requires_grad_(True)
-    elif name == "OFT":
-        model = peft.get_peft_model(
-            model, peft.OFTConfig(**config(r=0, oft_block_size=32))
-        )
     else:
-        model = peft.get_peft_model(model, peft.LoraConfig(**config(r=8)))
-    model = model.to(place).train()
-    optimizer = torch.optim.Adam(
-        [w for w in model.parameters() if w.requires_grad], lr=1e-4
-    )
+        model = peft_models.adapted(model, PEERS[name], "all-linear")
+    optimizer = peft_models.adam(model.to(place).train())
     ids = torch.randint(0, vocabulary, (BATCH, tokens), device=place)
 
     def step():
-        optimizer.zero_grad()
         loss = model(input_ids=ids, labels=ids).loss
-        loss.backward()
-        optimizer.step()
-        return loss.item()
+        return peft_models.update(optimizer, loss).item()
 
     return step
 

@@ -7,14 +7,11 @@ comes out of it; what it plans is the same at each run.
 """
 
 import argparse
-import functools
 import re
-import time
 
 from benchmarks import described_gpus
 from benchmarks import hlo
 from benchmarks import planned
-from benchmarks import report
 
 # A kernel that moves less takes no longer than starting it.
 SMALL = 2**20
@@ -34,31 +31,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def main(args):
     described_gpus.set_environment(args.cuda)
     device = described_gpus.device(args.chip, args.cuda)
-    rows, profiles = [], {}
-    for name in planned.chosen(args):
-        started = time.perf_counter()
-        compiled = compile_for(device, *planned.training_step(name, args))
-        row, profiles[name] = measure(compiled)
-        row = {"method": name, **row}
-        rows.append(planned.with_ratios(row, rows, RATIOS))
-        seconds = time.perf_counter() - started
-        print(f"{row} ({seconds:.0f} s to compile)", flush=True)
-        title = planned.title(args, args.chip.upper())
-        report.save_planned(
-            f"gpu-plan-{args.chip}-{args.policy}", args, {title: rows}, profiles
-        )
-    print(report.markdown(rows))
-
-
-def compile_for(device, step, state, batch):
-    import jax
-    from jax.sharding import SingleDeviceSharding
-
-    place = functools.partial(
-        jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(device)
+    planned.run(
+        args,
+        f"gpu-plan-{args.chip}-{args.policy}",
+        planned.title(args, args.chip.upper()),
+        planned.chosen(args),
+        lambda name: planned.compile_for(
+            device, *planned.training_step(name, args)
+        ),
+        measure,
+        RATIOS,
     )
-    arguments = jax.tree.map(lambda x: place(x.shape, x.dtype), (state, batch))
-    return jax.jit(step, donate_argnums=(0,)).lower(*arguments).compile()
 
 
 def measure(compiled):
@@ -103,12 +86,11 @@ def _started(computations, name):
             continue
         sources = [types[o] for o in operands if o in types]
         moved = sum(s for t in (kind, *sources) for s, _ in hlo.arrays(t))
-        layer = re.search(r'op_name="([^"]*)"', rest)
         found.append(
             {
                 "kernel": operation,
                 "kind": _kind(moved, rest, called, computations),
-                "of": layer[1].replace("\\'", "'") if layer else "",
+                "of": hlo.layer(rest),
                 "MB": round(moved / 1e6, 4),
                 "writes": hlo.shapes(kind),
                 "reads": [s for source in sources for s in hlo.shapes(source)],

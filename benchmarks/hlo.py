@@ -107,6 +107,12 @@ def closing(text):
     raise ValueError(f"A bracket is open: {text[:80]!r}")
 
 
+def layer(rest):
+    """The layer that an operation was traced in, as JAX names it."""
+    name = re.search(r'op_name="([^"]*)"', rest)
+    return name[1].replace("\\'", "'") if name else ""
+
+
 def arrays(text):
     """Size in bytes of each array of a type, and whether it is in HBM."""
     found = []

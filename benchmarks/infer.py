@@ -28,10 +28,7 @@ def main(args):
         # luck of standing beside the base in every round.
         steps["ETHER n=4, merged"] = predict(build, "ether", 4, merge=True)
         times = timing.alternate(steps, rounds=100, seconds=seconds)
-        tables[title] = [
-            {"model": row.pop("name"), **row}
-            for row in timing.ratios(times, reference="base")
-        ]
+        tables[title] = timing.ratios(times, "base", "model")
         keras.backend.clear_session()
     report.save("infer", args, tables)
 

@@ -61,6 +61,7 @@ def build(name, policy, layers, **options):
     import keras_hub
     import numpy as np
 
+    from benchmarks import train
     from benchmarks import variants
 
     keras.config.set_dtype_policy(policy)
@@ -75,11 +76,7 @@ def build(name, policy, layers, **options):
     )
     model = keras_hub.models.Llama3CausalLM(backbone, preprocessor=None)
     variants.VARIANTS[name](model, "all-linear")
-    model.compile(
-        keras.optimizers.Adam(1e-3),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        **options,
-    )
+    train.compile_model(model, **options)
     # More rows than the widest kernel has, so that every layer folds.
     tokens = np.ones((32, length), "int32")
     inputs = {"token_ids": tokens, "padding_mask": tokens}

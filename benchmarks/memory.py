@@ -1,11 +1,10 @@
 """Peak memory of a training step, each method in a process of its own."""
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
+from benchmarks import processes
 from benchmarks import report
 
 METHODS = (
@@ -21,31 +20,22 @@ METHODS = (
 )
 QUICK = ("limit", "ETHER n=4", "ETHER+ n=4", "Keras LoRA r=8")
 BATCH = 32
+# Large tensors go back to the system when they are freed, so that the
+# high-water mark is of what lives and not of what an allocator keeps.
+ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 
 
 def main(args):
     rows = []
     for name in QUICK if args.quick else METHODS:
-        rows.append({"method": name, **in_subprocess(name)})
+        measured = processes.measure("memory", name, **ENVIRONMENT)
+        rows.append({"method": name, **measured})
         print(f"{name}: {rows[-1]}", flush=True)
     limit = rows[0]["step_mib"]
     for row in rows:
         row["ratio"] = round(row["step_mib"] / limit, 3)
     title = f"MiniLM's size, {BATCH} x 128 tokens, all linear maps"
     report.save("memory", args, {title: rows})
-
-
-def in_subprocess(name):
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory", name],
-        check=True,
-        capture_output=True,
-        text=True,
-        # Large tensors go back to the system when they are freed, so that the
-        # high-water mark is of what lives and not of what an allocator keeps.
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"},
-    )
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure(name):
@@ -82,20 +72,6 @@ def peak():
     return status("VmHWM") if statistics is None else statistics()
 
 
-def accelerator():
-    """The backend's own count on an accelerator, `None` on a CPU."""
-    import keras
-
-    backend = keras.backend.backend()
-    if report.device(backend) == "CPU":
-        return None
-    if backend == "torch":
-        return _torch_peak
-    if backend == "tensorflow":
-        return _tensorflow_peak
-    return _jax_peak
-
-
 def _torch_peak(reset=False):
     import torch
 
@@ -121,6 +97,21 @@ def _jax_peak(reset=False):
 
     found = jax.devices()[0].memory_stats()
     return found["bytes_in_use" if reset else "peak_bytes_in_use"]
+
+
+COUNTS = {
+    "jax": _jax_peak,
+    "tensorflow": _tensorflow_peak,
+    "torch": _torch_peak,
+}
+
+
+def accelerator():
+    """The backend's own count on an accelerator, `None` on a CPU."""
+    import keras
+
+    backend = keras.backend.backend()
+    return None if report.device(backend) == "CPU" else COUNTS[backend]
 
 
 def status(field):

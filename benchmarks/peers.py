@@ -8,58 +8,41 @@ each is divided by the step of its own framework's limit.
 import keras
 import keras_hub
 import numpy as np
-import peft
 import torch
 import transformers
 
+from benchmarks import peft_models
 from benchmarks import report
 from benchmarks import timing
 from benchmarks import train
 from benchmarks import variants
-from benchmarks.precision import minilm_folder
+from examples.real_models import minilm
 
 BATCH, LENGTH = 8, 128
 LINEAR_MAPS = r".*encoder.*\.(query|key|value|dense)"
-PEERS = {
-    "PEFT LoRA r=8": peft.LoraConfig(
-        r=8, target_modules=LINEAR_MAPS, task_type="SEQ_CLS"
-    ),
-    "PEFT OFT, blocks of 32": peft.OFTConfig(
-        r=0, oft_block_size=32, target_modules=LINEAR_MAPS, task_type="SEQ_CLS"
-    ),
-    "PEFT HRA r=8": peft.HRAConfig(
-        r=8, target_modules=LINEAR_MAPS, task_type="SEQ_CLS"
-    ),
-}
 OURS = ("ETHER n=1", "ETHER n=4", "ETHER+ n=1", "ETHER+ n=4", "Keras LoRA r=8")
+PEERS = tuple(peft_models.ADAPTERS)
 
 
 def main(args):
     inputs, labels = batch()
-    keras_steps = {"limit": keras_step("limit", inputs, labels)}
-    peft_steps = {"limit": peft_step(None, inputs, labels)}
-    for name in OURS:
-        keras_steps[name] = keras_step(name, inputs, labels)
-    for name, config in PEERS.items():
-        peft_steps[name] = peft_step(config, inputs, labels)
+    steps = {}
+    for framework, make, names in (
+        ("KerasHub", keras_step, OURS),
+        ("transformers", peft_step, PEERS),
+    ):
+        for name in ("limit", *names):
+            steps[framework, name] = make(name, inputs, labels)
     times = timing.alternate(
-        {
-            **{("KerasHub", name): step for name, step in keras_steps.items()},
-            **{
-                ("transformers", name): step
-                for name, step in peft_steps.items()
-            },
-        },
-        rounds=40,
-        seconds=60 if args.quick else 240,
+        steps, rounds=40, seconds=60 if args.quick else 240
     )
     rows = []
     for framework in ("KerasHub", "transformers"):
         own = {n: t for (place, n), t in times.items() if place == framework}
-        for row in timing.ratios(own, reference="limit"):
-            rows.append(
-                {"framework": framework, "method": row.pop("name"), **row}
-            )
+        rows += [
+            {"framework": framework, **row}
+            for row in timing.ratios(own, reference="limit", key="method")
+        ]
     title = "all-MiniLM-L6-v2, 8 x 128 tokens, all linear maps"
     report.save("peers", args, {title: rows})
 
@@ -72,7 +55,7 @@ def batch():
 
 def keras_step(name, tokens, labels):
     model = keras_hub.models.BertTextClassifier(
-        keras_hub.models.Backbone.from_preset(minilm_folder(), dropout=0.0),
+        keras_hub.models.Backbone.from_preset(minilm.preset(), dropout=0.0),
         num_classes=2,
         preprocessor=None,
         dropout=0.0,
@@ -87,27 +70,23 @@ def keras_step(name, tokens, labels):
     return train.step(model, inputs, labels)
 
 
-def peft_step(config, tokens, labels):
+def peft_step(name, tokens, labels):
     """A step of the same model from `transformers`, with Adam."""
     keras.utils.set_random_seed(0)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        minilm_folder(),
+        minilm.preset(),
         num_labels=2,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    if config is not None:
-        model = peft.get_peft_model(model, config)
-    else:
-        for name, weight in model.named_parameters():
+    if name == "limit":
+        for path, weight in model.named_parameters():
             weight.requires_grad = (
-                name.startswith("classifier")
-                or name == "bert.embeddings.LayerNorm.weight"
+                path.startswith("classifier")
+                or path == "bert.embeddings.LayerNorm.weight"
             )
-    model.train()
-    optimizer = torch.optim.Adam(
-        [w for w in model.parameters() if w.requires_grad], lr=1e-4
-    )
+    else:
+        model = peft_models.adapted(model, name, LINEAR_MAPS, "SEQ_CLS")
     tokens = torch.from_numpy(tokens)
     arguments = {
         "input_ids": tokens,
@@ -115,10 +94,5 @@ def peft_step(config, tokens, labels):
         "token_type_ids": torch.zeros_like(tokens),
         "labels": torch.from_numpy(labels),
     }
-
-    def step():
-        optimizer.zero_grad()
-        model(**arguments).loss.backward()
-        optimizer.step()
-
-    return step
+    optimizer = peft_models.adam(model.train())
+    return lambda: peft_models.update(optimizer, model(**arguments).loss)

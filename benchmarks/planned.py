@@ -1,8 +1,11 @@
 """Training steps of a decoder, to be compiled for chips that are not there."""
 
 import argparse
+import functools
+import time
 
 from benchmarks import abstract_models
+from benchmarks import report
 
 METHODS = (
     "limit",
@@ -42,13 +45,53 @@ def title(args, chip):
     )
 
 
-def with_ratios(row, rows, keys):
-    """A row with its figures over those of the limit, once that is there."""
-    limit = next((r for r in (*rows, row) if r["method"] == "limit"), None)
-    for key in keys:
-        ratio = row[key] / (limit[key] or 1) if limit else 0.0
-        row[f"{key.split()[0]} ratio"] = round(ratio, 3)
-    return row
+def run(args, saved, title, names, compiled, measure, ratios, first="method"):
+    """Compiles for each name, and saves and prints a row of what is planned.
+
+    Args:
+        args: The command line's.
+        saved: String, name of the file of results.
+        title: String, of the table.
+        names: Sequence of strings. Ratios are to the limit, or to the base.
+        compiled: Function of a name that gives a program compiled by XLA.
+        measure: Function of a program that gives a row, and the operations
+            that move most.
+        ratios: Columns whose ratios are added to the row.
+        first: String, the column of the names.
+    """
+    rows, profiles = [], {}
+    for name in names:
+        started = time.perf_counter()
+        row, profiles[name] = measure(compiled(name))
+        rows.append({first: name, **row})
+        add_ratios(rows, first, ratios)
+        seconds = time.perf_counter() - started
+        print(f"{rows[-1]} ({seconds:.0f} s to compile)", flush=True)
+        # Compiling all takes half an hour: what is there is saved.
+        more = {"largest operations": profiles}
+        report.write(report.path_of(saved, args), args, {title: rows}, more)
+    print(report.markdown(rows))
+
+
+def add_ratios(rows, first, columns):
+    """Adds to the last row its figures over those of the reference, if any."""
+    row = rows[-1]
+    reference = next((r for r in rows if r[first] in ("limit", "base")), None)
+    for column in columns:
+        ratio = row[column] / (reference[column] or 1) if reference else 0.0
+        row[f"{column.split()[0]} ratio"] = round(ratio, 3)
+
+
+def compile_for(device, step, state, batch, donated=(0,)):
+    """A function of a state and a batch, compiled for a device."""
+    import jax
+    from jax.sharding import SingleDeviceSharding
+
+    place = functools.partial(
+        jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(device)
+    )
+    arguments = jax.tree.map(lambda x: place(x.shape, x.dtype), (state, batch))
+    return jax.jit(step, donate_argnums=donated).lower(*arguments).compile()
 
 
 def decoder(args):
@@ -81,31 +124,13 @@ def training_step(name, args):
     from benchmarks import variants
 
     model = decoder(args)
-    if name == "limit":
-        for weight in model.weights:
-            weight.trainable = False
-        first = "transformer_layer_0/self_attention_layernorm"
-        next(w for w in model.weights if first in w.path).trainable = True
-    elif name.startswith("Keras LoRA"):
-        names = {x.name for x in variants.linear_maps(model, "all-linear")}
-        model.enable_lora(8, target_layer_names=sorted(names))
-    else:
-        variants.VARIANTS[name](model, "all-linear")
+    variants.VARIANTS[name](model, "all-linear")
     model.compile(keras.optimizers.Adam(1e-3), "mse")
     model.optimizer.build(model.trainable_variables)
-    state = tuple(
-        [v.value for v in variables]
-        for variables in (
-            model.trainable_variables,
-            model.non_trainable_variables,
-            model.optimizer.variables,
-            model.metrics_variables,
-        )
-    )
     shape = (args.batch, args.tokens)
     tokens = jax.ShapeDtypeStruct(shape, "int32")
     targets = jax.ShapeDtypeStruct(
         (*shape, args.width), keras.config.dtype_policy().compute_dtype
     )
     batch = {"token_ids": tokens, "padding_mask": tokens}, targets
-    return model.train_step, state, batch
+    return model.train_step, abstract_models.state_of(model), batch

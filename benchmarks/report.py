@@ -20,7 +20,7 @@ PACKAGES = (
 )
 
 
-def environment(backend, threads):
+def environment(backend, threads, accelerator=None):
     """Machine, versions and date of a run."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
@@ -30,7 +30,7 @@ def environment(backend, threads):
             continue
     return {
         "backend": backend,
-        "device": device(backend),
+        "device": accelerator or device(backend),
         "threads": threads,
         "machine": f"{processor()}, {os.cpu_count()} cores",
         "system": f"{platform.system()} {platform.machine()}",
@@ -78,46 +78,26 @@ def device(backend):
 
 def save(name, args, tables):
     """Writes a run's tables to a JSON file and prints them."""
-    run = {
-        "environment": environment(args.backend, args.threads),
-        "quick": args.quick,
-        "tables": tables,
-    }
-    print(describe(run["environment"]))
+    path = path_of(name, args)
+    print(describe(write(path, args, tables)))
     for title, rows in tables.items():
         print(f"\n{title}\n\n{markdown(rows)}")
-    args.results.mkdir(parents=True, exist_ok=True)
-    quick = "-quick" if args.quick else ""
-    path = args.results / f"{name}-{args.backend}{quick}.json"
-    path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
     print(f"\nWritten to {path}")
 
 
-def planned_path(name, args):
+def path_of(name, args):
     quick = "-quick" if args.quick else ""
-    return args.results / f"{name}-jax{quick}.json"
+    return args.results / f"{name}-{args.backend}{quick}.json"
 
 
-def planned_rows(name, args, title):
-    """The rows of a table that was saved before, if any."""
-    path = planned_path(name, args)
-    if not path.exists():
-        return []
-    return json.loads(path.read_text(encoding="utf-8"))["tables"].get(title, [])
-
-
-def save_planned(name, args, tables, largest):
-    """Writes what a compiler planned: tables, and the largest operations."""
-    run = {
-        "environment": environment("jax", args.threads),
-        "quick": args.quick,
-        "tables": tables,
-        "largest operations": largest,
-    }
-    args.results.mkdir(parents=True, exist_ok=True)
-    planned_path(name, args).write_text(
-        json.dumps(run, indent=1) + "\n", encoding="utf-8"
-    )
+def write(path, args, tables, more=None, accelerator=None):
+    """Writes tables, and more, to a JSON file; returns the environment."""
+    found = environment(args.backend, args.threads, accelerator)
+    run = {"environment": found, "quick": args.quick, "tables": tables}
+    run |= more or {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    return found
 
 
 def describe(found):

@@ -5,7 +5,6 @@ import pathlib
 
 import matplotlib
 
-from benchmarks import bounds
 from benchmarks import report
 
 matplotlib.use("agg")
@@ -13,6 +12,7 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 HERE = pathlib.Path(__file__).parent
+LABELS = {"jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
 COLORS = {"jax": "#1b7f79", "tensorflow": "#e08a1e", "torch": "#a03c5b"}
 
 
@@ -26,12 +26,10 @@ def main(args):
         parts.append(f"### {name}\n\n{report.describe(run['environment'])}")
         for title, rows in run["tables"].items():
             parts.append(f"{title}:\n\n{report.markdown(rows)}")
-    readme = HERE / "README.md"
-    report.fill(readme, "bounds", report.markdown(bounds.rows(runs)))
-    report.fill(readme, "tables", "\n\n".join(parts))
+    report.fill(HERE / "README.md", "tables", "\n\n".join(parts))
     steps = {
         backend: next(iter(runs[f"train-minilm-{backend}"]["tables"].values()))
-        for backend in bounds.BACKENDS
+        for backend in LABELS
         if f"train-minilm-{backend}" in runs
     }
     by_method(steps, HERE / "step_time_by_method.png")
@@ -57,7 +55,7 @@ def by_method(steps, path):
             height,
             xerr=spread,
             color=COLORS[backend],
-            label=bounds.BACKENDS[backend],
+            label=LABELS[backend],
             error_kw={"linewidth": 0.8, "ecolor": "#444444"},
         )
     axes.set_yticks(
@@ -88,7 +86,7 @@ def by_blocks(steps, path):
                 style,
                 marker="o",
                 color=COLORS[backend],
-                label=f"{method}, {bounds.BACKENDS[backend]}",
+                label=f"{method}, {LABELS[backend]}",
             )
     axes.set_xscale("log", base=2)
     ticks = [1, 2, 4, 8, 16, 32]

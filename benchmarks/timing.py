@@ -35,8 +35,12 @@ def alternate(steps, rounds, seconds, warmup=2):
     return {name: np.array(values) for name, values in times.items()}
 
 
-def ratios(times, reference):
-    """Medians, and quartiles of the ratio to `reference` within a round."""
+def ratios(times, reference, key):
+    """Medians, and quartiles of the ratio to `reference` within a round.
+
+    Returns:
+        A row for each name, which stands under `key`.
+    """
     rows = []
     for name, values in times.items():
         quarter, middle, three_quarters = np.percentile(
@@ -44,7 +48,7 @@ def ratios(times, reference):
         )
         rows.append(
             {
-                "name": name,
+                key: name,
                 "milliseconds": round(float(np.median(values)), 3),
                 "ratio": round(float(middle), 3),
                 "quartiles": [

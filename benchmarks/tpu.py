@@ -9,15 +9,12 @@ no clock, no noise.
 """
 
 import argparse
-import functools
 import os
 import re
-import time
 
 from benchmarks import collectives
 from benchmarks import hlo
 from benchmarks import planned
-from benchmarks import report
 
 LARGEST = 20
 RATIOS = ("HBM GB", "Gflops", "temporaries MiB")
@@ -44,23 +41,20 @@ def add_arguments(
 def main(args):
     set_environment()
     if args.chips > 1:
-        collectives.set_environment(args.chips)
         collectives.main(args)
         return
-    rows, profiles = [], {}
-    for name in planned.chosen(args):
-        started = time.perf_counter()
-        compiled = compile_for(args.chip, *planned.training_step(name, args))
-        row, profiles[name] = measure(compiled)
-        row = {"method": name, **row}
-        rows.append(planned.with_ratios(row, rows, RATIOS))
-        seconds = time.perf_counter() - started
-        print(f"{row} ({seconds:.0f} s to compile)", flush=True)
-        # Compiling all takes half an hour: what is there is saved.
-        title = planned.title(args, args.chip)
-        base = f"-{args.base}" if args.base else ""
-        report.save_planned(f"tpu{base}", args, {title: rows}, profiles)
-    print(report.markdown(rows))
+    chip = device(args.chip)
+    planned.run(
+        args,
+        f"tpu-{args.base}" if args.base else "tpu",
+        planned.title(args, args.chip),
+        planned.chosen(args),
+        lambda name: planned.compile_for(
+            chip, *planned.training_step(name, args)
+        ),
+        measure,
+        RATIOS,
+    )
 
 
 def set_environment():
@@ -71,18 +65,11 @@ def set_environment():
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 
-def compile_for(chip, step, state, batch, donated=(0,)):
-    """A function of a state and a batch, compiled for the chip."""
-    import jax
+def device(chip):
+    """A device of JAX to compile for."""
     from jax.experimental import topologies
-    from jax.sharding import SingleDeviceSharding
 
-    chips = topologies.get_topology_desc(chip, platform="tpu").devices
-    place = functools.partial(
-        jax.ShapeDtypeStruct, sharding=SingleDeviceSharding(chips[0])
-    )
-    arguments = jax.tree.map(lambda x: place(x.shape, x.dtype), (state, batch))
-    return jax.jit(step, donate_argnums=donated).lower(*arguments).compile()
+    return topologies.get_topology_desc(chip, platform="tpu").devices[0]
 
 
 def measure(compiled):
@@ -113,12 +100,11 @@ def operations(text):
             continue
         sources = [types[o] for o in operands if o in types]
         moved = bytes_moved(kind, opcode, sources)
-        layer = re.search(r'op_name="([^"]*)"', rest)
         cycles = re.search(r'"estimated_cycles":"(\d+)"', rest)
         found.append(
             {
                 "operation": name,
-                "of": layer[1].replace("\\'", "'") if layer else "",
+                "of": hlo.layer(rest),
                 "MB": round(moved / 1e6, 3),
                 "writes": hlo.shapes(kind),
                 "reads": [s for source in sources for s in hlo.shapes(source)],

@@ -7,10 +7,7 @@ The decoder of `python -m benchmarks tpu`, each example of the batch with
 another adapter of a thousand, over its base.
 """
 
-import time
-
 from benchmarks import planned
-from benchmarks import report
 from benchmarks import tpu
 
 METHODS = ("base", *(f"{m} n={n}" for m in ("ETHER", "ETHER+") for n in (1, 4)))
@@ -24,23 +21,20 @@ def add_arguments(command):
 
 def main(args):
     tpu.set_environment()
-    rows, profiles = [], {}
-    for name in args.methods or (QUICK if args.quick else METHODS):
-        started = time.perf_counter()
-        compiled = tpu.compile_for(args.chip, *predicting(name, args), ())
-        row, profiles[name] = tpu.measure(compiled)
-        rows.append({"model": name, **row})
-        for key in tpu.RATIOS:
-            ratio = row[key] / (rows[0][key] or 1)
-            rows[-1][f"{key.split()[0]} ratio"] = round(ratio, 3)
-        seconds = time.perf_counter() - started
-        print(f"{rows[-1]} ({seconds:.0f} s to compile)", flush=True)
-        title = (
-            f"`predict`, {CAPACITY:,} adapters, "
-            f"{planned.title(args, args.chip)}"
-        )
-        report.save_planned("tpu-bank", args, {title: rows}, profiles)
-    print(report.markdown(rows))
+    chip = tpu.device(args.chip)
+    title = planned.title(args, args.chip)
+    planned.run(
+        args,
+        "tpu-bank",
+        f"`predict`, {CAPACITY:,} adapters, {title}",
+        args.methods or (QUICK if args.quick else METHODS),
+        lambda name: planned.compile_for(
+            chip, *predicting(name, args), donated=()
+        ),
+        tpu.measure,
+        tpu.RATIOS,
+        first="model",
+    )
 
 
 def predicting(name, args):

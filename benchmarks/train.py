@@ -71,17 +71,18 @@ def measure(build, targets, names, seconds):
         steps[name] = step(model, inputs, labels)
     times = timing.alternate(steps, rounds=40, seconds=seconds)
     return [
-        {"method": row.pop("name"), "trainable": trainable[name], **row}
+        {"method": name, "trainable": trainable[name], **row}
         for name, row in zip(
-            names, timing.ratios(times, reference="limit"), strict=True
+            names, timing.ratios(times, "limit", "method"), strict=True
         )
     ]
 
 
-def compile_model(model):
+def compile_model(model, **options):
     model.compile(
         optimizer=keras.optimizers.Adam(1e-4),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        **options,
     )
 
 

@@ -16,7 +16,8 @@ from keras_ether.surgery.layer_tree import LayerTree
 
 def limit(model, targets):
     # Not the scales of a quantized layer, which do not train.
-    vectors = [w for w in model.backbone.trainable_weights if len(w.shape) == 1]
+    weights = backbone_of(model).trainable_weights
+    vectors = [weight for weight in weights if len(weight.shape) == 1]
     freeze_backbone(model)
     vectors[0].trainable = True
 
@@ -43,7 +44,7 @@ def default(model, targets):
 def lora(model, targets, rank=8):
     """KerasHub's own: `backbone.enable_lora`."""
     names = {layer.name for layer in linear_maps(model, targets)}
-    model.backbone.enable_lora(rank, target_layer_names=sorted(names))
+    backbone_of(model).enable_lora(rank, target_layer_names=sorted(names))
 
 
 def authors(model, targets, rank_blocks=1):
@@ -59,8 +60,13 @@ def authors(model, targets, rank_blocks=1):
 
 
 def freeze_backbone(model):
-    for weight in model.backbone.weights:
+    for weight in backbone_of(model).weights:
         weight.trainable = False
+
+
+def backbone_of(model):
+    """That of a task; a backbone is its own."""
+    return getattr(model, "backbone", model)
 
 
 def linear_maps(model, targets):

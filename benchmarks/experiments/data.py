@@ -84,18 +84,12 @@ def _tokenize(options, preprocessor):
     parts = datasets.read(options)
     arrays = {}
     for part, pairs in parts.items():
-        arrays |= _inputs(part, [text for text, _ in pairs], preprocessor)
+        for key, value in preprocessor([text for text, _ in pairs]).items():
+            value = np.asarray(keras.ops.convert_to_numpy(value))
+            arrays[f"{part}/{key}"] = value
         labels = np.array([label for _, label in pairs], dtype="int32")
         arrays[f"labels_{part}"] = labels
     return arrays
-
-
-def _inputs(part, texts, preprocessor):
-    tokens = preprocessor(texts)
-    return {
-        f"{part}/{key}": np.asarray(keras.ops.convert_to_numpy(value))
-        for key, value in tokens.items()
-    }
 
 
 class Batches:

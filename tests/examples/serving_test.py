@@ -35,10 +35,14 @@ def folder(answers, tmp_path, rng):
     return tmp_path
 
 
+def served(answers, folder, capacity=2, batch=2):
+    model = answers.adapted_model(**SIZE)
+    return answers.Answers(model, folder, capacity=capacity, batch=batch)
+
+
 @pytest.mark.filterwarnings("ignore:.*learning rate")
 def test_more_adapters_than_fit_are_loaded_when_asked_for(answers, folder):
-    model = answers.adapted_model(**SIZE)
-    service = answers.Answers(model, folder, capacity=2, batch=2)
+    service = served(answers, folder)
     tokens = [[3, 4, 5], [6]]
     for names in (["ann", "bob"], ["anne", None], ["bob", "ann"]):
         found = service(names, tokens)
@@ -55,9 +59,7 @@ def test_more_adapters_than_fit_are_loaded_when_asked_for(answers, folder):
 
 
 def test_batches_are_filled_up_to_few_sizes(answers, folder, monkeypatch):
-    service = answers.Answers(
-        answers.adapted_model(**SIZE), folder, capacity=5, batch=5
-    )
+    service = served(answers, folder, capacity=5, batch=5)
     predict, seen = service.bank.predict, []
 
     def watched(x, names, **kwargs):
@@ -71,9 +73,7 @@ def test_batches_are_filled_up_to_few_sizes(answers, folder, monkeypatch):
 
 
 def test_names_near_an_unknown_one(answers, folder):
-    service = answers.Answers(
-        answers.adapted_model(**SIZE), folder, capacity=2, batch=2
-    )
+    service = served(answers, folder)
     with pytest.raises(answers.UnknownAdapterError) as caught:
         service.check("annn")
     assert set(caught.value.args[0]) == {"ann", "anne"}
@@ -81,20 +81,11 @@ def test_names_near_an_unknown_one(answers, folder):
 
 def test_a_damaged_file_fails_its_own_requests_only(answers, folder):
     (folder / "ann.safetensors").write_bytes(b"nothing")
-    service = answers.Answers(
-        answers.adapted_model(**SIZE), folder, capacity=2, batch=2
-    )
+    service = served(answers, folder)
     error, logits = service(["ann", "bob"], [[1], [2]])
     assert isinstance(error, answers.DamagedAdapterError)
     assert str(folder) not in str(error)
     assert np.isfinite(logits).all()
-
-
-def served(answers, folder, **kwargs):
-    model = answers.adapted_model(**SIZE)
-    return answers.Answers(
-        model, folder, **({"capacity": 2, "batch": 2} | kwargs)
-    )
 
 
 def test_files_are_followed(answers, folder):

@@ -12,13 +12,8 @@ from tests.hub.entry import token_ids
 
 
 def basnet():
-    four_stages = {
-        "stackwise_num_filters": [64, 8, 8, 8],
-        "stackwise_num_blocks": [1] * 4,
-        "stackwise_num_strides": [1, 2, 2, 2],
-    }
     return {
-        "image_encoder": vision.resnet(**four_stages),
+        "image_encoder": vision.resnet(64, 8, 8, 8),
         "num_classes": 1,
         "projection_filters": 8,
     }
@@ -57,13 +52,8 @@ def d_fine():
 
 
 def deeplab_v3():
-    three_stages = {
-        "stackwise_num_filters": [64, 8, 8],
-        "stackwise_num_blocks": [1] * 3,
-        "stackwise_num_strides": [1, 2, 2],
-    }
     return {
-        "image_encoder": vision.resnet(**three_stages),
+        "image_encoder": vision.resnet(64, 8, 8),
         "low_level_feature_key": "P2",
         "spatial_pyramid_pooling_key": "P4",
         "dilation_rates": [2],
@@ -91,13 +81,8 @@ def depth_anything():
 
 
 def retina_net():
-    four_stages = {
-        "stackwise_num_filters": [64, 8, 8, 8],
-        "stackwise_num_blocks": [1] * 4,
-        "stackwise_num_strides": [1, 2, 2, 2],
-    }
     return {
-        "image_encoder": vision.resnet(**four_stages),
+        "image_encoder": vision.resnet(64, 8, 8, 8),
         "min_level": 3,
         "max_level": 5,
         "use_p5": True,
@@ -107,7 +92,7 @@ def retina_net():
 
 def sam():
     return {
-        "image_encoder": keras_hub.models.ViTDetBackbone(**vision.vit_det()),
+        "image_encoder": keras_hub.models.ViTDetBackbone(**vision.VIT_DET),
         "prompt_encoder": keras_hub.layers.SAMPromptEncoder(
             hidden_size=4,
             image_embedding_size=(4, 4),
@@ -177,46 +162,35 @@ def sam3_prompts():
 
 
 ENTRIES = {
-    "BASNetBackbone": Entry(
-        config=basnet,
-        inputs=lambda: images(64),
+    "BASNetBackbone": vision.of_images(
+        64,
+        basnet,
         targets="all",
         # It has a stem of its own and leaves out that of its encoder.
         exclude=".*conv1_conv",
         # Random weights saturate its sigmoids.
         learns=False,
     ),
-    "DFineBackbone": Entry(
-        config=d_fine,
-        inputs=lambda: images(32),
+    "DFineBackbone": vision.of_images(
+        32,
+        d_fine,
         # One output, which two blocks do not divide.
         exclude=".*/reg_conf/mlp_dense_layer_1",
     ),
-    "DeepLabV3Backbone": Entry(
-        config=deeplab_v3, inputs=lambda: images(32), targets="all"
-    ),
-    "DepthAnythingBackbone": Entry(
-        config=depth_anything, inputs=lambda: images(32)
-    ),
-    "RetinaNetBackbone": Entry(
-        config=retina_net,
-        inputs=lambda: images(32),
-        targets="all",
-        exact_on_jax=False,
+    "DeepLabV3Backbone": vision.of_images(32, deeplab_v3, targets="all"),
+    "DepthAnythingBackbone": vision.of_images(32, depth_anything),
+    "RetinaNetBackbone": vision.of_images(
+        32, retina_net, targets="all", exact_on_jax=False
     ),
     "SAM3PromptableConceptBackbone": Entry(
-        config=sam3,
-        inputs=sam3_prompts,
+        sam3,
+        sam3_prompts,
         # One output is one block, and blocks of one input can't turn.
         exclude=".*/(presence_head/layer3|box_rpb_embed_[xy]/layer1)",
         torch_needs="torchvision",
     ),
-    "SAMBackbone": Entry(config=sam, inputs=sam_prompts),
-    "SegFormerBackbone": Entry(
-        config=lambda: {
-            "image_encoder": vision.mit(),
-            "projection_filters": 8,
-        },
-        inputs=lambda: images(32),
+    "SAMBackbone": Entry(sam, sam_prompts),
+    "SegFormerBackbone": vision.of_images(
+        32, lambda: {"image_encoder": vision.mit(), "projection_filters": 8}
     ),
 }

@@ -60,24 +60,23 @@ def stable_diffusion_3_inputs():
     }
 
 
-def flux():
-    return {
-        "input_channels": 8,
-        "hidden_size": 16,
-        "mlp_ratio": 2.0,
-        "num_heads": 2,
-        "depth": 1,
-        "depth_single_blocks": 1,
-        "axes_dim": [4, 2, 2],
-        "theta": 10_000,
-        "use_bias": True,
-        "guidance_embed": True,
-        "image_shape": (4, 8),
-        "text_shape": (6, 8),
-        "image_ids_shape": (4, 3),
-        "text_ids_shape": (6, 3),
-        "y_shape": (8,),
-    }
+FLUX = {
+    "input_channels": 8,
+    "hidden_size": 16,
+    "mlp_ratio": 2.0,
+    "num_heads": 2,
+    "depth": 1,
+    "depth_single_blocks": 1,
+    "axes_dim": [4, 2, 2],
+    "theta": 10_000,
+    "use_bias": True,
+    "guidance_embed": True,
+    "image_shape": (4, 8),
+    "text_shape": (6, 8),
+    "image_ids_shape": (4, 3),
+    "text_ids_shape": (6, 3),
+    "y_shape": (8,),
+}
 
 
 def flux_inputs():
@@ -93,10 +92,10 @@ def flux_inputs():
 
 
 ENTRIES = {
-    "FluxBackbone": Entry(config=flux, inputs=flux_inputs),
+    "FluxBackbone": Entry(FLUX, flux_inputs),
     "StableDiffusion3Backbone": Entry(
-        config=stable_diffusion_3,
-        inputs=stable_diffusion_3_inputs,
+        stable_diffusion_3,
+        stable_diffusion_3_inputs,
         # It makes a schedule of `num_steps` steps.
         eager=True,
         quick=True,

@@ -8,7 +8,9 @@ from keras_hub.src.models.gemma3n.gemma3n_audio_encoder import (
     Gemma3nAudioEncoder,
 )
 
+from tests.hub import entry
 from tests.hub import vision
+from tests.hub.entry import ENCODER
 from tests.hub.entry import LENGTH
 from tests.hub.entry import VOCABULARY
 from tests.hub.entry import Entry
@@ -17,20 +19,12 @@ from tests.hub.entry import mask
 from tests.hub.entry import numbers
 from tests.hub.entry import token_ids
 from tests.hub.entry import tokens
+from tests.hub.entry import without
 
-LAYERS = {
-    "num_layers": 1,
-    "num_heads": 2,
-    "hidden_dim": 8,
-    "intermediate_dim": 16,
-}
-DECODER = {
-    "vocabulary_size": VOCABULARY,
-    "num_layers": 1,
+LAYERS = without(ENCODER, "vocabulary_size")
+DECODER = entry.DECODER | {
     "num_query_heads": 2,
     "num_key_value_heads": 1,
-    "hidden_dim": 8,
-    "intermediate_dim": 16,
     "head_dim": 4,
     "image_size": 16,
 }
@@ -39,16 +33,16 @@ IMAGE_TOKENS = 4
 IMAGE_TOKEN, AUDIO_TOKEN = 18, 19
 
 
-def two_towers(vision_encoder, text_encoder):
-    """The encoders of CLIP and its kin, by name."""
+def two_towers(family):
+    """The encoders of CLIP and its kin."""
     return {
-        "vision_encoder": getattr(keras_hub.models, vision_encoder)(
+        "vision_encoder": getattr(keras_hub.models, f"{family}VisionEncoder")(
             patch_size=8,
             image_shape=(16, 16, 3),
             name="vision_encoder",
             **LAYERS,
         ),
-        "text_encoder": getattr(keras_hub.models, text_encoder)(
+        "text_encoder": getattr(keras_hub.models, f"{family}TextEncoder")(
             vocabulary_size=VOCABULARY,
             embedding_dim=8,
             max_sequence_length=LENGTH,
@@ -65,14 +59,8 @@ def image_and_text(end=VOCABULARY - 1):
     return {"images": images(16), "token_ids": ids}
 
 
-def clip():
-    towers = two_towers("CLIPVisionEncoder", "CLIPTextEncoder")
-    return towers | {"projection_dim": 8}
-
-
-def meta_clip_2():
-    towers = two_towers("MetaCLIP2VisionEncoder", "MetaCLIP2TextEncoder")
-    return towers | {"projection_dim": 8}
+def clip(family="CLIP"):
+    return two_towers(family) | {"projection_dim": 8}
 
 
 def blip2():
@@ -218,13 +206,8 @@ def gemma3n_inputs():
 
 
 def pali_gemma():
-    return DECODER | {
-        "vit_patch_size": 8,
-        "vit_num_layers": 1,
-        "vit_num_heads": 2,
-        "vit_hidden_dim": 8,
-        "vit_intermediate_dim": 16,
-    }
+    vision_part = {f"vit_{name}": value for name, value in LAYERS.items()}
+    return DECODER | vision_part | {"vit_patch_size": 8}
 
 
 def pali_gemma_inputs():
@@ -257,23 +240,18 @@ def par_seq():
 
 ENTRIES = {
     "BLIP2Backbone": Entry(
-        config=blip2,
-        inputs=lambda: image_and_text() | {"padding_mask": mask(dtype="bool")},
+        blip2, lambda: image_and_text() | {"padding_mask": mask(dtype="bool")}
     ),
-    "CLIPBackbone": Entry(config=clip, inputs=image_and_text, quick=True),
-    "Gemma3Backbone": Entry(config=gemma3, inputs=gemma3_inputs, quick=True),
-    "Gemma3nBackbone": Entry(config=gemma3n, inputs=gemma3n_inputs),
-    "Gemma4Backbone": Entry(config=gemma4, inputs=gemma4_inputs),
+    "CLIPBackbone": Entry(clip, image_and_text, quick=True),
+    "Gemma3Backbone": Entry(gemma3, gemma3_inputs, quick=True),
+    "Gemma3nBackbone": Entry(gemma3n, gemma3n_inputs),
+    "Gemma4Backbone": Entry(gemma4, gemma4_inputs),
     "MetaCLIP2Backbone": Entry(
-        config=meta_clip_2, inputs=lambda: image_and_text(end=2)
+        lambda: clip("MetaCLIP2"), lambda: image_and_text(end=2)
     ),
     "PARSeqBackbone": Entry(
-        config=par_seq,
-        inputs=lambda: {"images": images(16, 32)} | tokens(),
+        par_seq, lambda: {"images": images(16, 32)} | tokens()
     ),
-    "PaliGemmaBackbone": Entry(config=pali_gemma, inputs=pali_gemma_inputs),
-    "SigLIPBackbone": Entry(
-        config=lambda: two_towers("SigLIPVisionEncoder", "SigLIPTextEncoder"),
-        inputs=image_and_text,
-    ),
+    "PaliGemmaBackbone": Entry(pali_gemma, pali_gemma_inputs),
+    "SigLIPBackbone": Entry(lambda: two_towers("SigLIP"), image_and_text),
 }

@@ -2,21 +2,15 @@
 
 import numpy as np
 
+from tests.hub.entry import ENCODER
 from tests.hub.entry import LENGTH
+from tests.hub.entry import POSITIONS
 from tests.hub.entry import VOCABULARY
 from tests.hub.entry import Entry
 from tests.hub.entry import mask
 from tests.hub.entry import numbers
 from tests.hub.entry import token_ids
 from tests.hub.entry import token_pairs
-
-PAIR = {
-    "vocabulary_size": VOCABULARY,
-    "num_layers": 1,
-    "num_heads": 2,
-    "hidden_dim": 8,
-    "intermediate_dim": 16,
-}
 
 
 def t5_gemma():
@@ -43,28 +37,24 @@ def t5_gemma():
     }
 
 
-def ed_rec():
-    return {
-        "vocab_size": VOCABULARY,
-        "num_layers_enc": 1,
-        "num_layers_dec": 1,
-        "num_heads": 2,
-        "hidden_dim": 8,
-        "intermediate_dim": 16,
-    }
-
-
-def moonshine():
-    return {
-        "vocabulary_size": VOCABULARY,
-        "filter_dim": 16,
-        "encoder_num_layers": 1,
-        "decoder_num_layers": 1,
-        "hidden_dim": 16,
-        "intermediate_dim": 32,
-        "encoder_num_heads": 2,
-        "decoder_num_heads": 2,
-    }
+ED_REC = {
+    "vocab_size": VOCABULARY,
+    "num_layers_enc": 1,
+    "num_layers_dec": 1,
+    "num_heads": 2,
+    "hidden_dim": 8,
+    "intermediate_dim": 16,
+}
+MOONSHINE = {
+    "vocabulary_size": VOCABULARY,
+    "filter_dim": 16,
+    "encoder_num_layers": 1,
+    "decoder_num_layers": 1,
+    "hidden_dim": 16,
+    "intermediate_dim": 32,
+    "encoder_num_heads": 2,
+    "decoder_num_heads": 2,
+}
 
 
 def waveform_and_tokens():
@@ -76,11 +66,10 @@ def waveform_and_tokens():
     }
 
 
-def whisper():
-    return PAIR | {
-        "max_encoder_sequence_length": 8,
-        "max_decoder_sequence_length": LENGTH,
-    }
+WHISPER = ENCODER | {
+    "max_encoder_sequence_length": 8,
+    "max_decoder_sequence_length": LENGTH,
+}
 
 
 def spectrogram_and_tokens():
@@ -92,17 +81,11 @@ def spectrogram_and_tokens():
 
 
 ENTRIES = {
-    "BartBackbone": Entry(
-        config=lambda: PAIR | {"max_sequence_length": LENGTH},
-        inputs=token_pairs,
-        quick=True,
-    ),
-    "EdRecBackbone": Entry(config=ed_rec, inputs=token_pairs),
-    "MoonshineBackbone": Entry(config=moonshine, inputs=waveform_and_tokens),
-    "T5Backbone": Entry(config=lambda: PAIR, inputs=token_pairs, quick=True),
-    "T5Gemma2Backbone": Entry(config=t5_gemma, inputs=token_pairs),
-    "T5GemmaBackbone": Entry(config=t5_gemma, inputs=token_pairs),
-    "WhisperBackbone": Entry(
-        config=whisper, inputs=spectrogram_and_tokens, quick=True
-    ),
+    "BartBackbone": Entry(ENCODER | POSITIONS, token_pairs, quick=True),
+    "EdRecBackbone": Entry(ED_REC, token_pairs),
+    "MoonshineBackbone": Entry(MOONSHINE, waveform_and_tokens),
+    "T5Backbone": Entry(ENCODER, token_pairs, quick=True),
+    "T5Gemma2Backbone": Entry(t5_gemma(), token_pairs),
+    "T5GemmaBackbone": Entry(t5_gemma(), token_pairs),
+    "WhisperBackbone": Entry(WHISPER, spectrogram_and_tokens, quick=True),
 }

@@ -7,8 +7,9 @@ from keras_hub import models
 from tests.hub import dense_vision
 from tests.hub import diffusion
 from tests.hub import seq2seq
-from tests.hub import text
 from tests.hub import vision
+from tests.hub.entry import ENCODER
+from tests.hub.entry import POSITIONS
 from tests.hub.entry import images
 from tests.hub.entry import token_ids
 
@@ -32,7 +33,7 @@ def bert(kind, **kwargs):
         # All words, so that there is something to learn from.
         masking = {"mask_selection_rate": 1.0, "mask_selection_length": 6}
     return getattr(models, f"Bert{kind}")(
-        backbone=models.BertBackbone(**text.ENCODER, **text.POSITIONS),
+        backbone=models.BertBackbone(**ENCODER, **POSITIONS),
         preprocessor=preprocessor(tokenizer, sequence_length=6, **masking),
         **kwargs,
     )
@@ -52,19 +53,19 @@ def text_embedder():
     return task, SENTENCES, np.ones((2, 8))
 
 
-def byte_pairs(*special):
+def byte_pairs(*special, merges=MERGES):
     """Vocabulary and merges of a tokenizer of airplanes and airports."""
-    tokens = {part for merge in MERGES for part in merge.split(" ")}
-    tokens |= {merge.replace(" ", "") for merge in MERGES} | set(special)
+    tokens = {part for merge in merges for part in merge.split(" ")}
+    tokens |= {merge.replace(" ", "") for merge in merges} | set(special)
     vocabulary = {token: i for i, token in enumerate(sorted(tokens))}
-    return {"vocabulary": vocabulary, "merges": MERGES}
+    return {"vocabulary": vocabulary, "merges": merges}
 
 
 def causal_lm():
     tokenizer = models.GPT2Tokenizer(**byte_pairs("<|endoftext|>", "!"))
     task = models.GPT2CausalLM(
         backbone=models.GPT2Backbone(
-            **text.ENCODER
+            **ENCODER
             | {
                 "vocabulary_size": tokenizer.vocabulary_size(),
                 "max_sequence_length": 10,
@@ -83,7 +84,7 @@ def seq_2_seq_lm():
     tokenizer = models.BartTokenizer(**byte_pairs(*special))
     task = models.BartSeq2SeqLM(
         backbone=models.BartBackbone(
-            **seq2seq.PAIR
+            **ENCODER
             | {
                 "vocabulary_size": tokenizer.vocabulary_size(),
                 "max_sequence_length": 10,
@@ -104,7 +105,7 @@ def seq_2_seq_lm():
 def audio_to_text():
     """Without a preprocessor: its tokenizer needs a SentencePiece file."""
     task = models.MoonshineAudioToText(
-        backbone=models.MoonshineBackbone(**seq2seq.moonshine())
+        backbone=models.MoonshineBackbone(**seq2seq.MOONSHINE)
     )
     task.compile(sampler="greedy")
     return task, seq2seq.waveform_and_tokens(), token_ids(seed=2)
@@ -125,7 +126,9 @@ def image_classifier():
 
 
 def convolutional_image_classifier():
-    task = models.ResNetImageClassifier(backbone=vision.resnet(), num_classes=2)
+    task = models.ResNetImageClassifier(
+        backbone=vision.resnet(64, 8), num_classes=2
+    )
     return task, images(32), LABELS
 
 
@@ -181,13 +184,10 @@ def text_to_image():
         *("a i", "p l", "n e</w>", "p o", "r t</w>", "ai r", "pl a"),
         *("po rt</w>", "pla ne</w>"),
     ]
-    tokens = {part for merge in merges for part in merge.split(" ")}
-    tokens |= {merge.replace(" ", "") for merge in merges}
-    tokens |= {"<|endoftext|>", "<|startoftext|>"}
-    vocabulary = {token: i for i, token in enumerate(sorted(tokens))}
+    words = byte_pairs("<|endoftext|>", "<|startoftext|>", merges=merges)
     clip_l, clip_g = (
         models.CLIPPreprocessor(
-            models.CLIPTokenizer(vocabulary, merges, pad_with_end_token=pad)
+            models.CLIPTokenizer(**words, pad_with_end_token=pad)
         )
         for pad in (True, False)
     )

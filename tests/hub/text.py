@@ -2,21 +2,14 @@
 
 import numpy as np
 
+from tests.hub.entry import ENCODER
 from tests.hub.entry import LENGTH
+from tests.hub.entry import POSITIONS
 from tests.hub.entry import VOCABULARY
 from tests.hub.entry import Entry
 from tests.hub.entry import segments
 from tests.hub.entry import token_ids
-from tests.hub.entry import tokens
-
-ENCODER = {
-    "vocabulary_size": VOCABULARY,
-    "num_layers": 1,
-    "num_heads": 2,
-    "hidden_dim": 8,
-    "intermediate_dim": 16,
-}
-POSITIONS = {"max_sequence_length": LENGTH}
+from tests.hub.entry import without
 
 
 def without_mask():
@@ -26,53 +19,32 @@ def without_mask():
     }
 
 
-def electra():
-    config = ENCODER | POSITIONS | {"vocab_size": VOCABULARY}
-    del config["vocabulary_size"]
-    return config | {"embedding_dim": 8}
-
-
-def f_net():
-    config = ENCODER | POSITIONS
-    del config["num_heads"]
-    return config
-
-
 ENTRIES = {
     "AlbertBackbone": Entry(
-        config=lambda: (
-            ENCODER
-            | POSITIONS
-            | {
-                "num_groups": 1,
-                "num_inner_repetitions": 1,
-                "embedding_dim": 4,
-            }
-        ),
+        ENCODER
+        | POSITIONS
+        | {"num_groups": 1, "num_inner_repetitions": 1, "embedding_dim": 4},
         inputs=segments,
     ),
-    "BertBackbone": Entry(
-        config=lambda: ENCODER | POSITIONS, inputs=segments, quick=True
-    ),
+    "BertBackbone": Entry(ENCODER | POSITIONS, inputs=segments, quick=True),
     "DebertaV3Backbone": Entry(
-        config=lambda: ENCODER | POSITIONS | {"bucket_size": 4},
-        inputs=tokens,
-        quick=True,
+        ENCODER | POSITIONS | {"bucket_size": 4}, quick=True
     ),
-    "DistilBertBackbone": Entry(
-        config=lambda: ENCODER | POSITIONS, inputs=tokens
+    "DistilBertBackbone": Entry(ENCODER | POSITIONS),
+    "ElectraBackbone": Entry(
+        without(ENCODER, "vocabulary_size")
+        | POSITIONS
+        | {"vocab_size": VOCABULARY, "embedding_dim": 8},
+        inputs=segments,
     ),
-    "ElectraBackbone": Entry(config=electra, inputs=segments),
-    "ESMBackbone": Entry(
-        config=lambda: ENCODER, inputs=lambda: {"token_ids": token_ids()}
+    "ESMBackbone": Entry(ENCODER, inputs=lambda: {"token_ids": token_ids()}),
+    "FNetBackbone": Entry(
+        without(ENCODER, "num_heads") | POSITIONS, inputs=without_mask
     ),
-    "FNetBackbone": Entry(config=f_net, inputs=without_mask),
-    "RobertaBackbone": Entry(config=lambda: ENCODER | POSITIONS, inputs=tokens),
+    "RobertaBackbone": Entry(ENCODER | POSITIONS),
     "RoformerV2Backbone": Entry(
-        config=lambda: ENCODER | {"head_size": 4}, inputs=without_mask
+        ENCODER | {"head_size": 4}, inputs=without_mask
     ),
-    "XLMRobertaBackbone": Entry(
-        config=lambda: ENCODER | POSITIONS, inputs=tokens
-    ),
-    "XLNetBackbone": Entry(config=lambda: ENCODER, inputs=segments),
+    "XLMRobertaBackbone": Entry(ENCODER | POSITIONS),
+    "XLNetBackbone": Entry(ENCODER, inputs=segments),
 }

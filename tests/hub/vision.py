@@ -52,61 +52,54 @@ def dino(**kwargs):
     return config | {"layer_scale_init_value": 1.0} | kwargs
 
 
-def csp_net():
-    return {
-        "stem_filters": 8,
-        "stem_kernel_size": 3,
-        "stem_strides": 1,
-        "stackwise_strides": 2,
-        "stackwise_depth": [1, 1],
-        "stackwise_num_filters": [8, 16],
-        "down_growth": True,
-        "bottle_ratio": (0.5, 1.0),
-        "block_ratio": (1.0, 0.5),
-        "expand_ratio": (2.0, 1.0),
-        "block_type": "dark_block",
-        "stage_type": "csp",
-        "stem_padding": "same",
-    }
-
-
-def efficient_net():
-    return {
-        "stackwise_width_coefficients": [1.0, 1.0],
-        "stackwise_depth_coefficients": [1.0, 1.0],
-        "stackwise_kernel_sizes": [3, 3],
-        "stackwise_num_repeats": [1, 1],
-        "stackwise_input_filters": [8, 8],
-        "stackwise_output_filters": [8, 16],
-        "stackwise_expansion_ratios": [1, 4],
-        "stackwise_squeeze_and_excite_ratios": [0.0, 0.25],
-        "stackwise_strides": [1, 2],
-        "stackwise_block_types": ["fused", "unfused"],
-        "stackwise_force_input_filters": [0, 0],
-        "stackwise_nores_option": [False, False],
-        "num_features": 16,
-    }
-
-
-def mobile_net():
-    return {
-        "stackwise_expansion": [[16], [32]],
-        "stackwise_num_blocks": [1, 1],
-        "stackwise_num_filters": [[8], [16]],
-        "stackwise_kernel_size": [[3], [5]],
-        "stackwise_num_strides": [[2], [2]],
-        "stackwise_se_ratio": [[None], [0.25]],
-        "stackwise_activation": [["relu"], ["hard_swish"]],
-        "stackwise_padding": [[1], [2]],
-        "output_num_filters": 32,
-        "input_num_filters": 8,
-        "image_shape": (32, 32, 3),
-        "depthwise_filters": 8,
-        "depthwise_stride": 2,
-        "depthwise_residual": False,
-        "squeeze_and_excite": 0.5,
-        "last_layer_filter": 16,
-    }
+CSP_NET = {
+    "stem_filters": 8,
+    "stem_kernel_size": 3,
+    "stem_strides": 1,
+    "stackwise_strides": 2,
+    "stackwise_depth": [1, 1],
+    "stackwise_num_filters": [8, 16],
+    "down_growth": True,
+    "bottle_ratio": (0.5, 1.0),
+    "block_ratio": (1.0, 0.5),
+    "expand_ratio": (2.0, 1.0),
+    "block_type": "dark_block",
+    "stage_type": "csp",
+    "stem_padding": "same",
+}
+EFFICIENT_NET = {
+    "stackwise_width_coefficients": [1.0, 1.0],
+    "stackwise_depth_coefficients": [1.0, 1.0],
+    "stackwise_kernel_sizes": [3, 3],
+    "stackwise_num_repeats": [1, 1],
+    "stackwise_input_filters": [8, 8],
+    "stackwise_output_filters": [8, 16],
+    "stackwise_expansion_ratios": [1, 4],
+    "stackwise_squeeze_and_excite_ratios": [0.0, 0.25],
+    "stackwise_strides": [1, 2],
+    "stackwise_block_types": ["fused", "unfused"],
+    "stackwise_force_input_filters": [0, 0],
+    "stackwise_nores_option": [False, False],
+    "num_features": 16,
+}
+MOBILE_NET = {
+    "stackwise_expansion": [[16], [32]],
+    "stackwise_num_blocks": [1, 1],
+    "stackwise_num_filters": [[8], [16]],
+    "stackwise_kernel_size": [[3], [5]],
+    "stackwise_num_strides": [[2], [2]],
+    "stackwise_se_ratio": [[None], [0.25]],
+    "stackwise_activation": [["relu"], ["hard_swish"]],
+    "stackwise_padding": [[1], [2]],
+    "output_num_filters": 32,
+    "input_num_filters": 8,
+    "image_shape": (32, 32, 3),
+    "depthwise_filters": 8,
+    "depthwise_stride": 2,
+    "depthwise_residual": False,
+    "squeeze_and_excite": 0.5,
+    "last_layer_filter": 16,
+}
 
 
 def mobile_net_v5(blocks=("er", "mqa")):
@@ -138,26 +131,21 @@ def mobile_net_v5(blocks=("er", "mqa")):
     }
 
 
-def vit_det():
-    return {
-        "image_shape": (16, 16, 3),
-        "patch_size": 4,
-        "hidden_size": 8,
-        "num_layers": 2,
-        # The other layer attends within windows.
-        "global_attention_layer_indices": [1],
-        "intermediate_dim": 16,
-        "num_heads": 2,
-        "num_output_channels": 4,
-        "window_size": 2,
-    }
-
-
-def video_prism():
-    return TRANSFORMER_VIDEO | {"vocabulary_size": 0, "num_text_layers": 0}
-
-
-TRANSFORMER_VIDEO = {
+VIT_DET = {
+    "image_shape": (16, 16, 3),
+    "patch_size": 4,
+    "hidden_size": 8,
+    "num_layers": 2,
+    # The other layer attends within windows.
+    "global_attention_layer_indices": [1],
+    "intermediate_dim": 16,
+    "num_heads": 2,
+    "num_output_channels": 4,
+    "window_size": 2,
+}
+VIDEO_PRISM = {
+    "vocabulary_size": 0,
+    "num_text_layers": 0,
     "image_shape": (16, 16, 3),
     "num_frames": 2,
     "patch_size": 8,
@@ -170,84 +158,68 @@ TRANSFORMER_VIDEO = {
 }
 
 
+def of_images(size, config, **options):
+    """An entry of a model of square images."""
+    return Entry(config, inputs=lambda: images(size), **options)
+
+
 ENTRIES = {
-    "CSPNetBackbone": Entry(
-        config=csp_net, inputs=lambda: images(32), targets="all"
-    ),
-    "DINOV2Backbone": Entry(config=dino, inputs=lambda: {"images": images(16)}),
+    "CSPNetBackbone": of_images(32, CSP_NET, targets="all"),
+    "DINOV2Backbone": Entry(dino(), inputs=lambda: {"images": images(16)}),
     "DINOV3Backbone": Entry(
-        config=lambda: dino(num_register_tokens=2),
-        inputs=lambda: {"pixel_values": images(16)},
+        dino(num_register_tokens=2), inputs=lambda: {"pixel_values": images(16)}
     ),
-    "DeiTBackbone": Entry(
-        config=lambda: TRANSFORMER | {"patch_size": 8, "intermediate_dim": 16},
-        inputs=lambda: images(16),
+    "DeiTBackbone": of_images(
+        16, TRANSFORMER | {"patch_size": 8, "intermediate_dim": 16}
     ),
-    "DenseNetBackbone": Entry(
-        config=lambda: {
+    "DenseNetBackbone": of_images(
+        32,
+        {
             "stackwise_num_repeats": [1, 1],
             "compression_ratio": 0.5,
             "growth_rate": 4,
             "image_shape": (32, 32, 3),
         },
-        inputs=lambda: images(32),
         targets="all",
     ),
-    "EfficientNetBackbone": Entry(
-        config=efficient_net, inputs=lambda: images(32), targets="all"
-    ),
-    "HGNetV2Backbone": Entry(
-        config=lambda: HGNET_V2, inputs=lambda: images(32), targets="all"
-    ),
-    "MiTBackbone": Entry(
-        config=lambda: MIT, inputs=lambda: images(32), quick=True
-    ),
-    "MobileNetBackbone": Entry(
-        config=mobile_net, inputs=lambda: images(32), targets="all"
-    ),
-    "MobileNetV5Backbone": Entry(
-        config=mobile_net_v5, inputs=lambda: images(32), targets="all"
-    ),
-    "ResNetBackbone": Entry(
-        config=lambda: RESNET,
-        inputs=lambda: images(32),
-        targets="all",
-        quick=True,
-    ),
-    "SwinTransformerBackbone": Entry(
-        config=lambda: {
+    "EfficientNetBackbone": of_images(32, EFFICIENT_NET, targets="all"),
+    "HGNetV2Backbone": of_images(32, HGNET_V2, targets="all"),
+    "MiTBackbone": of_images(32, MIT, quick=True),
+    "MobileNetBackbone": of_images(32, MOBILE_NET, targets="all"),
+    "MobileNetV5Backbone": of_images(32, mobile_net_v5(), targets="all"),
+    "ResNetBackbone": of_images(32, RESNET, targets="all", quick=True),
+    "SwinTransformerBackbone": of_images(
+        16,
+        {
             "image_shape": (16, 16, 3),
             "embed_dim": 8,
             "depths": (2, 1),
             "num_heads": (2, 2),
             "window_size": 2,
         },
-        inputs=lambda: images(16),
     ),
-    "VGGBackbone": Entry(
-        config=lambda: {
+    "VGGBackbone": of_images(
+        16,
+        {
             "stackwise_num_repeats": [1, 1],
             "stackwise_num_filters": [8, 8],
             "image_shape": (16, 16, 3),
         },
-        inputs=lambda: images(16),
         targets="all",
     ),
-    "ViTBackbone": Entry(
-        config=lambda: TRANSFORMER | {"patch_size": 8, "mlp_dim": 16},
-        inputs=lambda: images(16),
-        quick=True,
+    "ViTBackbone": of_images(
+        16, TRANSFORMER | {"patch_size": 8, "mlp_dim": 16}, quick=True
     ),
-    "ViTDetBackbone": Entry(config=vit_det, inputs=lambda: images(16)),
+    "ViTDetBackbone": of_images(16, VIT_DET),
     "VideoPrismBackbone": Entry(
-        config=video_prism, inputs=lambda: numbers(2, 16, 16, 3)
+        VIDEO_PRISM, inputs=lambda: numbers(2, 16, 16, 3)
     ),
-    "XceptionBackbone": Entry(
-        config=lambda: {
+    "XceptionBackbone": of_images(
+        32,
+        {
             "stackwise_conv_filters": [[8, 8], [16, 16]],
             "stackwise_pooling": [False, False],
         },
-        inputs=lambda: images(32),
         targets="all",
     ),
 }
@@ -257,5 +229,11 @@ def mit():
     return keras_hub.models.MiTBackbone(**MIT)
 
 
-def resnet(**kwargs):
-    return keras_hub.models.ResNetBackbone(**(RESNET | kwargs))
+def resnet(*filters):
+    """A ResNet with a stage for each number of filters."""
+    stages = {
+        "stackwise_num_filters": [*filters],
+        "stackwise_num_blocks": [1 for _ in filters],
+        "stackwise_num_strides": [1, *(2 for _ in filters[1:])],
+    }
+    return keras_hub.models.ResNetBackbone(**RESNET | stages)
