@@ -137,6 +137,7 @@ QUICK = (
     "limit",
     "ETHER n=4",
     "ETHER+ n=1",
+    "default",
     "Keras LoRA r=8",
     "authors' algorithm n=1",
 )
