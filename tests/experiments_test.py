@@ -76,13 +76,54 @@ def test_batches_hold_every_sentence_once(rng):
 
 
 def test_the_command_is_repeated_without_folders(tmp_path):
-    assert set(command.METHODS) == set(methods.METHODS) - {"base", "head"}
+    untrained = {"base", "few-shot-1", "few-shot-4", "head"}
+    assert set(command.METHODS) == set(methods.METHODS) - untrained
     with pytest.raises(SystemExit):
         command.read_options(["sst2", "--methods", "magic"])
     arguments = ["sst2", "--data", str(tmp_path), "--seeds", "3", "4"]
     assert command.read_options(arguments).command == (
         "python -m benchmarks.experiments sst2 --data FOLDER --seeds 3 4"
     )
+
+
+def test_a_prompt_precedes_each_text_and_has_no_loss():
+    language = importlib.import_module("benchmarks.experiments.language_model")
+    tokens = np.array([[5, 6, 0], [7, 0, 0], [8, 9, 1]])
+    ones = (tokens > 0).astype("int32")
+    rows = {"token_ids": tokens, "padding_mask": ones}
+    rows |= {"targets": tokens + 10, "weights": ones.astype(bool)}
+    found = language.after_examples(rows, 2, rows)
+    np.testing.assert_array_equal(
+        found["token_ids"], [[5, 6, 7, *row] for row in tokens]
+    )
+    np.testing.assert_array_equal(
+        found["padding_mask"], [[1, 1, 1, *row] for row in ones]
+    )
+    np.testing.assert_array_equal(
+        found["weights"], [[0, 0, 0, *row] for row in ones]
+    )
+    np.testing.assert_array_equal(found["targets"][:, 3:], tokens + 10)
+    for name, array in language.after_examples(rows, 0, rows).items():
+        np.testing.assert_array_equal(array, rows[name])
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_head_starts_as_a_regression(classes):
+    classify = importlib.import_module("benchmarks.experiments.classify")
+    rng = np.random.default_rng(0)
+    x = 3.0 + rng.normal(size=(40, 5)) * [1, 2, 3, 4, 5]
+    labels = rng.integers(0, classes, 40)
+    scale, found, score = classify.regression((x, labels), (x, labels))
+    assert score == (found.predict(scale.transform(x)) == labels).mean()
+    # One more class, which no example has.
+    kernel, bias = classify.weights_of(scale, found, classes + 1)
+    powers = np.exp(x @ kernel + bias)
+    np.testing.assert_allclose(
+        powers[:, :classes] / powers[:, :classes].sum(1, keepdims=True),
+        found.predict_proba(scale.transform(x)),
+        rtol=1e-4,
+    )
+    assert ((x @ kernel + bias).argmax(1) < classes).all()
 
 
 def test_a_page_is_filled_between_its_comments(tmp_path):

@@ -83,9 +83,11 @@ class Trainer:
         found = _by_length(features.predict_on_batch, inputs)
         if settings["head_first"] == LOGISTIC:
             dev = _by_length(features.predict_on_batch, self.data.dev[0])
-            fitted = regression((found, labels), (dev, self.data.dev[1]))
+            scale, fitted, _ = regression(
+                (found, labels), (dev, self.data.dev[1])
+            )
             (layer,) = [x for x in head.layers if x.weights]
-            layer.set_weights(weights_of(*fitted, self.data.classes))
+            layer.set_weights(weights_of(scale, fitted, self.data.classes))
             return
         seed, size = settings["seed"], settings["batch_size"]
         rates = dict.fromkeys(
@@ -155,7 +157,7 @@ def regression(train, dev):
     return best
 
 
-def weights_of(scale, found, score, classes):
+def weights_of(scale, found, classes):
     """A regression as the kernel and the bias of a `Dense` layer."""
     rows = found.coef_ / scale.scale_
     bias = found.intercept_ - rows @ scale.mean_

@@ -113,6 +113,6 @@ METHODS = {
     "head": Method("head only", "#b0b0b0", _head),
     # Nothing trains: the model as it comes.
     "base": Method("before training", "#000000", _head),
-    "few-shot-1": Method("one text in the prompt", "#000000", _head),
-    "few-shot-4": Method("four texts in the prompt", "#000000", _head),
+    "few-shot-1": Method("one text in the prompt", "#444444", _head),
+    "few-shot-4": Method("four texts in the prompt", "#777777", _head),
 }
