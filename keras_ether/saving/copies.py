@@ -28,7 +28,6 @@ from keras_ether.adapters import reduction
 from keras_ether.adapters import twin_class
 from keras_ether.adapters import weights_file
 from keras_ether.adapters.adapter import Adapter
-from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.ops.values import to_numpy
 from keras_ether.saving.compiled import Compiled
 from keras_ether.surgery import insertion
@@ -146,14 +145,29 @@ class State:
         return self
 
 
+class AdapterState:
+    """Everything that makes a copy of an adapter alone."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.config, self.seed = adapter.config, adapter.seed
+        self.built = (adapter.view, adapter.kernel_shape)
+        self.layers = {"": _LayerState.of(adapter)}
+        self.name = adapter.name
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return self
+
+
+# Its name in earlier pickles of compiled models.
+_Compiled = Compiled
+
+
 def _reduce(layer: Layer) -> tuple | None:
     """The result of `__reduce__` of a layer, `None` if it has no adapter."""
     if kinds.is_adapter(layer):
         if not layer.built:
             return None
-        state, built = _LayerState.of(layer), (layer.view, layer.kernel_shape)
-        arguments = (layer.name, layer.config, layer.seed, built, state)
-        return _rebuild_adapter, arguments
+        return _rebuild_adapter, (AdapterState(layer),)
     if any(
         kinds.is_adapter(part) and part.built
         for part in internals.layers_in(layer)
@@ -228,17 +242,10 @@ def _put_in(
         reduction.register_class(layer)
 
 
-def _rebuild_adapter(
-    name: str,
-    config: AdapterConfig,
-    seed: int | None,
-    built: tuple,
-    state: _LayerState,
-) -> Adapter:
-    """Makes a copy of an adapter alone."""
-    adapter = Adapter(config, seed, name=name)
-    adapter.build(*built)
-    _fill(name, {"": state}, {"": adapter})
+def _rebuild_adapter(state: AdapterState) -> Adapter:
+    adapter = Adapter(state.config, state.seed, name=state.name)
+    adapter.build(*state.built)
+    _fill(state.name, state.layers, {"": adapter})
     internals.TorchParameters(adapter).do()
     return adapter
 

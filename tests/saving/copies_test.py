@@ -572,3 +572,29 @@ def test_averaged_model(name, rng):
         variable.assign(mean)
     outputs = averaged(x, training=False).detach().numpy()
     np.testing.assert_allclose(outputs, models.call(model, x), atol=1e-6)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "name",
+    [
+        "State",
+        "_LayerState",
+        "AdapterState",
+        "_Compiled",
+        "_rebuild",
+        "_rebuild_adapter",
+    ],
+)
+def test_names_in_earlier_pickles_remain(name):
+    found = pickle.loads(f"ckeras_ether.saving.copies\n{name}\n.".encode())
+    assert callable(found)
+
+
+def test_pickle_of_an_adapter_has_the_arguments_of_earlier_ones():
+    adapter = adapt(build("mlp")).get_layer("first").ether
+    rebuild, (state,) = adapter.__reduce__()
+    assert vars(state).keys() == {"config", "seed", "built", "layers", "name"}
+    twin = rebuild(state)
+    for one, other in zip(adapter.weights, twin.weights, strict=True):
+        np.testing.assert_array_equal(*map(ops.convert_to_numpy, (one, other)))
