@@ -120,3 +120,14 @@ def test_the_bound_holds_whatever_is_learned(u, v, t):
         method = methods.with_strength(methods.get(name), "learned")
         deviation = blocks_of(method, weights) - np.eye(3)
         assert (np.linalg.norm(deviation, axis=(1, 2)) <= bound + 1e-5).all()
+
+
+def test_strengths_are_within_one():
+    method = methods.with_strength(methods.get("ether"), "learned")
+    strengths = np.array([-50.0, -1e-3, 0.0, 1e-3, 50.0], "float32")
+    u = np.ones((5, 4), "float32")
+    found = blocks_of(method, [u, strengths[:, None]])
+    bounded = np.array([-1.0, -1e-3, 0.0, 1e-3, 1.0])
+    reflection = np.eye(4) - 0.5
+    expected = np.eye(4) + bounded[:, None, None] * (reflection - np.eye(4))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

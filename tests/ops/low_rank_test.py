@@ -8,6 +8,7 @@ from keras import ops
 from keras_ether.methods import baselines
 from keras_ether.methods import ether
 from keras_ether.ops import low_rank
+from keras_ether.ops import reflections
 from keras_ether.ops.matrix_view import MatrixView
 from tests import backends
 from tests import dense_oracle
@@ -188,6 +189,41 @@ def test_gradients_equal_finite_differences(method, side, blocks, view, rng):
         functools.partial(oracle, method, view, names),
         arrays,
     )
+
+
+@pytest.mark.parametrize("blocks", [2, 10])
+def test_gradients_of_any_orthogonal_method_equal_finite_differences(
+    blocks, rng
+):
+    """Of rotations, whose factors are not along what they project out."""
+    x, kernel = (
+        rng.standard_normal(shape).astype("float32") for shape in SHAPES[WIDE]
+    )
+    vectors = rng.standard_normal((2, blocks, 20 // blocks)).astype("float32")
+
+    def rotated(x, u, v):
+        u, v = reflections.unit(u)[:, None], reflections.unit(v)[:, None]
+        inner = ops.sum(u * v, axis=-1, keepdims=True)
+        left = ops.concatenate([u, v], axis=1)
+        right = ops.concatenate([4.0 * inner * v - 2.0 * u, -2.0 * v], axis=1)
+        return low_rank.folded_product(
+            ops.convert_to_tensor(x),
+            ops.array(kernel),
+            WIDE,
+            (left, right),
+            None,
+            None,
+            training=True,
+        )
+
+    def reference(x, u, v):
+        h, g = (
+            dense_oracle.side_matrix("ether", {"input_u": a}, "input")
+            for a in (u, v)
+        )
+        return x @ h @ g @ kernel
+
+    check_gradients(rotated, reference, [x, *vectors])
 
 
 # `HEADS` gives (2, 5, 4, 10).
