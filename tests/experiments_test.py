@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import types
 
 import numpy as np
 import pytest
@@ -84,6 +85,38 @@ def test_the_command_is_repeated_without_folders(tmp_path):
     assert command.read_options(arguments).command == (
         "python -m benchmarks.experiments sst2 --data FOLDER --seeds 3 4"
     )
+
+
+def test_texts_to_continue_are_cut_and_end_where_they_do(tmp_path, monkeypatch):
+    """With any family's tokenizer: Gemma 3's preprocessor takes no text."""
+    language = importlib.import_module("benchmarks.experiments.language_model")
+
+    class Tokenizer:
+        words = ("<pad>", "<bos>", "<eos>", "a", "plane")
+        pad_token_id, start_token_id, end_token_id = 0, 1, 2
+
+        def __call__(self, text):
+            return np.array([self.words.index(word) for word in text.split()])
+
+    preprocessor = types.SimpleNamespace(
+        built=True,
+        add_start_token=True,
+        sequence_length=4,
+        tokenizer=Tokenizer(),
+    )
+    texts = {part: [("a plane", 0), ("a a a a a", 0)] for part in data.PARTS}
+    monkeypatch.setattr(datasets, "read", lambda options: texts)
+    options = command.read_options(["language", "--results", str(tmp_path)])
+    for part in language.load(options, preprocessor).values():
+        np.testing.assert_array_equal(
+            part["token_ids"], [[1, 3, 4, 2], [1, 3, 3, 3]]
+        )
+        np.testing.assert_array_equal(
+            part["targets"], [[3, 4, 2, 0], [3, 3, 3, 3]]
+        )
+        np.testing.assert_array_equal(
+            part["weights"], [[1, 1, 1, 0], [1, 1, 1, 1]]
+        )
 
 
 def test_a_prompt_precedes_each_text_and_has_no_loss():

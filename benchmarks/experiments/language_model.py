@@ -8,6 +8,7 @@ import numpy as np
 from benchmarks.experiments import data as data_lib
 from benchmarks.experiments import datasets
 from benchmarks.experiments import fitting
+from examples import language_models
 
 # Small, since every token has an output for each word of the vocabulary.
 EVALUATION_BATCH = 8
@@ -18,9 +19,7 @@ SHOTS = {"base": 0, "few-shot-1": 1, "few-shot-4": 4}
 def load(options, preprocessor):
     """Rows of token ids by part, or what an earlier run kept of them.
 
-    Texts are cut after `options.length` tokens. KerasHub's preprocessor ends
-    also those that it cuts with the end token; since it cuts one token later,
-    that end is cut off here, and only real ends are learned.
+    Texts are cut after `options.length` tokens, and only real ends are learned.
 
     Returns:
         Dictionary from each of `PARTS` to the arrays `token_ids` and
@@ -39,13 +38,15 @@ def load(options, preprocessor):
     def tokenize():
         arrays = {}
         for part, pairs in datasets.read(options).items():
-            inputs, *others = preprocessor([text for text, _ in pairs])
-            columns = {**inputs} | dict(
+            texts = [text for text, _ in pairs]
+            inputs, *others = language_models.masked(
+                preprocessor, [""] * len(texts), texts
+            )
+            columns = inputs | dict(
                 zip(("targets", "weights"), others, strict=True)
             )
             for name, array in columns.items():
-                array = np.asarray(keras.ops.convert_to_numpy(array))
-                arrays[f"{part}/{name}"] = array[:, : options.length]
+                arrays[f"{part}/{name}"] = array
         return arrays
 
     arrays = data_lib.kept(options.results, settings, tokenize)

@@ -59,7 +59,4 @@ def text_classifier(preset, length):
 def language_model(preset, length):
     """A `Pretrained` for language models."""
     model = keras_hub.models.CausalLM.from_preset(preset)
-    # One more token than is trained on, see `language_model.load`.
-    return Pretrained(
-        type(model), model.backbone, model.preprocessor, length + 1
-    )
+    return Pretrained(type(model), model.backbone, model.preprocessor, length)
