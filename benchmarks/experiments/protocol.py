@@ -169,6 +169,8 @@ def shown(lab, runs):
     if not runs:
         return "-"
     mean, error = summary(lab, runs)
+    if not np.isfinite(mean):
+        return f"ran away ({len(runs)})"
     digits = 3 if lab.task.is_loss else 1
     text = f"{mean:.{digits}f}"
     if len(runs) > 1:
@@ -177,8 +179,13 @@ def shown(lab, runs):
 
 
 def summary(lab, runs):
-    """Mean over seeds and its standard error, NaN for one seed."""
+    """Mean over seeds and its standard error.
+
+    The error is NaN for one seed, and both are if a run ran away.
+    """
     values = [abs(lab.score(run)) for run in runs]
+    if not np.isfinite(values).all():
+        return np.nan, np.nan
     if len(values) == 1:
         return values[0], np.nan
     return np.mean(values), np.std(values, ddof=1) / np.sqrt(len(values))
