@@ -246,6 +246,8 @@ def test_the_protocol_chooses_by_validation(tmp_path):
     names = ["--methods", "ether-learned", "lora-8"]
     lab, rows, notes = conclude("reviews", tmp_path, *names)
     assert "frozen: 0.003 of 0.001, 0.003, 0.01, 0.03." in notes[0]
+    regression = rows["logistic regression on frozen vectors"]
+    assert regression["at this rate"] == "ran away (3)"
     for name in ("ether-learned", "lora-8"):
         row = rows[methods.METHODS[name].label]
         count = len(methods.METHODS[name].rates)
