@@ -1,6 +1,7 @@
 """A learning rate that is far too low is told of where training starts."""
 
 import copy
+import pickle
 import warnings
 
 import keras
@@ -207,11 +208,30 @@ def test_part_of_a_model():
     assert warnings_of(lambda: fit(compiled(model))) == []
 
 
-def test_copies_tell_for_themselves():
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_copies_tell_for_themselves(way):
     model = compiled(apply(models.mlp()))
     assert warnings_of(lambda: fit(model))
-    twin = copy.deepcopy(model)
+    twin = COPIES[way](model)
     assert len(warnings_of(lambda: fit(twin))) == 1
+
+
+def test_files_are_those_of_a_plain_model(tmp_path):
+    model = compiled(apply(models.mlp()), 1e-2)
+    fit(model)
+    expected = model.predict(X, verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras", compile=False)
+    np.testing.assert_allclose(
+        loaded.predict(X, verbose=0), expected, atol=1e-5
+    )
+    assert low_rate.START not in vars(loaded)
 
 
 def test_models_own_method_is_called():
