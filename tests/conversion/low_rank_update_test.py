@@ -183,3 +183,10 @@ def test_methods_of_full_rank_are_named(method):
     model = tuned.adapted("mlp", method)
     with pytest.raises(ValueError, match=f"'{method}' has blocks of full rank"):
         keras_ether.lora_factors(model)
+
+
+@pytest.mark.once
+def test_rank():
+    model = tuned.adapted("mlp")
+    for a, b in keras_ether.lora_factors(model).values():
+        assert a.shape[-1] == b.shape[-2] == 2

@@ -146,6 +146,8 @@ def test_afterwards_the_optimizer_is_kerass_own(end, tmp_path):
     model.save(tmp_path / "m.keras")
     loaded = keras.models.load_model(tmp_path / "m.keras")
     checks.equal(loaded.optimizer.variables, optimizer.variables)
+    fit(model), fit(loaded)
+    checks.equal(loaded.weights, model.weights)
 
 
 def test_an_optimizer_that_goes_to_another_model_saves_itself(tmp_path):
