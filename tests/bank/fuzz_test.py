@@ -318,7 +318,6 @@ def test_what_keeps_examples_apart_is_served(step):
     assert refusal(PLAIN | {"steps": [step, "dense"]}) is None
 
 
-@pytest.mark.by_turns
 @pytest.mark.parametrize("length", [FIVE, SEVEN, 6])
 @pytest.mark.parametrize("step", sorted(MIXED))
 def test_what_mixes_them_is_refused(step, length):

@@ -45,6 +45,16 @@ def averaged_behind(x, inner):
     return y + ops.mean(y, axis=0, keepdims=True)
 
 
+@pytest.mark.parametrize("length", [FIVE, SEVEN])
+def test_what_is_averaged_behind_a_layer_is_refused(length):
+    model = around(averaged_behind, length)
+    with (
+        banks.unchanged(*model.variables),
+        pytest.raises(ValueError, match=r"'made/inner'"),
+    ):
+        keras_ether.AdapterBank(model, 2)
+
+
 @pytest.mark.once
 def test_the_first_layer_that_differs_is_named():
     functions = (plainly, turned, turned)
