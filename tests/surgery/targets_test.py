@@ -311,7 +311,7 @@ def test_container_of_the_name_of_a_target_is_not_passed_over():
         ([], [*BLOCKS, "out"]),
         (lambda path, layer: layer.name == "query", [*BLOCKS[1::2], "out"]),
     ],
-    ids=str,
+    ids=lambda value: "function" if callable(value) else str(value),
 )
 def test_exclude_takes_all_below(exclude, left):
     assert paths(blocks(), targets="all", exclude=exclude) == left
