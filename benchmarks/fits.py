@@ -157,6 +157,12 @@ def gibibytes(compile_for, args, name, base, method, remat):
         return (taken + given) / GIB
 
     two, four = planned(2), planned(4)
+    if four < two:
+        raise SystemExit(
+            f"{name}: four layers are planned with {four:.3f} GiB, two with "
+            f"{two:.3f}, which says nothing of {layers}. The step is too "
+            "small: take more --tokens or a larger --batch."
+        )
     found = {"GiB": round(two + (layers - 2) * (four - two) / 2, 2)}
     if args.whole:
         found["GiB, whole"] = round(planned(layers), 2)
