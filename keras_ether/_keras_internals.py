@@ -228,6 +228,34 @@ def are_taken(variables: list) -> bool:
     return any(v._value is None for v in variables)
 
 
+def are_lent(variables: list) -> bool:
+    """Whether code outside of a step can't read variables that it took.
+
+    A variable without a value that Keras has yet to initialize is not meant.
+    """
+    if keras.src.backend.in_stateless_scope():
+        return False
+    return any(v._value is None and v._initializer is None for v in variables)
+
+
+# The attribute of a model with the values that a loop of JAX, which is running,
+# writes back to the model's variables.
+JAX_STATE = "_jax_state"
+
+
+def jax_state(model: Model) -> dict[str, list]:
+    """The current values of a model's variables, in the form of `JAX_STATE`."""
+    optimizer = model.optimizer.variables if model.optimizer else []
+    return {
+        "trainable_variables": [v.value for v in model.trainable_variables],
+        "non_trainable_variables": [
+            v.value for v in model.non_trainable_variables
+        ],
+        "optimizer_variables": [v.value for v in optimizer],
+        "metrics_variables": [v.value for v in model.metrics_variables],
+    }
+
+
 def give_back(pairs: list[tuple[Variable, Any]]) -> None:
     """Restores the values of variables from which a loop of JAX took them.
 
@@ -251,6 +279,20 @@ def last_operations(model: Model) -> list:
     """
     outputs = getattr(model, "outputs", None) or []
     return [tensor._keras_history.operation for tensor in outputs]
+
+
+def variables_in_calls(model: Layer) -> list[tuple[str, Variable]]:
+    """Variables that a functional model passes to its operations.
+
+    Pairs of the operation's name and the variable.
+    """
+    return [
+        (node.operation.name, argument)
+        for nodes in getattr(model, "_nodes_by_depth", {}).values()
+        for node in nodes
+        for argument in node.arguments._flat_arguments
+        if isinstance(argument, keras.Variable)
+    ]
 
 
 def to_archive(layer: Layer) -> bytes:

@@ -314,6 +314,32 @@ def test_kernel_that_another_part_computes_with_is_an_error(as_model):
     assert adapted(model) == [f"{prefix}other"]
 
 
+def test_kernel_that_an_operation_or_a_function_holds_is_an_error():
+    inputs = keras.Input((8,))
+    a = keras.layers.Dense(8, name="a", use_bias=False)
+    y = keras.layers.Dense(8, name="b")(a(inputs))
+    kernel = a.kernel
+    by_operation = ops.matmul(y, kernel)
+    by_function = keras.layers.Lambda(
+        lambda x: ops.matmul(x, kernel), output_shape=(8,), name="tied"
+    )(y)
+    reads = keras.layers.Lambda(
+        lambda x: ops.matmul(x, a.kernel), output_shape=(8,)
+    )(y)
+    for outputs, others in (
+        (by_operation, "'matmul.*', 'a'"),
+        (by_function, "'a', 'tied'"),
+    ):
+        model = keras.Model(inputs, outputs)
+        with pytest.raises(ValueError, match=f"share one kernel: {others}"):
+            keras_ether.apply(model)
+        assert adapted(model) == []
+    # What reads the layer's kernel in a call gets the transformed one.
+    model = keras.Model(inputs, reads)
+    keras_ether.apply(model, method="ether", seed=0)
+    check_merge(model, np.ones((2, 8), "float32"))
+
+
 def levels_around(inner):
     """A functional model, a sequential one and a subclassed one, each around
     the one before."""

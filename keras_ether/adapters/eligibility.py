@@ -8,9 +8,11 @@ import keras
 from keras_ether.adapters import freezing
 from keras_ether.adapters import quantized_kernel
 from keras_ether.adapters.adapter_config import AdapterConfig
+from keras_ether.adapters.kinds import ADAPTER
 from keras_ether.adapters.kinds import Kind
 from keras_ether.adapters.kinds import computes_itself
 from keras_ether.adapters.kinds import config_for
+from keras_ether.adapters.kinds import is_adapted
 from keras_ether.adapters.kinds import is_adapter
 from keras_ether.adapters.kinds import kernel_shape
 from keras_ether.adapters.kinds import kind_of
@@ -53,6 +55,12 @@ def refusal_reason(layer: Layer, config: AdapterConfig) -> str | None:
         return f"it is marked for '{mode}' and was not calibrated"
     if getattr(layer, "lora_enabled", False):
         return "LoRA is enabled on it"
+    if hasattr(layer, ADAPTER) and not is_adapted(layer):
+        return f"it has an attribute `{ADAPTER}` of its own"
+    if mode is None and not isinstance(
+        getattr(layer, kind.kernel), keras.Variable
+    ):
+        return f"its `{kind.kernel}` is no variable, but computed"
     if config.side == "input" and not kind.has_input_side:
         return "it has no input side"
     experts, inputs, _ = view_of(layer).sizes(kernel_shape(layer))
@@ -62,7 +70,7 @@ def refusal_reason(layer: Layer, config: AdapterConfig) -> str | None:
         return None
     name = type(layer).__name__
     if not _call_reads_kernel(layer, kind):
-        return f"the `call` of {name} does not read `self.{kind.kernel}`"
+        return f"the `call` of {name} does not read `self.{kind.kernel}` alone"
     if config.dropout:
         return f"the `call` of {name} folds the kernel and excludes `dropout`"
     return None
@@ -82,7 +90,7 @@ def why_constant(layer: Layer, config: AdapterConfig) -> str | None:
 
 
 def _call_reads_kernel(layer: Layer, kind: Kind) -> bool:
-    """Whether a subclass's `call` reads its kernel's property.
+    """Whether a subclass's `call` reads its kernel's property alone.
 
     The decision is made from the names that its code uses, following
     `super().call(...)` up to the class in the table, which reads the kernel.
@@ -94,6 +102,8 @@ def _call_reads_kernel(layer: Layer, kind: Kind) -> bool:
         if call is None:
             continue
         names = _names_used(call, own)
+        if f"_{kind.kernel}" in names:
+            return False
         if kind.kernel in names:
             return True
         if "call" not in names:

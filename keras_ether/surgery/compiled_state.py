@@ -23,7 +23,7 @@ def reset(made: changes.Transaction, tree: LayerTree) -> list[keras.Model]:
     share a layer that the transaction has changed. Their functions are traced
     again. Their optimizers keep all settings, and only their slots are reset.
     """
-    layers = tree.all_layers + layers_containing(made.layers)
+    layers = tree.all_layers + made.layers + layers_containing(made.layers)
     layers = list({id(layer): layer for layer in layers}.values())
     models = [layer for layer in layers if isinstance(layer, keras.Model)]
     for model in models:
@@ -43,4 +43,8 @@ def reset(made: changes.Transaction, tree: LayerTree) -> list[keras.Model]:
                 internals.COMPILED_TRAINABLE_STATE,
                 internals.trainable_state(model),
             )
+        if vars(model).get(internals.JAX_STATE) is not None:
+            # A callback changes the model. The loop can't go on, but what it
+            # writes back must belong to the variables that there are now.
+            made.set(model, internals.JAX_STATE, internals.jax_state(model))
     return models

@@ -129,6 +129,7 @@ def tree_of(model: Layer) -> LayerTree:
 
     Raises:
         ValueError: if `model` is not a Keras model or layer, or is not built.
+        RuntimeError: if a loop of Keras holds its weights, on JAX.
     """
     if not isinstance(model, keras.layers.Layer):
         raise ValueError(
@@ -139,6 +140,13 @@ def tree_of(model: Layer) -> LayerTree:
         raise ValueError(
             f"Model '{model.name}' is not built, so it has no kernels yet. "
             "Call it on data, or `model.build(input_shape)`, first."
+        )
+    if internals.are_lent(model.variables):
+        raise RuntimeError(
+            "A loop of Keras (`fit`, `evaluate` or `predict`) holds the "
+            f"weights of model '{model.name}'. In a callback, use "
+            "`self.model` or a part of it: reading this attribute writes the "
+            "weights back."
         )
     return LayerTree(model)
 

@@ -1,6 +1,8 @@
 """The plan of a change: the adapter of each layer, and what trains."""
 
+import inspect
 import warnings
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -271,12 +273,22 @@ def _refusal(layer: Layer, config: AdapterConfig) -> str | None:
 
 
 def _check_unshared(tree: LayerTree, chosen: dict[str, Layer]) -> None:
-    """Raises a `ValueError` if another layer holds a target's kernel too."""
+    """Raises a `ValueError` if something else computes with a target's kernel.
+
+    That may be another layer, or a function or an operation of a functional
+    model that holds the variable.
+    """
     owners: dict[int, list[str]] = {}
     for path, layer in tree.by_path.items():
-        for variable in internals.held_variables(layer):
+        held = [
+            *((path or layer.name, v) for v in internals.held_variables(layer)),
+            *internals.variables_in_calls(layer),
+        ]
+        if isinstance(layer, keras.layers.Lambda):
+            held += [(path, v) for v in _variables_of(layer.function)]
+        for owner, variable in held:
             if len(variable.shape) > 1:
-                owners.setdefault(id(variable), []).append(path or layer.name)
+                owners.setdefault(id(variable), []).append(owner)
     for paths in owners.values():
         if len(paths) > 1 and not chosen.keys().isdisjoint(paths):
             raise ValueError(
@@ -284,3 +296,12 @@ def _check_unshared(tree: LayerTree, chosen: dict[str, Layer]) -> None:
                 "Merging an adapter of one layer would change the others. "
                 "Leave these layers out with `exclude`."
             )
+
+
+def _variables_of(function: Callable) -> list[Variable]:
+    """The variables that a function refers to."""
+    if not inspect.isfunction(function):
+        return []
+    found = inspect.getclosurevars(function)
+    values = [*found.nonlocals.values(), *found.globals.values()]
+    return [v for v in values if isinstance(v, keras.Variable)]

@@ -272,9 +272,10 @@ def disabled(model: Layer) -> Iterator[Layer]:
     reference model for distillation or preference tuning needs no second copy.
 
     The switch belongs to the model: other threads that call the same model
-    during the block also get the base. If your own `jax.jit` calls the model
-    directly, all variables are constants in it, including the switch. Pass the
-    variables with `model.stateless_call`, or open the block inside.
+    during the block also get the base, and `get_weights` includes the switch.
+    If your own `jax.jit` calls the model directly, all variables are constants
+    in it, including the switch. Pass the variables with
+    `model.stateless_call`, or open the block inside.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.

@@ -65,6 +65,18 @@ class CallsReversible(keras.layers.ReversibleEmbedding):
         return 2.0 * super().call(inputs, reverse=reverse)
 
 
+class ReadsBoth(keras.layers.Dense):
+    def call(self, inputs):
+        assert inputs.shape[-1] == self.kernel.shape[0]
+        return ops.matmul(inputs, self._kernel) + self.bias
+
+
+class Normalized(keras.layers.Dense):
+    @property
+    def kernel(self):
+        return self._kernel / ops.norm(self._kernel)
+
+
 class ReadsPrivateTable(keras.layers.Embedding):
     def call(self, inputs):
         return ops.take(self._embeddings, inputs, axis=0)
@@ -129,6 +141,29 @@ def test_subclass_that_does_not_read_its_kernel_is_refused_by_name():
     report = keras_ether.plan(model, targets="all-linear", print_fn=str)
     assert [row.path for row in report.rows] == ["dense"]
     assert "does not read `self.kernel`" in report.skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("layer_class", "message"),
+    [
+        (ReadsBoth, "ReadsBoth does not read `self.kernel` alone"),
+        (Normalized, "its `kernel` is no variable, but computed"),
+        (keras.layers.Dense, "it has an attribute `ether` of its own"),
+    ],
+)
+def test_layer_with_another_meaning_of_a_name_is_refused(layer_class, message):
+    model = model_of(layer_class(8, name="own"))
+    if layer_class is keras.layers.Dense:
+        model.layers[0].ether = "the user's"
+    with pytest.raises(
+        ValueError, match=f"'own' can't be adapted: .*{message}"
+    ):
+        keras_ether.apply(model, targets=["own"])
+    # Of layers that are not named it is left out.
+    report = keras_ether.plan(model, targets="all-linear", print_fn=str)
+    assert [row.path for row in report.rows] == ["dense"]
+    if layer_class is keras.layers.Dense:
+        assert model.layers[0].ether == "the user's"
 
 
 def test_subclass_that_folds_has_no_dropout():

@@ -381,3 +381,92 @@ def test_schedule_is_not_called_by_surgery():
     calls = Counting.calls
     keras_ether.merge(apply(model))
     assert Counting.calls == calls
+
+
+@pytest.mark.parametrize("verb", [keras_ether.merge, keras_ether.remove])
+@pytest.mark.parametrize("taken", ["backbone", "sibling"])
+def test_compiled_model_trains_all_after_a_verb_on_a_part_of_it(verb, taken):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4,))
+    body = keras.layers.Dense(4, activation="tanh", name="body")
+    backbone = keras.Model(inputs, body(inputs))
+    model, sibling = (
+        keras.Model(inputs, keras.layers.Dense(2, name="head")(y))
+        for y in (backbone(inputs), backbone(inputs))
+    )
+    apply(model)
+    model.compile(keras.optimizers.Adam(RATE), "mse")
+    fit(model)
+    verb({"backbone": backbone, "sibling": sibling}[taken])
+    before = [np.array(v) for v in models.values(model.trainable_variables)]
+    fit(model)
+    assert len(before) == 4
+    for variable, value in zip(model.trainable_variables, before, strict=True):
+        assert np.any(models.values([variable])[0] != value), variable.path
+
+
+class During(keras.callbacks.Callback):
+    """Calls a function of the model at one moment of `fit`."""
+
+    def __init__(self, moment, function, by_model=True):
+        super().__init__()
+
+        def call(*_, **__):
+            function(self.model if by_model else None)
+
+        setattr(self, moment, call)
+
+
+@pytest.mark.parametrize("verb", [keras_ether.merge, keras_ether.remove])
+@pytest.mark.parametrize(
+    "moment", ["on_train_batch_end", "on_epoch_end", "on_train_end"]
+)
+def test_verb_in_a_callback_leaves_the_model_with_its_values(verb, moment):
+    """`fit` can't go on, but the model is as after the verb."""
+    model = apply(make_model())
+    model.compile(keras.optimizers.Adam(RATE), "mse")
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    found = []
+
+    def change(model):
+        if found:
+            return
+        verb(model)
+        found.append(models.call(model, x))
+
+    def train(**kwargs):
+        model.fit(x, x[:, :2], batch_size=4, epochs=2, verbose=0, **kwargs)
+
+    if moment == "on_train_end":
+        train(callbacks=[During(moment, change)])
+    else:
+        with pytest.raises(TypeError, match="not callable"):
+            train(callbacks=[During(moment, change)])
+    np.testing.assert_array_equal(models.call(model, x), found[0])
+    train()
+    assert np.abs(models.call(model, x) - found[0]).max() > 1e-4
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX's loops")
+@pytest.mark.parametrize(
+    "verb",
+    [
+        keras_ether.merge,
+        keras_ether.summary,
+        lambda model: keras_ether.strength(model, 0.5),
+        lambda model: keras_ether.disabled(model).__enter__(),
+    ],
+    ids=["merge", "summary", "strength", "disabled"],
+)
+def test_verb_on_a_model_whose_weights_a_loop_holds_is_an_error(verb):
+    model = apply(make_model())
+    model.compile(keras.optimizers.Adam(RATE), "mse")
+    callback = During(
+        "on_train_batch_end", lambda _: verb(model), by_model=False
+    )
+    x = np.ones((8, 4), "float32")
+    with pytest.raises(RuntimeError, match="In a callback"):
+        model.fit(x, x[:, :2], verbose=0, callbacks=[callback])
+    # Keras writes the weights back at the end of `fit`.
+    keras_ether.strength(model, 1.0)
+    assert np.isfinite(models.call(model, x)).all()
