@@ -159,6 +159,15 @@ def optimizer_for(optimizer: Optimizer, variable: Variable) -> Any:
     return optimizer._optimizer_map(variable)
 
 
+def exclude_like(
+    optimizer: Optimizer, variable: Variable, others: list[Variable]
+) -> None:
+    """Excludes a variable from weight decay if one of `others` is excluded."""
+    excluded: set = getattr(optimizer, "_exclude_from_weight_decay", set())
+    if any(optimizer._var_key(other) in excluded for other in others):
+        excluded.add(optimizer._var_key(variable))
+
+
 def set_unbuilt(optimizer: Optimizer, slots: set[int]) -> None:
     """Makes a built optimizer unbuilt.
 

@@ -15,6 +15,7 @@ from keras_ether.bank.data_checks import Watch
 from keras_ether.bank.own_loss import own_losses
 from keras_ether.bank.own_optimizer import OwnOptimizer
 from keras_ether.bank.structure import BASE
+from keras_ether.bank.structure import tensors_of
 from keras_ether.bank.taken_values import Lock
 from keras_ether.bank.taken_values import TakenValues
 from keras_ether.ops.backend import BACKEND
@@ -41,7 +42,13 @@ class Loops(TakenValues):
     @optimizer.setter
     def optimizer(self, value: Any) -> None:
         if value is not None and not isinstance(value, OwnOptimizer):
-            value = OwnOptimizer(value, len(self.table.ids), self.access)
+            own = self.structure.variables
+            value = OwnOptimizer(
+                value,
+                len(self.table.ids),
+                self.access,
+                {id(v): own[n] for n, v in tensors_of(self.stacks).items()},
+            )
         self.__dict__["_own_optimizer"] = value
 
     def compile(self, *args: Any, **kwargs: Any) -> None:

@@ -46,9 +46,18 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         alone: A Keras optimizer.
         rows: Integer, the leading axis of the variables that it trains.
         access: The bank's `Access`.
+        model_variables: Dictionary from the id of a variable that it trains to
+            the model's own variable, whose name and path the inner optimizer
+            sees.
     """
 
-    def __init__(self, alone: Optimizer, rows: int, access: Access) -> None:
+    def __init__(
+        self,
+        alone: Optimizer,
+        rows: int,
+        access: Access,
+        model_variables: dict[int, Variable],
+    ) -> None:
         if isinstance(alone, REFUSED):
             raise ValueError(
                 f"{type(alone).__name__} can't train adapters of a bank, "
@@ -56,11 +65,20 @@ class OwnOptimizer(keras.optimizers.Optimizer):
                 "`mixed_float16`, with `auto_scale_loss=False` and a "
                 f"`loss_scale_factor`). Received: optimizer={alone!r}"
             )
+        if alone.built:
+            raise ValueError(
+                f"The optimizer of a bank must be new, but this {alone.name} "
+                "was built for other variables, whose state would be every "
+                "adapter's. Pass a new optimizer to `compile`. Received: "
+                f"optimizer={alone!r}"
+            )
         super().__init__(learning_rate=0.0, name=alone.name)
         self.rows = rows
         # Hidden from the tracker: the inner optimizer's state changes within a
         # step, and is not the state of this one.
-        self.__dict__.update(alone=alone, access=access)
+        self.__dict__.update(
+            alone=alone, access=access, model_variables=model_variables
+        )
         if isinstance(internals.rate_set(alone), keras.Variable):
             # One learning rate for all, which compiled code reads.
             self._track_variable(internals.rate_set(alone))
@@ -69,15 +87,22 @@ class OwnOptimizer(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        single = [
-            keras.Variable(
-                np.full(v.shape[1:], START), dtype=v.dtype, name=v.name
-            )
-            for v in variables
-        ]
-        for one, variable in zip(single, variables, strict=True):
-            # Optimizers may choose variables by path.
-            internals.set_variable_path(one, variable.path)
+        single = []
+        for variable in variables:
+            own = self.model_variables[id(variable)]
+            with contextlib.ExitStack() as scopes:
+                # They are a part of a variable's name on TensorFlow.
+                for part in own.path.split("/")[:-1]:
+                    scopes.enter_context(keras.name_scope(part))
+                one = keras.Variable(
+                    np.full(own.shape, START),
+                    dtype=variable.dtype,
+                    name=own.name,
+                )
+            # Optimizers may choose variables by path, by name, or by object.
+            internals.set_variable_path(one, own.path)
+            internals.exclude_like(self.alone, one, [variable, own])
+            single.append(one)
         self.alone.build(single)
         rate = internals.rate_set(self.alone)
         slots = [v for v in self.alone.variables if v is not rate]

@@ -331,6 +331,41 @@ def test_an_optimizer_assigned_later_and_its_rate(rng):
     assert_as_alone(bank, alone, [0, 1], atol=1e-4)
 
 
+def is_of_head(variable):
+    return "head" in variable.path
+
+
+@pytest.mark.parametrize(
+    "exclude",
+    [
+        lambda model: {
+            "var_list": [v for v in model.trainable_variables if is_of_head(v)]
+        },
+        lambda model: {"var_names": ["^kernel$"]},
+        lambda model: {"var_names": ["head"]},
+    ],
+    ids=["variables", "name", "path"],
+)
+def test_weights_excluded_from_decay_are_those_of_training_alone(rng, exclude):
+    bank, alone = bank_of()
+    for model in (bank.model, *alone):
+        optimizer = optimizers.AdamW(0.01, weight_decay=0.9)
+        optimizer.exclude_from_weight_decay(**exclude(model))
+        model.compile(optimizer, loss(), jit_compile=JIT)
+    for _ in range(3):
+        train(bank, alone, *batch_of(tasks_of(rng), [0, 1]))
+    assert_as_alone(bank, alone, [0, 1])
+
+
+def test_an_optimizer_of_another_model_is_refused():
+    bank, alone = bank_of()
+    optimizer = optimizers.Adam(0.01)
+    alone[0].compile(optimizer, loss())
+    optimizer.build(alone[0].trainable_variables)
+    with pytest.raises(ValueError, match="must be new"):
+        bank.model.compile(optimizer, loss())
+
+
 class Scalar(keras.losses.Loss):
     def call(self, y_true, y_pred):
         return ops.mean(ops.square(y_true - y_pred))
