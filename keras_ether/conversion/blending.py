@@ -159,14 +159,14 @@ def _check_integers(terms: list[_Term]) -> None:
         )
 
 
-def _sum(terms: list[_Term]) -> Tensor:
+def _sum(terms: list[_Term]) -> Any:
     variable = terms[0].variable
     if "float" not in variable.dtype:
         return terms[0].value
     with no_gradient():
         base = at_least_float32(ops.convert_to_tensor(variable))
         # As few arrays of the kernel's size as possible are in memory.
-        total = 0.0
+        total: Any = 0.0
         for term in terms:
             if term.weight:
                 total = _add(total, term.weight, _tuned(term, base))

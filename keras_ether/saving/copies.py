@@ -53,6 +53,9 @@ def copy(model: Layer) -> Layer:
     adapted layers is copied as by Keras: its copy is the plain model with the
     fine-tuned kernels. This function copies all of them with their adapters.
 
+    A pickle has only the name of a method. So a model can't be pickled if you
+    registered another method of that name since.
+
     Args:
         model: A Keras model or layer.
 
