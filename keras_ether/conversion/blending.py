@@ -87,7 +87,7 @@ class _Term(NamedTuple):
 
     variable: Variable
     weight: float
-    value: np.ndarray | None
+    value: Any
     adapter: Adapter | None
 
 
