@@ -1,6 +1,7 @@
 """The layer that owns one kernel's vectors."""
 
 import random
+import weakref
 from collections.abc import Callable
 from collections.abc import Mapping
 from typing import Any
@@ -75,9 +76,10 @@ class Adapter(Reduced, RuntimeStrength, keras.layers.Layer):
         # `keras_ether.adapters.weights_file`.
         self.base_fingerprint = None
         self.loading = None
-        # Set by a model while a file is written or read, see
-        # `keras_ether.adapters.optimizer_state`. Hidden from Keras's trackers.
-        self.__dict__["optimizers"] = []
+        # Models by the adapter's depth in them, which each sets while a file is
+        # written or read, see `keras_ether.adapters.optimizer_state`. Hidden
+        # from Keras's trackers.
+        self.__dict__["passed"] = weakref.WeakValueDictionary()
 
     def build(
         self, view: MatrixView | ConvView, kernel_shape: tuple[int, ...]
@@ -224,12 +226,14 @@ class Adapter(Reduced, RuntimeStrength, keras.layers.Layer):
         return {s: self.trained_factors(s) for s in ("input", "output")}
 
     def save_own_variables(self, store: Any) -> None:
+        optimizers = optimizer_state.take(self, optimizer_state.SAVE)
         weights_file.save_vectors(self, store)
-        optimizer_state.save(self, store)
+        optimizer_state.save(optimizers, store)
 
     def load_own_variables(self, store: Any) -> None:
+        optimizers = optimizer_state.take(self, optimizer_state.LOAD)
         weights_file.load_vectors(self, store)
-        optimizer_state.load(self, store)
+        optimizer_state.load(optimizers, store)
 
     def quantize(
         self,

@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from keras_ether import methods
 from keras_ether.ops import values
 from keras_ether.types import Sizes
@@ -125,6 +127,13 @@ class AdapterConfig:
         if self.strength == methods.LEARNED:
             multiplier = methods.rate_multiplier(kernels)
         return dataclasses.replace(self, rate_multiplier=multiplier)
+
+    def scale_of(self, multiplier: float | None) -> np.float32:
+        """The factor for the variables of another rate multiplier.
+
+        The blocks are then the same.
+        """
+        return np.float32((multiplier or 1.0) / (self.rate_multiplier or 1.0))
 
     def on_side(self, side: str) -> "AdapterConfig":
         """The config with another side."""

@@ -4,8 +4,12 @@ Keras stores these variables in order, and a model that reads a file loads them
 if it has the same number. An adapted model's optimizer variables belong to
 vectors, but a plain model trains kernels and biases. So they are written with
 an adapter, where no plain model reads them, and the optimizer's own entry stays
-empty. The model passes its optimizer to one of its adapters before Keras saves
-or loads them.
+empty. Before Keras saves or loads its layers, a model passes itself to its
+first adapter, which then takes its optimizers.
+
+Several nested models may have the same first adapter. Their entries differ by
+the adapter's depth in the model. Older files count the models instead, the
+outermost first.
 """
 
 import warnings
@@ -15,34 +19,48 @@ from typing import Any
 import numpy as np
 
 from keras_ether.ops.values import to_numpy
+from keras_ether.types import Optimizer
 
 if TYPE_CHECKING:
     from keras_ether.adapters.adapter import Adapter
 
 PREFIX = "optimizer_"
+SAVE, LOAD = "save_own_variables", "load_own_variables"
+
+# By the adapter's depth in a model, and the optimizer's place in that model.
+Optimizers = dict[tuple[int, int], Optimizer]
 
 
-def save(adapter: "Adapter", store: Any) -> None:
-    """Writes the variables of the optimizers that the model passed."""
-    optimizers, adapter.optimizers[:] = list(adapter.optimizers), []
-    for i, optimizer in enumerate(optimizers):
-        for j, variable in enumerate(optimizer.variables):
-            store[f"{PREFIX}{i}_{j}"] = to_numpy(variable)
+def take(adapter: "Adapter", name: str) -> Optimizers:
+    """Takes the optimizers of the models that were passed to an adapter.
+
+    They omit their own entry when their method `name` is called next.
+    """
+    models = sorted(adapter.passed.items(), reverse=True)
+    adapter.passed.clear()
+    return {
+        (depth, place): optimizer
+        for depth, model in models
+        for place, optimizer in model.take(name).items()
+    }
 
 
-def load(adapter: "Adapter", store: Any) -> None:
-    """Reads the variables of the optimizers that the model passed."""
-    optimizers, adapter.optimizers[:] = list(adapter.optimizers), []
-    for i, optimizer in enumerate(optimizers):
-        start = f"{PREFIX}{i}_"
-        saved = {
-            name.removeprefix(start): np.asarray(store[name])
-            for name in store.keys()  # noqa: SIM118 - not a dictionary
-            if name.startswith(start)
-        }
-        if not saved:
+def save(optimizers: Optimizers, store: Any) -> None:
+    """Writes the optimizers' variables with an adapter."""
+    for (depth, place), optimizer in optimizers.items():
+        for i, variable in enumerate(optimizer.variables):
+            store[f"{PREFIX}depth{depth}_{place}_{i}"] = to_numpy(variable)
+
+
+def load(optimizers: Optimizers, store: Any) -> None:
+    """Reads the optimizers' variables, as far as they fit."""
+    models = list(dict.fromkeys(depth for depth, _ in optimizers))
+    for (depth, place), optimizer in optimizers.items():
+        values = _values(store, f"{PREFIX}depth{depth}_{place}_")
+        if not values and place == 0:
+            values = _values(store, f"{PREFIX}{models.index(depth)}_")
+        if not values:
             continue
-        values = [saved[str(j)] for j in range(len(saved))]
         shapes = [tuple(v.shape) for v in optimizer.variables]
         if shapes != [value.shape for value in values]:
             warnings.warn(
@@ -54,3 +72,13 @@ def load(adapter: "Adapter", store: Any) -> None:
             continue
         for variable, value in zip(optimizer.variables, values, strict=True):
             variable.assign(value)
+
+
+def _values(store: Any, start: str) -> list[np.ndarray]:
+    """The values of the entries `start` followed by 0, 1, 2, ..."""
+    saved = {
+        name.removeprefix(start): np.asarray(store[name])
+        for name in store.keys()  # noqa: SIM118 - not a dictionary
+        if name.startswith(start)
+    }
+    return [saved[str(i)] for i in range(len(saved))]

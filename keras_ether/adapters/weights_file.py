@@ -10,8 +10,9 @@ Read into an adapted layer, such a file
 - over the same base: leaves the base and sets the vectors, bit for bit;
 - over another base, if the method's blocks are orthogonal: sets the vectors,
   and as base the kernel with the transformation inverted;
-- over another base, otherwise: sets the effective kernel as base and resets the
-  vectors to the identity, with a warning.
+- over another base, otherwise: sets the file's kernel as base and resets the
+  vectors to the identity, with a warning that says at which strength that
+  kernel was folded.
 
 A file without vectors is a base checkpoint, and loads as one. Keras reads a
 layer right before its sub-layers, so the layer passes the values that it has
@@ -162,19 +163,30 @@ class Loading:
         read, self.read = self.read, []
         return [pair for pair in read if id(pair[0]) not in base]
 
-    def choose_base(self, adapter: "Adapter") -> None:
-        """Chooses another base, once the layer and the vectors are set."""
+    def choose_base(self, adapter: "Adapter", strength: float) -> None:
+        """Chooses another base, once the layer and the vectors are set.
+
+        `strength` is that of the file's kernel.
+        """
         if adapter.method.orthogonal:
             with no_gradient():
                 self.layer.take_out(adapter)
             return
         adapter.restart()
+        predicts = "fine-tuned model"
+        if strength == 0:
+            predicts = (
+                "file's base without the adapter: the file was saved within "
+                "`keras_ether.disabled` or at strength 0"
+            )
+        elif strength != 1:
+            predicts += f" at strength {strength:g}, as it was saved"
         warnings.warn(
             f"The file's weights for '{self.layer.path}' were saved over "
             f"another base kernel. '{adapter.config.method}' can't be "
-            "inverted, so the fine-tuned kernel becomes the base and its "
-            "adapter is reset to the identity. The predictions are those of "
-            "the fine-tuned model.",
+            "inverted, so the file's kernel becomes the base and its adapter "
+            "is reset to the identity. The predictions are those of the "
+            f"{predicts}.",
             stacklevel=2,
         )
 
@@ -236,7 +248,7 @@ def load_vectors(adapter: "Adapter", store: Any) -> None:
             # A kernel's is freed before the next is made.
             del value
         if loading is not None and same is False:
-            loading.choose_base(adapter)
+            loading.choose_base(adapter, _strength(store))
     memory.return_freed()
 
 
@@ -274,10 +286,10 @@ def _check_method(adapter: "Adapter", store: Any) -> None:
     if method.orthogonal and STRENGTH in store:
         raise ValueError(
             f"The file's weights for adapter '{adapter.path}' were saved over "
-            "another base, at strength "
-            f"{float(np.asarray(store[STRENGTH])):g}, at which the "
+            f"another base, at strength {_strength(store):g}, at which the "
             "transformation can't be inverted. Save the model at "
-            "`keras_ether.strength(model, 1.0)`."
+            "`keras_ether.strength(model, 1.0)`, outside of "
+            "`keras_ether.disabled`."
         )
     if not method.orthogonal and not method.starts_at_identity:
         raise ValueError(
@@ -286,6 +298,11 @@ def _check_method(adapter: "Adapter", store: Any) -> None:
             "start at the identity. Load the file over its own base, or use "
             "`keras_ether.save_adapter`."
         )
+
+
+def _strength(store: Any) -> float:
+    """The strength at which the file's kernel was folded."""
+    return float(np.asarray(store[STRENGTH])) if STRENGTH in store else 1.0
 
 
 def _read(adapter: "Adapter", store: Any) -> list[tuple[Variable, np.ndarray]]:
@@ -308,11 +325,11 @@ def _read(adapter: "Adapter", store: Any) -> list[tuple[Variable, np.ndarray]]:
             f"model. Expected: method='{adapter.method.name}', {expected}. "
             f"Received: method='{method}', {received}."
         )
-    multiplier = np.asarray(store[MULTIPLIER]) if MULTIPLIER in store else 1.0
-    own = adapter.config.rate_multiplier or 1.0
-    if multiplier != own:
-        # The same blocks by variables of another scale.
-        scale = np.float32(multiplier / own)
+    multiplier = 1.0
+    if MULTIPLIER in store:
+        multiplier = float(np.asarray(store[MULTIPLIER]))
+    if multiplier != adapter.config.rate_multiplier:
+        scale = adapter.config.scale_of(multiplier)
         values = {name: scale * value for name, value in values.items()}
     pairs = [(v, values[name]) for name, v in adapter.vectors.items()]
     if adapter.seed_generator is not None and DROPOUT in store:

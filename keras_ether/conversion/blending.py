@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Mapping
 from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from keras import ops
@@ -12,11 +13,11 @@ from keras import ops
 from keras_ether.adapters import changes
 from keras_ether.adapters import kinds
 from keras_ether.adapters import quantized_kernel
+from keras_ether.adapters.adapter import Adapter
 from keras_ether.ops import values
 from keras_ether.ops.backend import at_least_float32
 from keras_ether.ops.traced import compiled
 from keras_ether.ops.traced import no_gradient
-from keras_ether.ops.values import to_numpy
 from keras_ether.saving import adapter_file
 from keras_ether.saving import loading
 from keras_ether.saving import save_and_load
@@ -29,10 +30,12 @@ def blend(model: Layer, weights: Mapping, check_base: bool = True) -> Layer:
     """Adds a weighted sum of adapters to a base model, in place.
 
     Each kernel becomes `W + Σ weight (H W G − W)`. Each other trained weight
-    becomes `w + Σ weight (w' − w)`, where `w` is the model's value. If the
-    weights add up to 1, a new, random head in `model` becomes the weighted mean
-    of the files' heads. One file at weight 1 gives the same model as
-    `keras_ether.load_adapter` and `keras_ether.merge`.
+    becomes `w + Σ weight (w' − w)`, where `w` is the model's value. A kernel
+    that a file holds too, since it was trained itself, becomes
+    `W + Σ weight (H W' G − W)`. If the weights add up to 1, a new, random head
+    in `model` becomes the weighted mean of the files' heads. One file at weight
+    1 gives the same model as `keras_ether.load_adapter` and
+    `keras_ether.merge`.
 
     Args:
         model: A built Keras model or layer, the base, without adapters.
@@ -64,31 +67,28 @@ def blend(model: Layer, weights: Mapping, check_base: bool = True) -> Layer:
         (_fill(model, filepath, check_base), weight)
         for filepath, weight in _checked(weights).items()
     ]
-    kernels: dict = {}
-    others: dict = {}
+    sums: dict[int, list[_Term]] = {}
     for fill, weight in fills:
-        for path, adapter in fill.adapters.items():
-            layer = fill.tree.layers[path]
-            terms = kernels.setdefault(path, (layer, []))[1]
-            terms.append((weight, adapter))
-        for variable, value in fill.assignments:
-            terms = others.setdefault(id(variable), (variable, []))[1]
-            terms.append((weight, value))
-    for path, (layer, _) in kernels.items():
-        if layer.quantization_mode in quantized_kernel.CODES:
-            raise ValueError(
-                f"The kernel of layer '{path}' is quantized to "
-                f"{layer.quantization_mode}, so adapters can't be blended into "
-                "it. Blend before quantizing."
-            )
-    sums = [_weight_sum(variable, terms) for variable, terms in others.values()]
+        for key, term in _terms(fill, weight).items():
+            sums.setdefault(key, []).append(term)
+    for terms in sums.values():
+        _check_integers(terms)
     with changes.all_or_none() as made:
-        for layer, terms in kernels.values():
-            kernel = getattr(layer, kinds.known_kind(layer).kernel)
-            made.assign(kernel, functools.partial(_kernel_sum, kernel, terms))
-        for (variable, _), value in zip(others.values(), sums, strict=True):
-            made.assign(variable, value)
+        for terms in sums.values():
+            made.assign(terms[0].variable, functools.partial(_sum, terms))
     return model
+
+
+class _Term(NamedTuple):
+    """A variable in one file: the file's value, transformed by its adapter.
+
+    Without a value the file has the model's.
+    """
+
+    variable: Variable
+    weight: float
+    value: Any
+    adapter: Adapter | None
 
 
 def _checked(weights: Any) -> dict:
@@ -126,36 +126,66 @@ def _fill(
     return fill
 
 
-def _kernel_sum(kernel: Tensor, terms: list) -> Tensor:
+def _terms(fill: loading.Fill, weight: float) -> dict[int, _Term]:
+    """What a file changes, by the ids of the variables."""
+    terms = {
+        id(variable): _Term(variable, weight, value, None)
+        for variable, value in fill.assignments
+    }
+    for path, adapter in fill.adapters.items():
+        layer = fill.tree.layers[path]
+        if layer.quantization_mode in quantized_kernel.CODES:
+            raise ValueError(
+                f"The kernel of layer '{path}' is quantized to "
+                f"{layer.quantization_mode}, so adapters can't be blended into "
+                "it. Blend before quantizing."
+            )
+        kernel = getattr(layer, kinds.known_kind(layer).kernel)
+        known = terms.get(id(kernel))
+        value = None if known is None else known.value
+        terms[id(kernel)] = _Term(kernel, weight, value, adapter)
+    return terms
+
+
+def _check_integers(terms: list[_Term]) -> None:
+    """Raises a `ValueError` for integers that differ between files."""
+    variable, value = terms[0].variable, terms[0].value
+    if "float" not in variable.dtype and any(
+        not np.array_equal(value, term.value) for term in terms
+    ):
+        raise ValueError(
+            f"The files differ in '{variable.path}', which holds integers "
+            "and can't be blended."
+        )
+
+
+def _sum(terms: list[_Term]) -> Any:
+    variable = terms[0].variable
+    if "float" not in variable.dtype:
+        return terms[0].value
     with no_gradient():
-        base = at_least_float32(ops.convert_to_tensor(kernel))
+        base = at_least_float32(ops.convert_to_tensor(variable))
         # As few arrays of the kernel's size as possible are in memory.
-        total = 0.0
-        for weight, adapter in terms:
-            if weight:
-                total = _add(total, weight, adapter.fold_trained(base))
-        rest = 1.0 - math.fsum(weight for weight, _ in terms)
+        total: Any = 0.0
+        for term in terms:
+            if term.weight:
+                total = _add(total, term.weight, _tuned(term, base))
+        rest = 1.0 - math.fsum(term.weight for term in terms)
         if rest:
             total = _add(total, rest, base)
-        return ops.cast(total, kernel.dtype)
+        return ops.cast(total, variable.dtype)
+
+
+def _tuned(term: _Term, base: Tensor) -> Tensor:
+    """What a variable is after `load_adapter` and `merge`."""
+    value = base
+    if term.value is not None:
+        value = at_least_float32(ops.convert_to_tensor(term.value))
+    if term.adapter is None:
+        return value
+    return term.adapter.fold_trained(value)
 
 
 @compiled
-def _add(total: Tensor | float, weight: float, kernel: Tensor) -> Tensor:
-    return total + weight * kernel
-
-
-def _weight_sum(variable: Variable, terms: list) -> np.ndarray:
-    value = to_numpy(variable)
-    if "float" not in variable.dtype:
-        if any(not np.array_equal(terms[0][1], other) for _, other in terms):
-            raise ValueError(
-                f"The files differ in '{variable.path}', which holds integers "
-                "and can't be blended."
-            )
-        return terms[0][1]
-    total = base = value.astype(np.result_type(value.dtype, "float32"))
-    for weight, other in terms:
-        if weight:
-            total = total + weight * (other.astype(base.dtype) - base)
-    return total.astype(value.dtype)
+def _add(total: Tensor | float, weight: float, value: Tensor) -> Tensor:
+    return total + weight * value

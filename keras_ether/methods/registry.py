@@ -140,7 +140,8 @@ def register(method: Method) -> Method:
     """Adds a method to the table.
 
     It replaces your own method of the same name. Models that are adapted
-    already keep the old method.
+    already keep the old method, and so do their copies. They can't be pickled
+    then, since a pickle has only the name of a method.
 
     Args:
         method: A `Method`.

@@ -53,6 +53,9 @@ def copy(model: Layer) -> Layer:
     adapted layers is copied as by Keras: its copy is the plain model with the
     fine-tuned kernels. This function copies all of them with their adapters.
 
+    A pickle has only the name of a method. So a model can't be pickled if you
+    registered another method of that name since.
+
     Args:
         model: A Keras model or layer.
 
@@ -62,7 +65,9 @@ def copy(model: Layer) -> Layer:
     Raises:
         ValueError: if `model` is not a Keras model or layer, if Keras makes
             another model from its configuration, or within
-            `keras_ether.disabled`.
+            `keras_ether.disabled`. Pickling is an error too if another method
+            was registered under the name of the model's, since a pickle has
+            only the name.
 
     Example:
 
@@ -115,11 +120,43 @@ class _LayerState:
         )
 
 
-class State:
-    """Everything that makes a copy of a layer with adapters.
+class _WithMethods:
+    """The methods of a copy's adapters, by path.
 
-    It never changes, so `deepcopy` need not copy it too.
+    They may have been replaced in the table of methods. A pickle has only their
+    names. It never changes, so `deepcopy` need not copy it too.
     """
+
+    def __init__(self, adapters: dict[str, Adapter]) -> None:
+        self.methods = {
+            path: (adapter.config, adapter.method)
+            for path, adapter in adapters.items()
+        }
+
+    def set_method(self, path: str, adapter: Adapter) -> None:
+        """Gives an adapter of the copy the original's method."""
+        # An unpickled state has none.
+        known = vars(self).get("methods")
+        if known is not None:
+            _, adapter.method = known[path]
+
+    def __getstate__(self) -> dict[str, Any]:
+        for path, (config, method) in self.methods.items():
+            if config.variant != method:
+                raise ValueError(
+                    f"The adapter of layer '{path}' can't be pickled: a pickle "
+                    "has only the name of its method, and another method was "
+                    "registered under that name since. Register the method of "
+                    f"the model again. Received: method={config.method!r}"
+                )
+        return {n: v for n, v in vars(self).items() if n != "methods"}
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        return self
+
+
+class State(_WithMethods):
+    """Everything that makes a copy of a layer with adapters."""
 
     def __init__(self, layer: Layer) -> None:
         layers = LayerTree(layer).by_path
@@ -132,6 +169,7 @@ class State:
             for path, part in layers.items()
             if _is_adapted(part)
         }
+        super().__init__({path: layers[path].ether for path in self.adapters})
         self.twins = [p for p in self.adapters if twin_class.is_twin(layers[p])]
         self.layers = {p: _LayerState.of(part) for p, part in layers.items()}
         indices = {id(v): i for i, v in enumerate(_in_order(layers))}
@@ -141,21 +179,16 @@ class State:
             if getattr(part, "compiled", False)
         }
 
-    def __deepcopy__(self, memo: dict) -> Any:
-        return self
 
-
-class AdapterState:
+class AdapterState(_WithMethods):
     """Everything that makes a copy of an adapter alone."""
 
     def __init__(self, adapter: Adapter) -> None:
+        super().__init__({adapter.name: adapter})
         self.config, self.seed = adapter.config, adapter.seed
         self.built = (adapter.view, adapter.kernel_shape)
         self.layers = {"": _LayerState.of(adapter)}
         self.name = adapter.name
-
-    def __deepcopy__(self, memo: dict) -> Any:
-        return self
 
 
 # Its name in earlier pickles of compiled models.
@@ -202,13 +235,17 @@ def _rebuild(state: State) -> Layer:
             raise _other(state.name, f"it has no layer '{path}'")
         config, seed = state.adapters[path]
         target = Target.of(path, layers[path], config)
-        adapters[path] = insertion.built(target, Adapter(config, seed))
+        adapter = Adapter(config, seed)
+        state.set_method(path, adapter)
+        adapters[path] = insertion.built(target, adapter)
     with changes.all_or_none() as made:
         _put_in(made, state, layers, adapters)
     layers = LayerTree(copy).by_path
     _fill(state.name, state.layers, layers)
     for path, (_, seed) in state.adapters.items():
         layers[path].ether.seed = seed
+        # That of a layer that Keras has made.
+        state.set_method(path, layers[path].ether)
     parts = list(layers.values())
     for part in parts + layers_containing(parts):
         internals.TorchParameters(part).do()
@@ -244,6 +281,7 @@ def _put_in(
 
 def _rebuild_adapter(state: AdapterState) -> Adapter:
     adapter = Adapter(state.config, state.seed, name=state.name)
+    state.set_method(state.name, adapter)
     adapter.build(*state.built)
     _fill(state.name, state.layers, {"": adapter})
     internals.TorchParameters(adapter).do()

@@ -1,5 +1,6 @@
 """Matching the values of an adapter file with a model's variables."""
 
+import dataclasses
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 from keras_ether.adapters import changes
 from keras_ether.adapters import kinds
 from keras_ether.adapters.adapter import Adapter
+from keras_ether.adapters.adapter_config import AdapterConfig
 from keras_ether.saving import adapter_header
 from keras_ether.saving import contents
 from keras_ether.saving.adapter_file import AdapterFile
@@ -82,6 +84,11 @@ def checked(tree: LayerTree, content: AdapterFile) -> Fill:
         _check_complete(contents.other_trained_weights(layers), weights)
         variables = contents.by_tensor(adapted, weights)
         assignments = pairs(variables, content.tensors)
+        scales = _scales(adapted, groups)
+        assignments = [
+            (v, scales[id(v)] * value if id(v) in scales else value)
+            for v, value in assignments
+        ]
         return Fill(tree, weights, None, {}, assignments)
     trainable = [
         layer
@@ -247,11 +254,32 @@ def _shown(path: str) -> str:
 def _check_same(adapted: dict[str, Adapter], groups: dict[str, Group]) -> None:
     """Raises a `ValueError` unless these adapters are the file's."""
     for path in sorted(adapted.keys() | groups.keys()):
-        has = str(adapted[path].config) if path in adapted else "no adapter"
-        wants = str(groups[path].config) if path in groups else "no adapter"
-        if has != wants:
+        has = adapted[path].config if path in adapted else "no adapter"
+        wants = groups[path].config if path in groups else "no adapter"
+        if _without_multiplier(has) != _without_multiplier(wants):
             raise ValueError(
                 f"layer '{path}' has {has}, and in the file {wants}. To "
                 "replace the model's adapters by the file's, call "
                 "`keras_ether.remove(model)` first."
             )
+
+
+def _without_multiplier(config: AdapterConfig | str) -> str:
+    if isinstance(config, AdapterConfig):
+        config = dataclasses.replace(config, rate_multiplier=1.0)
+    return str(config)
+
+
+def _scales(
+    adapted: dict[str, Adapter], groups: dict[str, Group]
+) -> dict[int, np.float32]:
+    """Factors for vectors of another rate multiplier, by variable.
+
+    They give the same blocks by variables of another scale.
+    """
+    return {
+        id(vector): adapter.config.scale_of(groups[path].config.rate_multiplier)
+        for path, adapter in adapted.items()
+        for vector in adapter.vectors.values()
+        if groups[path].config.rate_multiplier != adapter.config.rate_multiplier
+    }

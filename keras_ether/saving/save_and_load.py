@@ -83,10 +83,11 @@ def load_adapter(
 
     A model without adapters gets the adapters of the file, as from
     `keras_ether.apply`, and trains the same weights as the saved model. A model
-    with the same adapters as the file (layers, methods, blocks and sides;
-    dropout may differ) gets the file's values. It keeps its `trainable` flags,
-    its dropout and its optimizer. Other adapters are an error: call
-    `keras_ether.remove` first.
+    with the same adapters as the file (layers, methods, blocks, sides and
+    strengths; dropout and `κ` may differ) gets the file's values. It keeps its
+    `trainable` flags, its dropout, its `κ` and its optimizer: vectors of
+    another `κ` are scaled, so that the blocks are the same. Other adapters are
+    an error: call `keras_ether.remove` first.
 
     Args:
         model: A built Keras model or layer, the base.

@@ -112,7 +112,16 @@ def fitting_state(model: Layer, content: AdapterFile) -> list:
     """
     entry = content.header["training"]
     optimizer = optimizer_of(model)
-    states = contents.random_states(LayerTree(model).by_path)
+    tree = LayerTree(model)
+    for path, group in adapter_header.layers_of(content.header).items():
+        own = tree.adapted[path].ether.config.rate_multiplier
+        if own != group.config.rate_multiplier:
+            # Steps and moments depend on it.
+            raise ValueError(
+                f"the adapter of layer '{path}' has rate_multiplier={own:g}, "
+                f"in the file {group.config.rate_multiplier:g}."
+            )
+    states = contents.random_states(tree.by_path)
     counts = {path: len(own) for path, own in states.items()}
     for what, has, wants in (
         ("optimizer", described(optimizer), entry["optimizer"]),

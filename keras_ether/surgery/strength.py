@@ -23,8 +23,10 @@ def strength(model: Layer, strength: float) -> Layer:
     at this strength. The strength belongs to the model, not to the adapter:
     `save_adapter` and weights files hold the vectors as trained, and
     `load_adapter` keeps the model's strength. If a weights file was written at
-    a strength other than 1, its transformation can't be inverted. Loading it
-    into an adapted model over another base is an error.
+    a strength other than 1, ETHER's transformation can't be inverted, and
+    loading it into an adapted model over another base is an error. For methods
+    that are never inverted, such as ETHER+, the base then becomes the model at
+    that strength, with a warning.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.

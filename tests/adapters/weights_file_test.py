@@ -1,3 +1,5 @@
+import contextlib
+
 import keras
 import numpy as np
 import pytest
@@ -106,6 +108,31 @@ def test_over_another_base_predictions_are_kept(x, method, tmp_path):
         for layer in verbs.adapted_layers(other).values():
             u, v = models.values(layer.ether.vectors.values())[:2]
             np.testing.assert_array_equal(u, v)
+
+
+@pytest.mark.parametrize(
+    ("strength", "message"),
+    [
+        (0.0, "are those of the file's base without the adapter.*disabled"),
+        (0.5, "are those of the fine-tuned model at strength 0.5,"),
+        (1.0, "are those of the fine-tuned model.$"),
+    ],
+)
+def test_the_warning_says_what_the_base_is(strength, message, x, tmp_path):
+    model, path = fine_tuned("functional", "ether+"), tmp_path / "m.weights.h5"
+    with contextlib.ExitStack() as stack:
+        if strength:
+            keras_ether.strength(model, strength)
+        else:
+            stack.enter_context(keras_ether.disabled(model))
+        model.save_weights(path)
+        expected = models.call(model, x)
+    other = adapted("functional", "ether+", seed=1)
+    for layer in verbs.adapted_layers(other).values():
+        layer.base_kernel.assign(layer.base_kernel * 0.5)
+    with pytest.warns(UserWarning, match=message):
+        other.load_weights(path)
+    np.testing.assert_allclose(models.call(other, x), expected, atol=1e-5)
 
 
 def test_file_without_vectors_is_a_base_checkpoint(x, tmp_path):

@@ -83,6 +83,36 @@ def test_other_layers_in_each_file(tmp_path):
         np.testing.assert_allclose(found, kernel, atol=1e-6)
 
 
+@pytest.mark.parametrize("weights", [(1.0,), (0.7, 0.3), (0.5, 0.4, 0.2)])
+def test_kernels_that_are_trained_themselves(weights, tmp_path):
+    """Beside an adapter in one file, without one in another, and as usual."""
+    base = weights_of(tuned.base("mlp"))
+    files, deviations = {}, []
+    for i, weight in enumerate(weights):
+        model = tuned.base("mlp")
+        targets, train = [
+            (["first", "second"], ["head"]),
+            (["first"], ["second", "head"]),
+            (["first", "second"], ["head"]),
+        ][i]
+        keras_ether.apply(model, targets=targets, trainable=train, seed=i)
+        if i == 0:
+            model.trainable = True
+        tuned.move(model.trainable_variables, i)
+        path = tmp_path / f"{i}.ether.safetensors"
+        keras_ether.save_adapter(model, path)
+        found = weights_of(keras_ether.merge(model))
+        deviations.append({n: found[n] - base[n] for n in base})
+        files[path] = weight
+    model = keras_ether.blend(tuned.base("mlp"), files)
+    for name, value in weights_of(model).items():
+        expected = base[name] + sum(
+            weight * deviation[name]
+            for weight, deviation in zip(weights, deviations, strict=True)
+        )
+        np.testing.assert_allclose(value, expected, atol=1e-5, err_msg=name)
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("weights", "message"),

@@ -8,6 +8,7 @@ import keras_ether
 from keras_ether import methods
 from keras_ether.layers import EtherDense
 from keras_ether.saving import adapter_file
+from tests import checks
 from tests import models
 from tests import tuned
 
@@ -136,20 +137,61 @@ def test_weights_files_keep_what_they_mean(rng, tmp_path):
         )
 
 
-@pytest.mark.once
-def test_adapter_files_of_another_one_are_refused(tmp_path):
-    arguments = {"rank_blocks": 2, "strength": "learned", "seed": 0}
+def learned(model, seed=0, **arguments):
+    return keras_ether.apply(
+        *(model, 2, "ether"),
+        strength="learned",
+        seed=seed,
+        trainable=["head"],
+        **arguments,
+    )
+
+
+def in_two_steps(model, seed=0):
+    for name in ("first", "second"):
+        learned(model, seed, targets=[name])
+    return model
+
+
+@pytest.mark.parametrize(
+    "ways", [(in_two_steps, learned), (learned, in_two_steps)]
+)
+def test_adapter_files_keep_what_they_mean(ways, rng, monkeypatch, tmp_path):
+    # Few kernels would all have the largest one.
+    monkeypatch.setattr(methods.strength, "LARGEST", 1e4)
     path = tmp_path / "m.ether.safetensors"
-    model = tuned.base("mlp")
-    keras_ether.apply(model, method="ether", trainable=["head"], **arguments)
+    model, other = (
+        make(tuned.base("mlp"), seed) for seed, make in enumerate(ways)
+    )
+    one, two = adapters(model), adapters(other)
+    assert one[0].rate_multiplier != two[0].rate_multiplier
+    tuned.move(model.trainable_weights, 1)
+    x = models.inputs_of("mlp", rng)
+    expected = models.call(model, x)
     keras_ether.save_adapter(model, path)
+    keras_ether.load_adapter(other, path)
+    assert adapters(other) == two
+    np.testing.assert_allclose(models.call(other, x), expected, atol=1e-5)
+
+
+@pytest.mark.once
+def test_training_and_banks_of_another_one_are_refused(tmp_path):
+    path = tmp_path / "m.ether.safetensors"
+    model = learned(tuned.base("mlp"))
+    model.compile(keras.optimizers.Adam(), "mse")
+    checkpoint = keras_ether.callbacks.AdapterCheckpoint(path)
+    x = np.ones((4, 16), "float32")
+    y = model.predict(x, verbose=0)
+    model.fit(x, y, verbose=0, callbacks=[checkpoint])
     content = adapter_file.read(path)
     for group in content.header["adapters"]:
         assert group["rate_multiplier"] == 100.0
         group["rate_multiplier"] = 7.0
     adapter_file.write(path, content)
-    with pytest.raises(ValueError, match=r"multiplier=100, and .*multiplier=7"):
-        keras_ether.load_adapter(model, path)
+    before = checks.state(model)
+    with pytest.raises(ValueError, match=r"multiplier=100, in the file 7"):
+        keras_ether.callbacks.resume(model, path)
+    checks.unchanged(model, before)
     bank = keras_ether.AdapterBank(model, capacity=2)
     with pytest.raises(
         ValueError, match=r"multiplier=100. Received: .*multiplier=7"

@@ -1,6 +1,7 @@
 """A copy of an adapted model is the same adapted model, or an error."""
 
 import copy
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from keras import ops
 
 import keras_ether
+from keras_ether import methods
 from keras_ether.adapters import freezing
 from keras_ether.adapters import kinds
 from keras_ether.surgery.layer_tree import LayerTree
@@ -574,6 +576,77 @@ def test_averaged_model(name, rng):
     np.testing.assert_allclose(outputs, models.call(model, x), atol=1e-6)
 
 
+@pytest.fixture
+def replaced():
+    """A method, and a function that registers another one of its name."""
+    ether = methods.get("ether")
+    method = methods.register(dataclasses.replace(ether, name="mine"))
+
+    def halved(u):
+        left, right = ether.factors(u)
+        return left * 0.5, right
+
+    yield (
+        method.name,
+        lambda **fields: methods.register(
+            dataclasses.replace(
+                method, factors=halved, orthogonal=False, **fields
+            )
+        ),
+    )
+    del methods.METHODS[method.name]
+
+
+def layer_of(method):
+    layer = keras_ether.layers.EtherDense(8, method=method, seed=0)
+    return keras.Sequential([keras.Input((16,)), layer])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("strength", [None, "learned"])
+@pytest.mark.parametrize("way", [keras_ether.copy, copy.deepcopy])
+def test_copy_has_the_method_of_the_original(way, strength, replaced, rng):
+    name, replace = replaced
+    x = models.inputs_of("mlp", rng)
+    model = adapt(build("mlp"), method=name, strength=strength)
+    own = layer_of(name)
+    for part in (model, own):
+        for variable in part.trainable_variables:
+            variable.assign(variable + 0.3)
+    expected = [models.call(part, x) for part in (model, own)]
+    replace()
+    for part, outputs in zip((model, own), expected, strict=True):
+        found = way(part)
+        np.testing.assert_array_equal(models.call(found, x), outputs)
+        again = way(found)
+        np.testing.assert_array_equal(models.call(again, x), outputs)
+    adapter = model.get_layer("first").ether
+    assert way(adapter).method is adapter.method
+
+
+@pytest.mark.once
+def test_copy_where_the_new_method_has_other_weights(replaced, rng):
+    name, replace = replaced
+    x = models.inputs_of("mlp", rng)
+    model = adapt(build("mlp"), method=name)
+    expected = models.call(model, x)
+    replace(weights=("other",))
+    found = keras_ether.copy(model)
+    np.testing.assert_array_equal(models.call(found, x), expected)
+
+
+@pytest.mark.once
+def test_pickle_of_a_replaced_method_is_an_error(replaced):
+    name, replace = replaced
+    model = adapt(build("mlp"), method=name)
+    assert pickled(model).get_layer("first").ether.config.method == name
+    adapter = model.get_layer("first").ether
+    replace()
+    for part, path in ((model, "first"), (adapter, "ether")):
+        with pytest.raises(ValueError, match=f"'{path}' can't be .*'mine'"):
+            pickle.dumps(part)
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(
     "name",
@@ -594,7 +667,8 @@ def test_names_in_earlier_pickles_remain(name):
 def test_pickle_of_an_adapter_has_the_arguments_of_earlier_ones():
     adapter = adapt(build("mlp")).get_layer("first").ether
     rebuild, (state,) = adapter.__reduce__()
-    assert vars(state).keys() == {"config", "seed", "built", "layers", "name"}
+    names = {"config", "seed", "built", "layers", "name"}
+    assert state.__getstate__().keys() == names
     twin = rebuild(state)
     for one, other in zip(adapter.weights, twin.weights, strict=True):
         np.testing.assert_array_equal(*map(ops.convert_to_numpy, (one, other)))
