@@ -132,25 +132,32 @@ def _guards(layer: Layer, model: Layer) -> Iterator[changes.Change]:
 def _freeze_all_but(
     made: changes.Transaction, plan: Plan, owner: changes.Owner
 ) -> None:
-    """Freezes all layers but trainable layers and parents of such."""
+    """Freezes all layers but trainable layers and parents of such.
+
+    A layer that another owner keeps trainable is frozen when that owner lets
+    go.
+    """
     targets = {id(target.layer) for target in plan.targets}
-    holds: dict[int, bool] = {}
+    inside: dict[int, bool] = {}
 
     def trains(layer: Layer) -> bool:
-        if id(layer) not in holds:
+        return (
+            id(layer) in plan.trainable
+            or freezing.is_kept_trainable(layer)
+            or holds(layer)
+        )
+
+    def holds(layer: Layer) -> bool:
+        """Whether a layer has an adapter, or parts that train."""
+        if id(layer) not in inside:
             parts = [trains(part) for part in plan.tree.parts(layer)]
-            holds[id(layer)] = (
-                any(parts)
-                or id(layer) in targets | plan.trainable
-                or kinds.is_adapted(layer)
-                or freezing.is_kept_trainable(layer)
+            inside[id(layer)] = (
+                any(parts) or id(layer) in targets or kinds.is_adapted(layer)
             )
-        return holds[id(layer)]
+        return inside[id(layer)]
 
     for layer in plan.tree.all_layers:
         if id(layer) in plan.trainable:
             freezing.keep_trainable(made, layer, owner)
-        elif not freezing.is_kept_trainable(layer) and not kinds.is_adapter(
-            layer
-        ):
-            freezing.freeze(made, layer, owner, trainable=trains(layer))
+        elif not kinds.is_adapter(layer):
+            freezing.freeze(made, layer, owner, trainable=holds(layer))
