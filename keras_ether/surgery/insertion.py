@@ -89,8 +89,8 @@ def guard(
 def take_out(made: changes.Transaction, tree: LayerTree) -> None:
     """Makes adapted layers plain again.
 
-    The owner of the adapters releases the model's layers. If it has no other
-    adapters, it releases all its layers.
+    The owner of the adapters releases all its layers, in this model and around
+    it, as soon as it has no other adapters.
     """
     leaving: set[changes.Owner] = set()
     adapted = list(tree.adapted.values())
@@ -103,13 +103,13 @@ def take_out(made: changes.Transaction, tree: LayerTree) -> None:
         for owner in owners:
             made.make(changes.Inverse(changes.Member(owner.adapted, layer)))
         leaving |= owners
+    done = {owner for owner in leaving if not owner.adapted}
     layers = list(tree.all_layers)
-    for owner in leaving:
-        if not owner.adapted:
-            layers += owner.layers
+    for owner in done:
+        layers += owner.layers
     for layer in layers:
-        made.release(layer, GUARDED, leaving)
-        freezing.release_all(made, layer, leaving)
+        made.release(layer, GUARDED, done)
+        freezing.release_all(made, layer, done)
     for model in compiled_state.reset(made, tree):
         # The model of a bank of these adapters has some.
         if hasattr(model, "values_without_adapters"):
