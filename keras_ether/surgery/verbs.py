@@ -57,8 +57,8 @@ def apply(
 
     After `apply`, the vectors and learned strengths train. The weights of a
     KerasHub task outside its `backbone`, and the layers in `trainable`, train
-    too. All other weights are frozen, and so are the moving statistics of batch
-    normalization.
+    too. Layers with enabled LoRA train as before. All other weights are frozen,
+    and so are the moving statistics of batch normalization.
 
     A compiled model, or another model that contains a changed layer, works
     without a new `compile`: its functions are traced again, and the state of
@@ -233,7 +233,8 @@ def remove(model: Layer, reset_head: bool = False) -> Layer:
         model: A Keras model or layer, adapted itself or in some of its parts.
         reset_head: Boolean, whether to restore the weights of the layers that
             `apply` (or `load_adapter`) left trainable: the head of a KerasHub
-            task and the layers in `trainable`. Defaults to `False`.
+            task, the layers in `trainable` and those with LoRA. Defaults to
+            `False`.
 
     Returns:
         The model passed.
