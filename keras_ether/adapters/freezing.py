@@ -123,6 +123,18 @@ def is_frozen(layer: Layer) -> bool:
     return found is not None and found.active
 
 
+def thawed(layer: Layer) -> list[Variable]:
+    """Weights of a frozen layer that were made trainable again."""
+    if not is_frozen(layer):
+        return []
+    # Float8 scales were not frozen.
+    return [
+        v
+        for v in own_weights(layer)
+        if v.trainable and not v.overwrite_with_gradient
+    ]
+
+
 def flags_before(layer: Layer) -> tuple[bool, list[bool]] | None:
     """The flags of a layer and its variables before it was frozen.
 
