@@ -257,12 +257,15 @@ class Held:
         changes: The changes, in the order in which they were made.
         owners: The owners that hold them.
         data: Other data that is stored with them.
+        active: Whether the changes are made now. They are not while they are
+            suspended.
     """
 
     def __init__(self, data: Any = None) -> None:
         self.changes: list[Change] = []
         self.owners: set[Owner] = set()
         self.data = data
+        self.active = True
 
 
 def held(layer: Layer, name: str) -> Held | None:
@@ -365,9 +368,32 @@ class Transaction:
             self.make(Inverse(Member(found.owners, owner)))
         if found.owners:
             return
-        for change in reversed(found.changes):
-            self.make(Inverse(change))
-        if found.changes:
-            self.layers.append(layer)
+        self.suspend(layer, name)
         record = {n: h for n, h in vars(layer)[RECORD].items() if n != name}
         self.set(layer, RECORD, record or MISSING)
+
+    def suspend(self, layer: Layer, name: str) -> None:
+        """Undoes changes of a layer that their owners go on holding."""
+        found = held(layer, name)
+        if found is not None and found.active:
+            undoing = [Inverse(change) for change in reversed(found.changes)]
+            self._switch(layer, found, undoing, False)
+
+    def resume(self, layer: Layer, name: str) -> None:
+        """Makes suspended changes of a layer again."""
+        found = held(layer, name)
+        if found is not None and not found.active:
+            self._switch(layer, found, found.changes, True)
+
+    def _switch(
+        self,
+        layer: Layer,
+        found: Held,
+        changes: Iterable[Change],
+        active: bool,
+    ) -> None:
+        for change in changes:
+            self.make(change)
+        self.set(found, "active", active)
+        if found.changes:
+            self.layers.append(layer)

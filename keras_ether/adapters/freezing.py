@@ -2,6 +2,9 @@
 
 The configuration of such a layer, and so a file of its model, has the flag from
 before the change.
+
+A layer that one model freezes may be kept trainable for another one. It then
+trains, and is frozen again when no model keeps it trainable.
 """
 
 import functools
@@ -50,25 +53,41 @@ def freeze(
     trains. A layer whose flag is false also computes as in inference, so batch
     normalization's moving statistics don't change.
     """
+    made.suspend(layer, TRAINABLE)
     variables = own_variables(layer)
     # Float8 scales are overwritten with their gradients, and must be.
     frozen = [v for v in variables if not v.overwrite_with_gradient]
     trainable = trainable or len(frozen) < len(variables)
-    made.hold(
+    found = made.hold(
         layer,
         FROZEN,
         owner,
         lambda: _setting(layer, trainable, frozen, False),
         (layer.trainable, {id(v): v.trainable for v in variables}),
     )
-    if layer.trainable != trainable:
-        made.set(layer, internals.TRAINABLE, trainable)
+    # Another owner may have set another flag.
+    made.set(found.changes[0], "value", trainable)
+    made.resume(layer, FROZEN)
+    made.set(layer, internals.TRAINABLE, trainable)
+    _settle(made, layer)
+
+
+def _settle(made: changes.Transaction, layer: Layer) -> None:
+    """Makes a layer train if an owner keeps it trainable."""
+    if is_kept_trainable(layer):
+        made.suspend(layer, FROZEN)
+        made.resume(layer, TRAINABLE)
+    else:
+        made.resume(layer, FROZEN)
 
 
 def _setting(
     layer: Layer, trainable: bool, variables: list[Variable], flag: bool
 ) -> Iterator[changes.Change]:
-    """Sets the flag of a layer, and that of some of its variables."""
+    """Sets the flag of a layer, and that of some of its variables.
+
+    The first change is that of the layer's flag.
+    """
     before = layer.trainable
     yield changes.Attribute(layer, internals.TRAINABLE, trainable)
     yield changes.Method(
@@ -99,8 +118,21 @@ def freeze_since(
 
 
 def is_frozen(layer: Layer) -> bool:
-    """Whether an owner holds the layer frozen, with any flags."""
-    return changes.held(layer, FROZEN) is not None
+    """Whether the layer is frozen, with any flags."""
+    found = changes.held(layer, FROZEN)
+    return found is not None and found.active
+
+
+def thawed(layer: Layer) -> list[Variable]:
+    """Weights of a frozen layer that were made trainable again."""
+    if not is_frozen(layer):
+        return []
+    # Float8 scales were not frozen.
+    return [
+        v
+        for v in own_weights(layer)
+        if v.trainable and not v.overwrite_with_gradient
+    ]
 
 
 def flags_before(layer: Layer) -> tuple[bool, list[bool]] | None:
@@ -136,7 +168,7 @@ def keep_trainable(
     does not reset it. For a reset, a copy of its weights is kept in host
     memory: `start`, or by default those that it has now.
     """
-    made.release(layer, FROZEN)
+    made.suspend(layer, FROZEN)
     if start is None and not is_kept_trainable(layer):
         start = _values_of(layer)
     made.hold(layer, TRAINABLE, owner, lambda: _thawing(layer), start)
@@ -162,6 +194,7 @@ def release_all(
     """Undoes `freeze` and `keep_trainable` of some owners."""
     for name in (FROZEN, TRAINABLE):
         made.release(layer, name, owners)
+    _settle(made, layer)
 
 
 def start_assignments(

@@ -100,8 +100,8 @@ def check(path: str, layer: Layer, variables: dict[str, Variable]) -> None:
     if reason:
         raise ValueError(
             f"Adapters can't each have their own weights {sorted(variables)} "
-            f"of layer '{path}': {reason}. Set its `trainable` to False, or "
-            "merge each adapter into a separate model."
+            f"of layer '{path}': {reason}. Set its `trainable` to False before "
+            "`keras_ether.apply`, or merge each adapter into a separate model."
         )
 
 

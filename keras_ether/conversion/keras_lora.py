@@ -15,12 +15,14 @@ import keras
 import numpy as np
 
 from keras_ether.adapters import changes
+from keras_ether.adapters import freezing
 from keras_ether.conversion import low_rank_update
 from keras_ether.ops import memory
 from keras_ether.ops.matrix_view import MatrixView
 from keras_ether.surgery import compiled_state
 from keras_ether.surgery import containers
 from keras_ether.surgery import insertion
+from keras_ether.surgery import targets as targets_lib
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.surgery.layer_tree import adapted_tree
 from keras_ether.surgery.layer_tree import check_not_disabled
@@ -60,7 +62,10 @@ def to_lora(model: Layer) -> Layer:
     Raises:
         ValueError: if there is no adapter, or if an adapter can't be LoRA:
             `keras_ether.lora_factors` refuses it, or its kernel is quantized,
-            constrained or an embedding. An error leaves the model unchanged.
+            constrained or an embedding. Also if an adapted layer stays frozen,
+            because other adapters of the same `apply` are outside of `model`,
+            or another adapted model contains the layer. An error leaves the
+            model unchanged.
 
     Example:
 
@@ -79,6 +84,7 @@ def to_lora(model: Layer) -> Layer:
     backbone = _backbone_around(model, layers)
     with changes.all_or_none() as made:
         insertion.take_out(made, tree)
+        _check_thawed(layers)
         for part in tree.all_layers:
             made.make(containers.Contents(part))
         for variable in model.variables:
@@ -109,6 +115,18 @@ def _refusal(layer: Layer) -> str | None:
     if layer.kernel_constraint is not None:
         return "Keras has no LoRA for a kernel with a constraint"
     return None
+
+
+def _check_thawed(layers: dict[str, Layer]) -> None:
+    """Raises a `ValueError` if a layer without its adapter stays frozen."""
+    frozen = [path for path, y in layers.items() if freezing.is_frozen(y)]
+    if frozen:
+        raise ValueError(
+            "These layers can't have LoRA yet, because they stay frozen in a "
+            f"model that has other adapters: {targets_lib.shorten(frozen)}. "
+            "Pass the model that contains all of these adapters, or call "
+            "`keras_ether.merge` or `keras_ether.remove` for the others first."
+        )
 
 
 def _backbone_around(model: Layer, layers: dict[str, Layer]) -> Model | None:

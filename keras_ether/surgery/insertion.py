@@ -89,8 +89,8 @@ def guard(
 def take_out(made: changes.Transaction, tree: LayerTree) -> None:
     """Makes adapted layers plain again.
 
-    The owner of the adapters releases the model's layers. If it has no other
-    adapters, it releases all its layers.
+    The owner of the adapters releases all its layers, in this model and around
+    it, as soon as it has no other adapters.
     """
     leaving: set[changes.Owner] = set()
     adapted = list(tree.adapted.values())
@@ -103,13 +103,13 @@ def take_out(made: changes.Transaction, tree: LayerTree) -> None:
         for owner in owners:
             made.make(changes.Inverse(changes.Member(owner.adapted, layer)))
         leaving |= owners
+    done = {owner for owner in leaving if not owner.adapted}
     layers = list(tree.all_layers)
-    for owner in leaving:
-        if not owner.adapted:
-            layers += owner.layers
+    for owner in done:
+        layers += owner.layers
     for layer in layers:
-        made.release(layer, GUARDED, leaving)
-        freezing.release_all(made, layer, leaving)
+        made.release(layer, GUARDED, done)
+        freezing.release_all(made, layer, done)
     for model in compiled_state.reset(made, tree):
         # The model of a bank of these adapters has some.
         if hasattr(model, "values_without_adapters"):
@@ -132,25 +132,32 @@ def _guards(layer: Layer, model: Layer) -> Iterator[changes.Change]:
 def _freeze_all_but(
     made: changes.Transaction, plan: Plan, owner: changes.Owner
 ) -> None:
-    """Freezes all layers but trainable layers and parents of such."""
+    """Freezes all layers but trainable layers and parents of such.
+
+    A layer that another owner keeps trainable is frozen when that owner lets
+    go.
+    """
     targets = {id(target.layer) for target in plan.targets}
-    holds: dict[int, bool] = {}
+    inside: dict[int, bool] = {}
 
     def trains(layer: Layer) -> bool:
-        if id(layer) not in holds:
+        return (
+            id(layer) in plan.trainable
+            or freezing.is_kept_trainable(layer)
+            or holds(layer)
+        )
+
+    def holds(layer: Layer) -> bool:
+        """Whether a layer has an adapter, or parts that train."""
+        if id(layer) not in inside:
             parts = [trains(part) for part in plan.tree.parts(layer)]
-            holds[id(layer)] = (
-                any(parts)
-                or id(layer) in targets | plan.trainable
-                or kinds.is_adapted(layer)
-                or freezing.is_kept_trainable(layer)
+            inside[id(layer)] = (
+                any(parts) or id(layer) in targets or kinds.is_adapted(layer)
             )
-        return holds[id(layer)]
+        return inside[id(layer)]
 
     for layer in plan.tree.all_layers:
         if id(layer) in plan.trainable:
             freezing.keep_trainable(made, layer, owner)
-        elif not freezing.is_kept_trainable(layer) and not kinds.is_adapter(
-            layer
-        ):
-            freezing.freeze(made, layer, owner, trainable=trains(layer))
+        elif not kinds.is_adapter(layer):
+            freezing.freeze(made, layer, owner, trainable=holds(layer))

@@ -1,4 +1,7 @@
-"""The warning about a far too low learning rate, given when training starts.
+"""Warnings that are given when training starts.
+
+They are about a far too low learning rate, and about kernels that train because
+`trainable` was set after `apply`: Keras's setter thaws all layers inside.
 
 KerasHub tasks compile themselves with rates for full fine-tuning, and a model
 may be compiled before or after `apply`. So the final rate is known only when
@@ -25,6 +28,7 @@ from keras import ops
 from keras_ether import _keras_internals as internals
 from keras_ether.adapters import changes
 from keras_ether.ops.values import to_numpy
+from keras_ether.surgery import targets as targets_lib
 from keras_ether.surgery.layer_tree import LayerTree
 from keras_ether.types import Model
 from keras_ether.types import Variable
@@ -40,27 +44,58 @@ STEPS = sorted({0, *(int(2 ** (i / 8)) for i in range(8 * 20 + 1))})
 
 
 def change_for(model: Model) -> changes.Change:
-    """Makes an adapted model, or one in it, compare its rate when it trains."""
+    """Makes an adapted model, or one in it, warn when it trains."""
     return changes.Method(
-        model, START, functools.partial(_start, weakref.ref(model), [])
+        model, START, functools.partial(_start, weakref.ref(model), [], [])
     )
 
 
 def _start(
     model: weakref.ref,
     seen: list[weakref.ref],
+    thawed: list[str],
     make_train_function: Callable,
     *args: Any,
     **kwargs: Any,
 ) -> Any:
-    """Warns once for each optimizer, and calls the model's own method."""
+    """Warns, and calls the model's own method.
+
+    It warns of kernels once, and of the rate once for each optimizer.
+    """
     owner = model()
+    if not thawed and getattr(owner, "train_function", True) is None:
+        found = _thawed(owner)
+        if found:
+            _warn_of_thawed(owner, found)
+        thawed += found
     optimizer = getattr(owner, "optimizer", None)
     is_new = optimizer is not None and all(o() is not optimizer for o in seen)
     if is_new:
         _warn(owner)
         seen[:] = [weakref.ref(optimizer)]
     return make_train_function(*args, **kwargs)
+
+
+def _thawed(model: Model) -> list[str]:
+    """The paths of adapted layers whose kernels train."""
+    trained = {id(variable) for variable in model.trainable_variables}
+    return [
+        path
+        for path, layer in LayerTree(model).adapted.items()
+        if id(layer.base_kernel) in trained
+    ]
+
+
+def _warn_of_thawed(model: Model, paths: list[str]) -> None:
+    warnings.warn(
+        f"Model '{model.name}' also trains the kernels of adapted layers: "
+        f"{targets_lib.shorten(paths)}. Their `trainable` was set after "
+        "`keras_ether.apply`, which had frozen them, so `keras_ether.remove` "
+        "won't restore the base. To train the adapters alone, call "
+        "`keras_ether.remove` now, and `keras_ether.apply` after you set "
+        "`trainable`.",
+        stacklevel=_level_of_user(),
+    )
 
 
 def _warn(model: Model) -> None:

@@ -123,7 +123,8 @@ def summary(
         A `keras_ether.surgery.report.Report`. It lists the adapted layers with
         the shape of their kernels, method, blocks and parameters, and the
         layers without an adapter. Its totals are `trainable` (the adapters),
-        `head` (all other trainable parameters), `frozen` and `percentage`.
+        `base` (weights that `apply` froze and that train again), `head` (all
+        other trainable parameters), `frozen` and `percentage`.
 
     Raises:
         ValueError: if the model is not built.
@@ -150,7 +151,9 @@ def summary(
     )
     vectors = {id(v) for a in adapters.values() for v in a.vectors.values()}
     switches = {id(adapter.runtime_strength) for adapter in adapters.values()}
-    head = count(v for v in model.trainable_weights if id(v) not in vectors)
+    thawed = {id(v) for y in tree.all_layers for v in freezing.thawed(y)}
+    others = [v for v in model.trainable_weights if id(v) not in vectors]
+    base = [v for v in others if id(v) in thawed]
     reasons = {
         path: "kept trainable"
         for path, layer in tree.layers.items()
@@ -160,9 +163,10 @@ def summary(
         rows=rows,
         skipped=_skipped(tree, rows, reasons),
         trainable=sum(row.parameters for row in rows),
-        head=head,
+        head=count(others) - count(base),
         frozen=count(v for v in model.weights if id(v) not in switches)
         - count(model.trainable_weights),
+        base=count(base),
     )
     print_fn(str(report))
     return report

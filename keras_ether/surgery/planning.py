@@ -63,8 +63,8 @@ class Plan:
     Attributes:
         tree: The layers of the model.
         targets: The layers that get an adapter.
-        trainable: Ids of the layers that stay trainable: the head, and the
-            layers that the user named.
+        trainable: Ids of the layers that stay trainable: the head, the layers
+            that the user named, and those with LoRA that trains.
         trained: Further variables that train, of layers with an adapter.
         reasons: The reasons why candidates are left out, by path.
     """
@@ -150,7 +150,10 @@ def make_plan(
     _check_unshared(tree, chosen)
     config = config.for_network(len(chosen) + len(tree.adapted))
     resolved = tuple(Target.of(p, y, config) for p, y in chosen.items())
-    head = tree.head | {id(layers[path]) for path in named & layers.keys()}
+    lora = [path for path, layer in layers.items() if _trains_lora(layer)]
+    reasons = dict.fromkeys(lora, "LoRA is enabled on it") | reasons
+    left = (named & layers.keys()).union(lora)
+    head = tree.head | {id(layers[path]) for path in left}
     return Plan(tree, resolved, head, reasons=reasons)
 
 
@@ -188,6 +191,7 @@ def warn_of_integer_head(plan: Plan) -> None:
         for path, layer in plan.tree.layers.items()
         if id(layer) in plan.trainable
         and getattr(layer, "quantization_mode", None) in quantized_kernel.CODES
+        and not _trains_lora(layer)
     ]
     if fixed:
         warnings.warn(
@@ -270,6 +274,13 @@ def _refusal(layer: Layer, config: AdapterConfig) -> str | None:
         return eligibility.why_unknown(layer) or "it has no kernel of its own"
     reason = eligibility.refusal_reason(layer, config)
     return reason or eligibility.why_constant(layer, config)
+
+
+def _trains_lora(layer: Layer) -> bool:
+    """Whether a layer has LoRA that was not frozen."""
+    return getattr(layer, "lora_enabled", False) and bool(
+        layer.trainable_variables
+    )
 
 
 def _check_unshared(tree: LayerTree, chosen: dict[str, Layer]) -> None:

@@ -46,8 +46,7 @@ def changes_for(layer: Layer, model: Layer) -> Iterator[changes.Change]:
     """The changes that make a layer of an adapted model refuse methods."""
     if isinstance(layer, keras.Model):
         yield quantizing(layer)
-    # The class of an adapted layer refuses LoRA itself.
-    if hasattr(type(layer), LORA) and not kinds.is_adapted(layer):
+    if hasattr(type(layer), LORA):
         root = weakref.ref(model)
         yield changes.Method(
             layer, LORA, functools.partial(_enable_lora, layer, root)
@@ -79,6 +78,9 @@ def _enable_lora(
     *args: Any,
     **kwargs: Any,
 ) -> Any:
+    # The class of an adapted layer refuses LoRA itself.
+    if kinds.is_adapted(layer):
+        return enable_lora(*args, **kwargs)
     is_model = isinstance(layer, keras.Model)
     what = f"{'Model' if is_model else 'Layer'} '{layer.name}'"
     if _adapted_in(layer):

@@ -88,6 +88,8 @@ class Report:
             layers in `trainable`.
         frozen: Number of the parameters that don't train.
         notes: Tuple of sentences, such as a warning about sharded blocks.
+        base: Number of the base's trainable parameters: weights that `apply`
+            froze, and that were made trainable again.
     """
 
     rows: tuple[Row, ...]
@@ -96,11 +98,12 @@ class Report:
     head: int
     frozen: int
     notes: tuple[str, ...] = ()
+    base: int = 0
 
     @property
     def percentage(self) -> float:
-        """Share of all parameters that train, adapters and head, in percent."""
-        trained = self.trainable + self.head
+        """Share of all parameters that train, in percent."""
+        trained = self.trainable + self.head + self.base
         return 100.0 * trained / max(trained + self.frozen, 1)
 
     @property
@@ -135,6 +138,10 @@ class Report:
             f"Adapters:  {self.trainable:>15,} parameters in {len(self.rows)} "
             f"layer{plural} ({_size(self.bytes)})",
             f"Head:      {self.head:>15,} parameters",
+        ]
+        if self.base:
+            lines.append(f"Base:      {self.base:>15,} parameters, thawed")
+        lines += [
             f"Frozen:    {self.frozen:>15,} parameters",
             f"Trainable: {self.percentage:>14.3f} %",
         ]

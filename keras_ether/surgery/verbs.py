@@ -57,8 +57,8 @@ def apply(
 
     After `apply`, the vectors and learned strengths train. The weights of a
     KerasHub task outside its `backbone`, and the layers in `trainable`, train
-    too. All other weights are frozen, and so are the moving statistics of batch
-    normalization.
+    too. Layers with enabled LoRA train as before. All other weights are frozen,
+    and so are the moving statistics of batch normalization.
 
     A compiled model, or another model that contains a changed layer, works
     without a new `compile`: its functions are traced again, and the state of
@@ -172,6 +172,10 @@ def merge(model: Layer, requantize: bool = False) -> Layer:
     Afterwards the model is an ordinary Keras model. Its layers have their plain
     classes and their `trainable` flags from before `apply`.
 
+    If you pass a part of an adapted model, its layers stay frozen until the
+    last adapter of the same `apply` is merged or removed. The flags are then
+    restored in the whole model.
+
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
         requantize: Boolean, whether to quantize merged int8 and int4 kernels
@@ -218,17 +222,19 @@ def merge(model: Layer, requantize: bool = False) -> Layer:
 def remove(model: Layer, reset_head: bool = False) -> Layer:
     """Removes a model's adapters, which restores the base model bit for bit.
 
-    `remove` also restores the `trainable` flags from before `apply`. The head,
-    and other layers that trained in full, keep their trained weights, unless
-    `reset_head` is set. Set it in cross-validation, so that the next `apply`
-    starts from a model that has seen none of the data. To allow this, `apply`
-    keeps a copy of the weights of these layers in host memory.
+    `remove` also restores the `trainable` flags from before `apply`, as
+    `keras_ether.merge` does. The head, and other layers that trained in full,
+    keep their trained weights, unless `reset_head` is set. Set it in
+    cross-validation, so that the next `apply` starts from a model that has seen
+    none of the data. To allow this, `apply` keeps a copy of the weights of
+    these layers in host memory.
 
     Args:
         model: A Keras model or layer, adapted itself or in some of its parts.
         reset_head: Boolean, whether to restore the weights of the layers that
             `apply` (or `load_adapter`) left trainable: the head of a KerasHub
-            task and the layers in `trainable`. Defaults to `False`.
+            task, the layers in `trainable` and those with LoRA. Defaults to
+            `False`.
 
     Returns:
         The model passed.

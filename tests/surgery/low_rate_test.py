@@ -1,4 +1,4 @@
-"""A learning rate that is far too low is told of where training starts."""
+"""What is told of where training starts: low rates, kernels that train."""
 
 import copy
 import pickle
@@ -252,3 +252,60 @@ def test_models_own_method_is_called():
     assert calls == [False]
     model.make_train_function(force=True)
     assert calls == [False, True]
+
+
+def thawed(act):
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        act()
+    return [w for w in found if "trains the kernels" in str(w.message)]
+
+
+def thaw(task):
+    """The recipe for a head that trains first, its lines in a wrong order."""
+    task.backbone.trainable = False
+    task.backbone.trainable = True
+    return task
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_kernels_thawed_after_apply_are_told_of_once(start):
+    model = compiled(apply(models.mlp()), 1e-2)
+    assert thawed(lambda: STARTS[start](model)) == []
+    # On TensorFlow, an attribute that is set to its own value does nothing.
+    model.trainable = False
+    model.trainable = True
+    compiled(model, 1e-2)
+    (found,) = thawed(lambda: STARTS[start](model))
+    assert "of adapted layers: 'first', 'second'" in str(found.message)
+    assert found.filename == __file__
+    for again in STARTS.values():
+        assert thawed(lambda act=again: act(compiled(model, 1e-2))) == []
+
+
+def test_kernels_thawed_with_a_backbone_are_told_of(rng):
+    task = keras_ether.apply(models.bert(), rank_blocks=2)
+    frozen = keras_ether.summary(task, print_fn=str)
+    assert frozen.base == 0
+    trained = {id(v) for v in task.trainable_weights}
+    thaw(task)
+    report = keras_ether.summary(task, print_fn=str)
+    new = [v for v in task.trainable_weights if id(v) not in trained]
+    assert report.base == sum(int(np.prod(v.shape)) for v in new) > 0
+    assert report.frozen == frozen.frozen - report.base
+    assert (report.head, report.trainable) == (frozen.head, frozen.trainable)
+    assert f"{report.base:,} parameters, thawed" in str(report)
+    x = models.inputs_of("bert", rng)
+    with pytest.warns(UserWarning, match="also trains the kernels"):
+        models.compile_and_fit(task, x, epochs=1)
+    thaw(keras_ether.remove(task))
+    keras_ether.apply(task, rank_blocks=2)
+    # Warnings are errors.
+    models.compile_and_fit(task, x, epochs=1)
+
+
+def test_other_weights_may_be_thawed_without_a_word():
+    model = compiled(apply(models.mlp(), targets=["first"]), 1e-2)
+    model.get_layer("second").trainable = True
+    model.get_layer("first").bias.trainable = True
+    assert thawed(lambda: fit(model)) == []

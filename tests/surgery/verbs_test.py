@@ -562,6 +562,48 @@ def test_lora_of_a_kept_layer_trains(rng):
     assert np.abs(models.values([model.get_layer("head").lora_kernel_b])).max()
 
 
+def test_lora_that_was_enabled_first_trains_as_before(tmp_path, rng):
+    """With a model, its file and `remove`."""
+
+    def base():
+        keras.utils.set_random_seed(0)
+        model = models.bert()
+        model.backbone.enable_lora(2)
+        return model
+
+    model, x = base(), models.inputs_of("bert", rng)
+    flags = [v.trainable for v in model.variables]
+    trained, start = model.trainable_variables, models.values(model.weights)
+    report = keras_ether.plan(
+        model, targets=["key"], rank_blocks=2, print_fn=str
+    )
+    assert "LoRA is enabled on it" in {y.reason for y in report.skipped}
+    keras_ether.apply(model, targets=["key"], rank_blocks=2, seed=0)
+    found = {id(v) for v in model.trainable_variables}
+    layers = LayerTree(model).adapted.values()
+    vectors = {id(v) for y in layers for v in y.ether.vectors.values()}
+    assert found == vectors | {id(v) for v in trained}
+    before = models.values(trained)
+    models.compile_and_fit(model, x)
+    for one, other in zip(models.values(trained), before, strict=True):
+        assert np.abs(one - other).max()
+    keras_ether.save_adapter(model, tmp_path / "a.safetensors")
+    loaded = keras_ether.load_adapter(base(), tmp_path / "a.safetensors")
+    checks.equal(loaded.trainable_variables, model.trainable_variables)
+    keras_ether.remove(model, reset_head=True)
+    assert [v.trainable for v in model.variables] == flags
+    checks.equal(model.weights, start)
+
+
+def test_lora_that_was_frozen_stays_as_it_is():
+    model = models.mlp()
+    first = model.get_layer("first")
+    first.enable_lora(2)
+    first.trainable = False
+    keras_ether.apply(model, targets=["second"], trainable=["head"])
+    assert first.trainable_variables == []
+
+
 def test_lora_of_a_part_beside_the_adapters_is_an_error():
     """A part without adapters, frozen by `apply` on the whole."""
     inputs = keras.Input((16,))

@@ -241,6 +241,39 @@ def test_layers_of_which_no_adapter_is_left_are_thawed():
     assert keras_ether.adapters.changes.RECORD not in vars(model)
 
 
+@pytest.mark.parametrize("end", ENDS[:2], ids=lambda end: end.__name__)
+def test_a_part_without_its_adapters_stays_frozen_while_others_are_left(end):
+    inner = body()
+    model, flags = task(inner), [v.trainable for v in inner.variables]
+    apply(model, targets=["a", "b"], trainable=["head"])
+    a, b = inner.layers
+    end(a)
+    assert type(a) is keras.layers.Dense
+    trained = model.trainable_variables
+    assert trained == [b.ether.input_u, *model.get_layer("head").variables]
+    before = models.values(a.variables)
+    model.compile(keras.optimizers.Adam(0.1), "mse")
+    model.fit(X, np.ones((4, 3), "float32"), verbose=0)
+    checks.equal(a.variables, before)
+    with pytest.raises(ValueError, match="frozen: its LoRA weights would not"):
+        a.enable_lora(2)
+    end(b)
+    assert [v.trainable for v in inner.variables] == flags
+    a.enable_lora(2)
+
+
+def test_lora_is_not_made_of_a_part_that_stays_frozen():
+    inner = body()
+    model = apply(task(inner), targets=["a", "b"], trainable=["head"])
+    before = checks.state(model)
+    with pytest.raises(ValueError, match=r"can't have LoRA yet.*: 'a'"):
+        keras_ether.to_lora(inner.layers[0])
+    checks.unchanged(model, before)
+    keras_ether.merge(inner.layers[1])
+    keras_ether.to_lora(inner.layers[0])
+    assert not inner.layers[0]._kernel.trainable
+
+
 def test_what_a_file_says_trains(tmp_path):
     """Biases of adapted layers, made trainable by hand."""
 
