@@ -388,6 +388,22 @@ def copy_mask(source: Any, target: Any) -> None:
         keras.src.backend.set_keras_mask(target, mask)
 
 
+def logits_of(tensor: Any) -> Any:
+    """The logits of which Keras computed these probabilities, or `None`.
+
+    On TensorFlow its losses and metrics compute with logits in place of a
+    softmax's or sigmoid's outputs, which are rounded to 0 or 1.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return None
+    return getattr(tensor, "_keras_logits", None)
+
+
+def set_logits(tensor: Any, logits: Any) -> None:
+    """Attaches logits to probabilities, see `logits_of`."""
+    tensor._keras_logits = logits
+
+
 def loss_of(identifier: Any) -> keras.losses.Loss:
     """The loss that `compile` makes of a name, a function or a loss."""
     loss = keras.losses.get(identifier)

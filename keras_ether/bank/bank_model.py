@@ -24,6 +24,7 @@ from keras_ether.bank.inputs import ADAPTER_ID
 from keras_ether.bank.inputs import INPUTS
 from keras_ether.bank.inputs import check_size
 from keras_ether.bank.inputs import one_for_each
+from keras_ether.bank.inputs import run_base
 from keras_ether.bank.inputs import signature
 from keras_ether.bank.inputs import takes
 from keras_ether.bank.loops import Loops
@@ -169,12 +170,12 @@ class BankModel(Loops, NamedRows, keras.Model):
             self._check_tried(inputs, len(values))
         if ids.shape[0] == 0:
             # No example to compute for.
-            return self.base(inputs)
+            return run_base(self.base, inputs, training)
         for x in tree.flatten(inputs):
             ids = one_for_each(ids, x)
         examples = self.examples(ids, row=None if step is None else step.row)
         with per_example.computing_for(examples):
-            outputs = self.base(inputs)
+            outputs = run_base(self.base, inputs, training)
         self.certificates.check(examples.asked, inputs)
         examples.check_outputs(outputs)
         if values is None:

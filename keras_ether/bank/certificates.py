@@ -10,6 +10,7 @@ from keras import tree
 from keras_ether.adapters import per_example
 from keras_ether.bank import trial
 from keras_ether.bank.inputs import generated_inputs
+from keras_ether.bank.inputs import run_base
 from keras_ether.bank.structure import Asked
 from keras_ether.bank.structure import Structure
 from keras_ether.bank.trial_runs import Runs
@@ -85,7 +86,7 @@ class Certificates:
         """Runs a trial of calls, see `certify`."""
         training = kind == TRAINING
         self.certify(
-            inputs, size, kind, lambda x: self.base(x, training=training)
+            inputs, size, kind, lambda x: run_base(self.base, x, training)
         )
 
     def certify(

@@ -130,7 +130,9 @@ class BankExamples:
             for name, variable in self.stacks[id(layer)].rows.items()
         }
         is_base = ops.equal(self.row, BASE)
-        return where_each(is_base, base(of_base), each)
+        return _with_logits(
+            lambda x, y: where_each(is_base, x, y), base(of_base), each
+        )
 
     def check(self, layer: Layer, inputs: Tensor) -> Tensor:
         """The inputs of a layer, whose leading axis has to be the batch."""
@@ -168,15 +170,27 @@ class BankExamples:
         with after(parts_of(outputs)):
             valid = self.are_valid(current)
 
+        def where_valid(y: Tensor) -> Tensor:
+            each = ops.reshape(valid, (-1,) + (1,) * (len(y.shape) - 1))
+            return ops.where(each, y, ops.cast(_filling(y), y.dtype))
+
         def mark(y: Tensor | None) -> Tensor | None:
             if y is None:
                 return None
-            each = ops.reshape(valid, (-1,) + (1,) * (len(y.shape) - 1))
-            found = ops.where(each, y, ops.cast(_filling(y), y.dtype))
+            found = _with_logits(where_valid, y)
             internals.copy_mask(y, found)
             return found
 
         return tree.map_structure(mark, outputs)
+
+
+def _with_logits(choose: Callable[..., Tensor], *outputs: Tensor) -> Tensor:
+    """What `choose` makes of outputs; its logits are chosen in the same way."""
+    chosen = choose(*outputs)
+    logits = [internals.logits_of(y) for y in outputs]
+    if all(x is not None for x in logits):
+        internals.set_logits(chosen, choose(*logits))
+    return chosen
 
 
 def check_markable(outputs: Any) -> None:

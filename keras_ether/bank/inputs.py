@@ -49,6 +49,17 @@ def takes(base: Model, name: str) -> bool:
     return isinstance(struct, dict) and name in struct
 
 
+def run_base(base: Model, inputs: Any, training: bool | Tensor | None) -> Any:
+    """A model's outputs, in the mode in which Keras would run it alone.
+
+    On JAX, `training` does not reach a layer through the call around it.
+    """
+    if "training" not in base.call_signature_parameters:
+        # Keras also trains such a model in inference mode.
+        training = False
+    return base(inputs, training=training)
+
+
 def generated_inputs(base: Model, size: int) -> Any:
     """Generated inputs of `size` examples that a model takes, or `None`."""
     symbols = base_inputs(base)

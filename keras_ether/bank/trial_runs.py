@@ -142,8 +142,7 @@ class Runs:
             before = dict(scope.state_mapping)
             with no_gradient(), same_draws():
                 outputs = self.answer(batch)
-        if not self.draws:
-            self._check_keeps_nothing(before, scope.state_mapping)
+        self._check_keeps_nothing(before, scope.state_mapping)
         return outputs
 
     def _check_keeps_nothing(self, before: dict, after: dict) -> None:

@@ -24,8 +24,8 @@ def of(make, adapters=2, capacity=4):
         adapters: How many.
         capacity: The bank's.
     """
-    alone = [_made(make, seed) for seed in range(adapters)]
-    bank = keras_ether.AdapterBank(_made(make, HOST), capacity)
+    alone = [made(make, seed) for seed in range(adapters)]
+    bank = keras_ether.AdapterBank(made(make, HOST), capacity)
     for i, model in enumerate(alone):
         bank.add(f"a{i}", model)
     return bank, alone
@@ -33,10 +33,11 @@ def of(make, adapters=2, capacity=4):
 
 def base_of(make):
     """The base of the bank that `of` makes, without any adapter."""
-    return keras_ether.remove(_made(make, HOST))
+    return keras_ether.remove(made(make, HOST))
 
 
-def _made(make, seed):
+def made(make, seed):
+    """The model that `make` makes of a seed of the adapter."""
     # Of one base, whatever the seed.
     keras.utils.set_random_seed(0)
     return make(seed)

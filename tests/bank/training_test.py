@@ -319,6 +319,49 @@ def test_losses_of_several_outputs(rng):
     assert_as_alone(bank, alone, [0, 1])
 
 
+def of_probabilities(*last):
+    """Sure of the first class, so that the other ones' are rounded to 0."""
+
+    def make(seed):
+        body = keras.layers.Dense(8, name="body")
+        model = banks.chain((8,), body, *(layer() for layer in last), seed=seed)
+        model.get_layer("head").bias.assign([60.0, 0.0, 0.0])
+        return model
+
+    return make
+
+
+def head(activation=None):
+    return keras.layers.Dense(3, activation=activation, name="head")
+
+
+@pytest.mark.parametrize(
+    ("last", "loss"),
+    [
+        ([lambda: head("softmax")], "sparse_categorical_crossentropy"),
+        ([lambda: head("sigmoid")], "binary_crossentropy"),
+        ([head, keras.layers.Softmax], "sparse_categorical_crossentropy"),
+    ],
+)
+def test_losses_of_probabilities(rng, last, loss):
+    """On TensorFlow, Keras computes them with the logits."""
+    bank, alone = banks.of(of_probabilities(*last))
+    for model in (bank.model, *alone):
+        model.compile(optimizers.SGD(0.05), loss, jit_compile=JIT)
+    x = rng.standard_normal((7, 8)).astype("float32")
+    y = np.array([1, 2, 1, 0, 1, 2, 0])
+    if loss == "binary_crossentropy":
+        y = np.eye(3, dtype="float32")[y]
+    found, losses = train(bank, alone, OF, x, y)
+    # One has three examples and the other one four.
+    np.testing.assert_allclose(found, np.average(losses, weights=[3, 4]), 1e-5)
+    assert_as_alone(bank, alone, [0, 1])
+    ids = bank.ids(["a0"] * 7)
+    found = bank.model.evaluate(banks.with_ids(x, ids), y, verbose=0)
+    wanted = alone[0].evaluate(x, y, verbose=0)
+    np.testing.assert_allclose(found, wanted, 1e-5)
+
+
 def test_an_optimizer_assigned_later_and_its_rate(rng):
     bank, alone = bank_of()
     tasks = tasks_of(rng)

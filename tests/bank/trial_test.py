@@ -185,23 +185,64 @@ def test_models_that_mix_examples_while_they_train(function, rng):
                 use(batch, y)
 
 
-def test_dropout_of_the_base_trains(rng):
-    """It draws the same for adapters mixed and alone."""
-    model = banks.chain(
+class WithoutTraining(keras.Model):
+    """Its `call` takes no `training`, so Keras never trains its dropout."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = L.Dense(8, name="body")
+        self.body.build((None, FIVE, 8))
+        self.dropout = L.Dropout(0.5)
+        self.head = L.Dense(3, name="head")
+        self.head.build((None, FIVE, 8))
+        self.built = True
+
+    def call(self, x):
+        return self.head(self.dropout(self.body(x)))
+
+
+def with_dropout(seed):
+    return banks.chain(
         (FIVE, 8),
         L.Dense(8),
-        L.Dropout(0.5),
+        L.Dropout(0.5, seed=1),
         L.GaussianNoise(0.5),
         L.Dense(3, name="head"),
+        seed=seed,
+        dropout=0.5,
     )
-    bank = keras_ether.AdapterBank(model, 2)
-    bank.add("a")
-    bank.model.compile("sgd", "mse", jit_compile="auto")
+
+
+def without_training(seed):
+    model = keras_ether.apply(
+        WithoutTraining(),
+        rank_blocks=2,
+        targets=["body"],
+        trainable=["head"],
+        dropout=0.5,
+        seed=0,
+    )
+    tuned.move(model.trainable_weights, seed)
+    return model
+
+
+@pytest.mark.parametrize("make", [with_dropout, without_training])
+def test_dropout_trains_as_alone(make, rng):
+    """Of the base and of adapters. It draws the same."""
     x = rng.standard_normal((4, FIVE, 8)).astype("float32")
-    loss = bank.model.train_on_batch(
-        banks.with_ids(x, bank.ids(["a"] * 4)), np.zeros((4, FIVE, 3))
-    )
-    assert np.isfinite(loss)
+    y = np.zeros((4, FIVE, 3), "float32")
+    alone = banks.made(make, 1)
+    bank = keras_ether.AdapterBank(banks.made(make, banks.HOST), 2, trial=x)
+    bank.add("a", banks.made(make, 1))
+    batch = banks.with_ids(x, bank.ids(["a"] * 4))
+    for model in (bank.model, alone):
+        model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile="auto")
+    for _ in range(2):
+        found = bank.model.train_on_batch(batch, y)
+        np.testing.assert_allclose(found, alone.train_on_batch(x, y), rtol=1e-4)
+        found = bank.predict(x, ["a"] * 4)
+        wanted = alone.predict(x, verbose=0)
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def subclassed(mixes):

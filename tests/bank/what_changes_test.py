@@ -99,6 +99,26 @@ def test_a_layer_that_remembers_calls_is_refused():
         keras_ether.AdapterBank(model, 3)
 
 
+class TrainingMemory(Memory):
+    def call(self, x, training=False):
+        return super().call(x) if training else x + self.m
+
+
+def test_a_layer_that_remembers_training_is_refused():
+    """Its values would reach the base and adapters that don't train."""
+    model = adapted(TrainingMemory(name="memory"))
+    bank = bank_of(model)
+    bank.model.compile("sgd", "mse")
+    data = batch(bank, ["alice"] * 4)
+    bank.predict(X, ["alice"] * 4)
+    for train in (bank.model.train_on_batch, bank.model.fit):
+        with (
+            banks.unchanged(*bank.model.variables),
+            pytest.raises(ValueError, match="changes its variable 'memory/m'"),
+        ):
+            train(data, Y)
+
+
 def test_a_layer_thawed_after_training_has_another_trial():
     model = adapted(layers.BatchNormalization(name="bn"))
     bank = bank_of(model)
@@ -107,7 +127,7 @@ def test_a_layer_thawed_after_training_has_another_trial():
     # `None` is as no validation data.
     bank.model.fit(data, Y, validation_data=None, verbose=0)
     model.get_layer("bn").trainable = True
-    with pytest.raises(ValueError, match="each example of a batch separately"):
+    with pytest.raises(ValueError, match="changes its variable 'bn/moving_"):
         bank.model.fit(data, Y, verbose=0)
 
 
