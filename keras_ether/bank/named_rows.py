@@ -1,6 +1,5 @@
 """The rows of a bank's model by the names of adapters, in files too."""
 
-import itertools
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 from keras import ops
 
 from keras_ether.bank.rows import NO_ID
+from keras_ether.bank.structure import BASE
 from keras_ether.bank.structure import tensors_of
 from keras_ether.ops.backend import snapshot
 from keras_ether.ops.each_example import set_row
@@ -102,11 +102,11 @@ class NamedRows(keras.Model):
         Keras stores the stacks by their position.
         """
         configs = [f" ({adapter.config})" for _, adapter in self._adapters]
+        # Then come the stacks of the head.
+        configs += [""] * len(self._heads)
         return [
             ", ".join(stack.tensors) + config
-            for stack, config in itertools.zip_longest(
-                self.stacks, configs, fillvalue=""
-            )
+            for stack, config in zip(self.stacks, configs, strict=True)
         ]
 
     def load_own_variables(self, store: Any) -> None:
@@ -123,31 +123,44 @@ class NamedRows(keras.Model):
             # Of a model around this one. Keras goes on to load the values.
             self.current.assign(np.full(self.current.shape, NO_ID))
             raise ValueError(
-                "The file has other adapters than the bank, in other rows or of "
-                "other layers. `load_weights` of the bank's own model loads names and "
-                "weights."
+                "The file has other adapters than the bank, in other rows or "
+                "of other layers. `load_weights` of the bank's own model loads "
+                "names and weights."
             )
 
-    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+    def load_weights(
+        self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any
+    ) -> None:
         """See `keras.Model.load_weights`. It loads the adapters' names too.
 
-        Ids of before end. The model that the bank was made of stays as it is.
+        Ids of before end. The model that the bank was made of stays as it is,
+        and so does the row of the base.
 
         Raises:
-            ValueError: if the file names no adapters, or has another base, or
-                if its bank adapts other layers, or in another way.
+            ValueError: if the file names no adapters, or has another base; if
+                its bank adapts other layers, or in another way; or if values
+                would be skipped, by `skip_mismatch` or `objects_to_skip`.
         """
+        skipped = kwargs.get("objects_to_skip")
+        if skip_mismatch or skipped is not None:
+            # Names would get the rows of others.
+            raise ValueError(
+                "`load_weights` of the model of an `AdapterBank` loads all "
+                "names and values of a file. Received: "
+                f"skip_mismatch={skip_mismatch!r}, objects_to_skip={skipped!r}"
+            )
         with self.access.alone():
             optimizer = self.optimizer
             state = [] if optimizer is None else optimizer.variables
             before = [(v, snapshot(v)) for v in [*self.variables, *state]]
             own = {id(v) for v in self.base.variables}
+            row_of_base = self.values(BASE)
             self.__dict__.update(_read={}, _is_loading=True)
             try:
                 if optimizer is not None:
                     # The file may have no state, or it is loaded now.
                     optimizer.restart()
-                super().load_weights(*args, **kwargs)
+                super().load_weights(filepath, **kwargs)
                 self._check_adapters_are_same()
                 self._check_base_is_same(before)
             except Exception:
@@ -159,6 +172,7 @@ class NamedRows(keras.Model):
             for variable, value in before:
                 if id(variable) in own:
                     variable.assign(value)
+            self.write(BASE, row_of_base)
             self.table.replace_all(self._read["names"])
             self.publish_ids()
 

@@ -411,6 +411,23 @@ def test_weights_of_other_layers_are_refused(is_old, rng, tmp_path):
     np.testing.assert_allclose(banks.call(again, x, NAMES), wanted, atol=1e-6)
 
 
+@pytest.mark.once
+def test_names_are_not_loaded_without_values(rng, tmp_path):
+    bank, _ = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    expected = banks.call(bank, x, NAMES)
+    larger, _ = banks.bank_of(adapters=3, capacity=5)
+    larger.model.save_weights(tmp_path / "larger.weights.h5")
+    for skip in (
+        {"skip_mismatch": True},
+        {"objects_to_skip": bank.model.stacks},
+    ):
+        with pytest.raises(ValueError, match="all names and values"):
+            bank.model.load_weights(tmp_path / "larger.weights.h5", **skip)
+    assert bank.names == ["a0", "a1"]
+    np.testing.assert_array_equal(banks.call(bank, x, NAMES), expected)
+
+
 @pytest.mark.filterwarnings("ignore:Skipping nested container")
 @pytest.mark.parametrize("how", ["a file", "lists"])
 def test_weights_that_come_past_the_names_answer_nobody(how, rng, tmp_path):

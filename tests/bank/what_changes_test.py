@@ -148,6 +148,14 @@ def test_the_base_is_not_the_bank_s_to_load(tmp_path):
     np.testing.assert_allclose(
         bank.predict(X, ["alice", "bob"] * 2), answers, atol=1e-6
     )
+    # Row 0 of another bank is of the model that it was made of.
+    other = bank_of(model)
+    base = other.predict(X, [None] * 4)
+    other.model.load_weights(file)
+    np.testing.assert_array_equal(other.predict(X, [None] * 4), base)
+    np.testing.assert_allclose(
+        other.predict(X, ["alice", "bob"] * 2), answers, atol=1e-6
+    )
     base = bank.model.base.get_layer("a").base_kernel
     base.assign(base + 1.0)
     with pytest.raises(ValueError, match="another base"):
