@@ -9,11 +9,13 @@ import numpy as np
 from keras import ops
 
 from keras_ether.bank.rows import NO_ID
+from keras_ether.bank.structure import BASE
 from keras_ether.bank.structure import tensors_of
 from keras_ether.ops.backend import snapshot
 from keras_ether.ops.each_example import set_row
 from keras_ether.ops.each_example import take_rows
 from keras_ether.ops.values import to_numpy
+from keras_ether.surgery.targets import shorten
 
 
 class NamedRows(keras.Model):
@@ -80,8 +82,12 @@ class NamedRows(keras.Model):
 
     def save_own_variables(self, store: Any) -> None:
         super().save_own_variables(store)
-        text = json.dumps(self._named()).encode()
-        store["names"] = np.frombuffer(text, "uint8")
+        for key, value in self._described().items():
+            store[key] = np.frombuffer(json.dumps(value).encode(), "uint8")
+
+    def _described(self) -> dict[str, Any]:
+        """What a file states besides values."""
+        return {"names": self._named(), "stacks": self._stacked()}
 
     def _named(self) -> dict[str, list]:
         """By name the row, and the paths of the layers that it covers."""
@@ -90,45 +96,72 @@ class NamedRows(keras.Model):
             for name in self.table.names
         }
 
+    def _stacked(self) -> list[str]:
+        """The tensors of each stack, and how its layer is adapted.
+
+        Keras stores the stacks by their position.
+        """
+        configs = [f" ({adapter.config})" for _, adapter in self._adapters]
+        # Then come the stacks of the head.
+        configs += [""] * len(self._heads)
+        return [
+            ", ".join(stack.tensors) + config
+            for stack, config in zip(self.stacks, configs, strict=True)
+        ]
+
     def load_own_variables(self, store: Any) -> None:
         # Not the ids: those of before have to end.
-        names = None
-        if "names" in store.keys():  # noqa: SIM118, it is no dictionary
-            names = json.loads(bytes(np.asarray(store["names"], "uint8")))
-        self.__dict__["_names_read"] = names
-        if not self._is_loading and names != self._named():
+        read = {
+            key: json.loads(bytes(np.asarray(store[key], "uint8")))
+            for key in ("names", "stacks")
+            if key in store.keys()  # noqa: SIM118, it is no dictionary
+        }
+        self.__dict__["_read"] = read
+        own = self._described()
+        # Older files have only names.
+        if not self._is_loading and {"stacks": own["stacks"]} | read != own:
             # Of a model around this one. Keras goes on to load the values.
             self.current.assign(np.full(self.current.shape, NO_ID))
             raise ValueError(
-                "The file has other adapters than the bank, or in other rows. "
-                "`load_weights` of the bank's own model loads names and "
-                "weights."
+                "The file has other adapters than the bank, in other rows or "
+                "of other layers. `load_weights` of the bank's own model loads "
+                "names and weights."
             )
 
-    def load_weights(self, *args: Any, **kwargs: Any) -> None:
+    def load_weights(
+        self, filepath: Any, skip_mismatch: bool = False, **kwargs: Any
+    ) -> None:
         """See `keras.Model.load_weights`. It loads the adapters' names too.
 
-        Ids of before end. The model that the bank was made of stays as it is.
+        Ids of before end. The model that the bank was made of stays as it is,
+        and so does the row of the base.
 
         Raises:
-            ValueError: if the file names no adapters, or has another base.
+            ValueError: if the file names no adapters, or has another base; if
+                its bank adapts other layers, or in another way; or if values
+                would be skipped, by `skip_mismatch` or `objects_to_skip`.
         """
+        skipped = kwargs.get("objects_to_skip")
+        if skip_mismatch or skipped is not None:
+            # Names would get the rows of others.
+            raise ValueError(
+                "`load_weights` of the model of an `AdapterBank` loads all "
+                "names and values of a file. Received: "
+                f"skip_mismatch={skip_mismatch!r}, objects_to_skip={skipped!r}"
+            )
         with self.access.alone():
             optimizer = self.optimizer
             state = [] if optimizer is None else optimizer.variables
             before = [(v, snapshot(v)) for v in [*self.variables, *state]]
             own = {id(v) for v in self.base.variables}
-            self.__dict__.update(_names_read=None, _is_loading=True)
+            row_of_base = self.values(BASE)
+            self.__dict__.update(_read={}, _is_loading=True)
             try:
                 if optimizer is not None:
                     # The file may have no state, or it is loaded now.
                     optimizer.restart()
-                super().load_weights(*args, **kwargs)
-                if self._names_read is None:
-                    raise ValueError(
-                        "The file does not name the adapter of each row: "
-                        "`save_weights` of a bank's model did not write it."
-                    )
+                super().load_weights(filepath, **kwargs)
+                self._check_adapters_are_same()
                 self._check_base_is_same(before)
             except Exception:
                 for variable, value in before:
@@ -139,8 +172,34 @@ class NamedRows(keras.Model):
             for variable, value in before:
                 if id(variable) in own:
                     variable.assign(value)
-            self.table.replace_all(self._names_read)
+            self.write(BASE, row_of_base)
+            self.table.replace_all(self._read["names"])
             self.publish_ids()
+
+    def _check_adapters_are_same(self) -> None:
+        """Raises a `ValueError` if the file that was read has other stacks."""
+        if "names" not in self._read:
+            raise ValueError(
+                "The file does not name the adapter of each row: "
+                "`save_weights` of a bank's model did not write it."
+            )
+        own = self._stacked()
+        found = self._read.get("stacks", own)
+        if found != own:
+            raise ValueError(
+                "The bank adapts other layers than the file, or in another "
+                "way or order. Expected: "
+                f"{shorten([y for y in own if y not in found] or own)}. "
+                "Received: "
+                f"{shorten([y for y in found if y not in own] or found)}"
+            )
+        covered = {p for _, own in self._read["names"].values() for p in own}
+        unknown = sorted(covered - set(self.structure.adapted))
+        if unknown:
+            raise ValueError(
+                f"The file has adapters for {shorten(unknown)}, but the bank "
+                f"only for {shorten(self.structure.adapted)}."
+            )
 
     def _check_base_is_same(self, before: list[tuple[Any, Any]]) -> None:
         """Raises a `ValueError` if frozen weights of the base have changed."""

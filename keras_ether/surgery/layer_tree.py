@@ -128,7 +128,8 @@ def tree_of(model: Layer) -> LayerTree:
     """The layers of a built model.
 
     Raises:
-        ValueError: if `model` is not a Keras model or layer, or is not built.
+        ValueError: if `model` is not a Keras model or layer, or is not built,
+            or is or contains the model of a bank.
         RuntimeError: if a loop of Keras holds its weights, on JAX.
     """
     if not isinstance(model, keras.layers.Layer):
@@ -141,6 +142,17 @@ def tree_of(model: Layer) -> LayerTree:
             f"Model '{model.name}' is not built, so it has no kernels yet. "
             "Call it on data, or `model.build(input_shape)`, first."
         )
+    tree = LayerTree(model)
+    for path, layer in tree.by_path.items():
+        # Its adapters are in the bank, not in layers.
+        if hasattr(layer, "values_without_adapters"):
+            raise ValueError(
+                f"'{path or model.name}' is the model of an `AdapterBank`, "
+                "which computes with the bank's adapters. Pass the adapted "
+                "model that the bank was made of, or use the bank: "
+                "`bank.save(name, file)` saves one of its adapters, and "
+                "`bank.model.save_weights` all of them."
+            )
     if internals.are_lent(model.variables):
         raise RuntimeError(
             "A loop of Keras (`fit`, `evaluate` or `predict`) holds the "
@@ -148,7 +160,7 @@ def tree_of(model: Layer) -> LayerTree:
             "`self.model` or a part of it: reading this attribute writes the "
             "weights back."
         )
-    return LayerTree(model)
+    return tree
 
 
 def adapted_tree(model: Layer) -> LayerTree:

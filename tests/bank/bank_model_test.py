@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -370,6 +371,61 @@ def test_weights_without_names_are_refused(rng, tmp_path):
     bank.remove("a0")
     with pytest.raises(ValueError, match="do not belong to the adapters"):
         bank.model.set_weights(weights)
+
+
+def bank_over(*targets):
+    """A bank of a model of two equal layers, and an adapter of them."""
+
+    def make(seed):
+        return banks.chain(
+            (16,),
+            keras.layers.Dense(16, name="d1"),
+            keras.layers.Dense(16, name="d2"),
+            keras.layers.Dense(4, name="head"),
+            seed=seed,
+            targets=list(targets),
+        )
+
+    return banks.of(make)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("is_old", [False, True])
+def test_weights_of_other_layers_are_refused(is_old, rng, tmp_path):
+    """Of equal shapes, which Keras stores by position."""
+    bank, _ = bank_over("d2")
+    x = rng.normal(size=(8, 16)).astype("float32")
+    expected = banks.call(bank, x, NAMES)
+    other, _ = bank_over("d1")
+    file = tmp_path / "other.weights.h5"
+    other.model.save_weights(file)
+    if is_old:
+        with h5py.File(file, "r+") as opened:
+            del opened["vars"]["stacks"]
+    with pytest.raises(ValueError, match=r"d1(.|\n)*d2|d2(.|\n)*d1"):
+        bank.model.load_weights(file)
+    np.testing.assert_array_equal(banks.call(bank, x, NAMES), expected)
+    wanted = banks.call(other, x, NAMES)
+    again, _ = bank_over("d1")
+    again.model.load_weights(file)
+    np.testing.assert_allclose(banks.call(again, x, NAMES), wanted, atol=1e-6)
+
+
+@pytest.mark.once
+def test_names_are_not_loaded_without_values(rng, tmp_path):
+    bank, _ = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    expected = banks.call(bank, x, NAMES)
+    larger, _ = banks.bank_of(adapters=3, capacity=5)
+    larger.model.save_weights(tmp_path / "larger.weights.h5")
+    for skip in (
+        {"skip_mismatch": True},
+        {"objects_to_skip": bank.model.stacks},
+    ):
+        with pytest.raises(ValueError, match="all names and values"):
+            bank.model.load_weights(tmp_path / "larger.weights.h5", **skip)
+    assert bank.names == ["a0", "a1"]
+    np.testing.assert_array_equal(banks.call(bank, x, NAMES), expected)
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container")

@@ -168,6 +168,14 @@ def test_the_base_is_not_the_bank_s_to_load(tmp_path):
     np.testing.assert_allclose(
         bank.predict(X, ["alice", "bob"] * 2), answers, atol=1e-6
     )
+    # Row 0 of another bank is of the model that it was made of.
+    other = bank_of(model)
+    base = other.predict(X, [None] * 4)
+    other.model.load_weights(file)
+    np.testing.assert_array_equal(other.predict(X, [None] * 4), base)
+    np.testing.assert_allclose(
+        other.predict(X, ["alice", "bob"] * 2), answers, atol=1e-6
+    )
     base = bank.model.base.get_layer("a").base_kernel
     base.assign(base + 1.0)
     with pytest.raises(ValueError, match="another base"):
@@ -286,6 +294,42 @@ def test_a_bank_says_that_its_adapters_are_gone(end):
     ):
         with pytest.raises(ValueError, match="was merged or removed since"):
             use()
+
+
+@pytest.mark.parametrize("around", [False, True])
+def test_the_verbs_refuse_the_bank_s_model(around, tmp_path):
+    """They would act on the base's own adapters."""
+    bank = bank_of(adapted())
+    x = batch(bank, ["alice", "bob"] * 2)
+    wanted = bank.model.predict(x, verbose=0)
+    whole = banks.outer(bank) if around else bank.model
+    whole.compile("sgd", "mse")
+    file = str(tmp_path / "alice.safetensors")
+    bank.save("alice", file)
+    checkpoint = keras_ether.callbacks.AdapterCheckpoint(
+        str(tmp_path / "latest.safetensors")
+    )
+    logger = keras_ether.diagnostics.DistanceLogger()
+    for verb in (
+        keras_ether.apply,
+        keras_ether.merge,
+        keras_ether.remove,
+        keras_ether.plan,
+        keras_ether.summary,
+        keras_ether.lora_factors,
+        keras_ether.diagnostics.diagnose,
+        lambda model: keras_ether.strength(model, 0.5),
+        lambda model: keras_ether.disabled(model).__enter__(),
+        lambda model: keras_ether.save_adapter(model, file),
+        lambda model: keras_ether.load_adapter(model, file),
+        lambda model: bank.add("carol", model),
+        lambda model: model.fit(x, Y, verbose=0, callbacks=[checkpoint]),
+        lambda model: model.fit(x, Y, verbose=0, callbacks=[logger]),
+    ):
+        with pytest.raises(ValueError, match="is the model of an `AdapterBank"):
+            verb(whole)
+    np.testing.assert_array_equal(bank.model.predict(x, verbose=0), wanted)
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_data_that_shuffle_before_an_epoch_are_read_after():
