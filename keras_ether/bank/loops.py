@@ -230,11 +230,18 @@ class Loops(TakenValues):
             f"Only `fit` trains adapters. Received: trainable={value!r}"
         )
 
-    # The base's own vectors and head train in the base, but not here.
+    # The base's own vectors and head train in the base, but not here. What is
+    # frozen there is frozen in all adapters.
 
     @property
     def trainable_variables(self) -> list[Variable]:
-        return [v for stack in self.stacks for v in stack.trainable_variables]
+        of_base = self.structure.variables
+        return [
+            variable
+            for stack in self.stacks
+            for name, variable in stack.tensors.items()
+            if of_base[name].trainable
+        ]
 
     @property
     def trainable_weights(self) -> list[Variable]:

@@ -504,3 +504,18 @@ def test_a_head_that_is_quantized_later(rng):
     ):
         with pytest.raises(ValueError, match=r"'.*head'.*was quantized"):
             use()
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo does not know")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_code_of_a_users_own_that_is_compiled(rng):
+    bank, _ = banks.bank_of()
+    x = models.inputs_of("mlp", rng)
+    expected = banks.call(bank, x, NAMES)
+    run = backends.compile_function(
+        lambda x, ids: bank.model(banks.with_ids(x, ids))
+    )
+    found = run(
+        ops.convert_to_tensor(x), ops.convert_to_tensor(bank.ids(NAMES))
+    )
+    np.testing.assert_allclose(ops.convert_to_numpy(found), expected, atol=1e-5)

@@ -246,3 +246,9 @@ def test_every_kind_of_data_is_looked_at(kind, bank, x):
     ):
         with pytest.raises(ValueError, match=r"Received: \[9\]"):
             use()
+
+
+@pytest.mark.once
+def test_one_name_is_no_list_of_names(bank):
+    with pytest.raises(ValueError, match="list of names"):
+        bank.ids("a0")

@@ -362,6 +362,16 @@ def test_losses_of_probabilities(rng, last, loss):
     np.testing.assert_allclose(found, wanted, 1e-5)
 
 
+@pytest.mark.parametrize("name", ["first", "head"])
+def test_layers_frozen_in_the_base_train_in_no_adapter(rng, name):
+    bank, alone = bank_of()
+    for model in (bank.model.base, *alone):
+        model.get_layer(name).trainable = False
+    compile_all(bank, alone)
+    train(bank, alone, *batch_of(tasks_of(rng), [0, 1]))
+    assert_as_alone(bank, alone, range(TASKS))
+
+
 def test_an_optimizer_assigned_later_and_its_rate(rng):
     bank, alone = bank_of()
     tasks = tasks_of(rng)
