@@ -162,7 +162,7 @@ class AdapterBank:
                 the base. With a learned strength both need the same `κ`
                 (`keras_ether.apply`): as many layers, or 18 at most.
             evict: Whether a full bank removes the least recently used adapter
-                that is not in use, see `using`. Defaults to `False`.
+                that is not in use, see `remove`. Defaults to `False`.
 
         Returns:
             The adapter's id.
@@ -201,8 +201,9 @@ class AdapterBank:
         """Removes an adapter. Its id is never used again.
 
         Raises:
-            ValueError: if there is no such adapter, or it is in use, see
-                `using`.
+            ValueError: if there is no such adapter, or it is in use: by
+                `using`, by a call, or by data that a running `fit`, `evaluate`
+                or `predict` of the bank's model has read.
         """
         with self.model.access.alone():
             self.model.check_values()
