@@ -273,6 +273,9 @@ class AdapterBank:
         kwargs.setdefault("verbose", 0)
         with self.using(names) as ids, self.model.one_call():
             x = x if isinstance(x, dict) else {INPUTS: x}
+            if not len(ids):
+                # Keras's `predict` fails without a batch.
+                return self.model.predict_on_batch({**x, ADAPTER_ID: ids})
             return self.model.predict({**x, ADAPTER_ID: ids}, **kwargs)
 
     def save(self, name: str, filepath: str | os.PathLike) -> None:
@@ -283,11 +286,13 @@ class AdapterBank:
             filepath: String or `PathLike`, ending in `".safetensors"`.
 
         Raises:
-            ValueError: if there is no such adapter, or a value is not finite.
+            ValueError: if there is no such adapter, a value is not finite, or
+                the adapters of the bank's own model were merged or removed.
             OSError: if the folder is missing or can't be written to.
         """
         filepath = adapter_file.check_name(filepath)
         atomic_write.check_place(filepath)
+        self.model.check_ready()
         with self.model.access.shared():
             self.model.restore_values()
             table = self.model.table

@@ -199,6 +199,7 @@ class Loops(TakenValues):
         setattr(self, name, run)
 
     def _check_trains(self, callbacks: Any) -> None:
+        self.check_ready()
         for name, variable in self.structure.variables.items():
             for what in ("regularizer", "constraint"):
                 if getattr(variable, what, None) is not None:
@@ -206,7 +207,9 @@ class Loops(TakenValues):
                         f"Weight '{name}' has a {what}, with which adapters of "
                         "a bank can't train. Make the layer without it."
                     )
-        for callback in callbacks if isinstance(callbacks, list) else []:
+        # Of a `CallbackList`, or in any structure.
+        callbacks = getattr(callbacks, "callbacks", callbacks)
+        for callback in keras.tree.flatten(callbacks):
             if isinstance(callback, keras.callbacks.SwapEMAWeights):
                 raise ValueError(
                     "`SwapEMAWeights` would replace all adapters by averages, "

@@ -151,6 +151,7 @@ class NamedRows(keras.Model):
                 f"skip_mismatch={skip_mismatch!r}, objects_to_skip={skipped!r}"
             )
         with self.access.alone():
+            self._check_layers()
             self.table.check_no_loop()
             optimizer = self.optimizer
             state = [] if optimizer is None else optimizer.variables

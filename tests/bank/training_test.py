@@ -450,8 +450,15 @@ def test_callbacks_that_replace_all_adapters_are_refused(make):
     bank, _ = banks.bank_of()
     bank.model.compile(optimizers.Adam(use_ema=True), "mse")
     callback = make()
-    with pytest.raises(ValueError, match=type(callback).__name__):
-        bank.model.fit(*batch_for(bank, "a0", None), callbacks=[callback])
+    for callbacks in (
+        callback,
+        [callback],
+        (callback,),
+        [[callback]],
+        keras.callbacks.CallbackList([callback]),
+    ):
+        with pytest.raises(ValueError, match=type(callback).__name__):
+            bank.model.fit(*batch_for(bank, "a0", None), callbacks=callbacks)
 
 
 def test_training_from_outside_is_refused():
