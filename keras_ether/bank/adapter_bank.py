@@ -162,7 +162,7 @@ class AdapterBank:
                 the base. With a learned strength both need the same `κ`
                 (`keras_ether.apply`): as many layers, or 18 at most.
             evict: Whether a full bank removes the least recently used adapter
-                that is not in use, see `using`. Defaults to `False`.
+                that is not in use, see `remove`. Defaults to `False`.
 
         Returns:
             The adapter's id.
@@ -201,8 +201,9 @@ class AdapterBank:
         """Removes an adapter. Its id is never used again.
 
         Raises:
-            ValueError: if there is no such adapter, or it is in use, see
-                `using`.
+            ValueError: if there is no such adapter, or it is in use: by
+                `using`, by a call, or by data that a running `fit`, `evaluate`
+                or `predict` of the bank's model has read.
         """
         with self.model.access.alone():
             self.model.check_values()
@@ -272,6 +273,9 @@ class AdapterBank:
         kwargs.setdefault("verbose", 0)
         with self.using(names) as ids, self.model.one_call():
             x = x if isinstance(x, dict) else {INPUTS: x}
+            if not len(ids):
+                # Keras's `predict` fails without a batch.
+                return self.model.predict_on_batch({**x, ADAPTER_ID: ids})
             return self.model.predict({**x, ADAPTER_ID: ids}, **kwargs)
 
     def save(self, name: str, filepath: str | os.PathLike) -> None:
@@ -282,11 +286,13 @@ class AdapterBank:
             filepath: String or `PathLike`, ending in `".safetensors"`.
 
         Raises:
-            ValueError: if there is no such adapter, or a value is not finite.
+            ValueError: if there is no such adapter, a value is not finite, or
+                the adapters of the bank's own model were merged or removed.
             OSError: if the folder is missing or can't be written to.
         """
         filepath = adapter_file.check_name(filepath)
         atomic_write.check_place(filepath)
+        self.model.check_ready()
         with self.model.access.shared():
             self.model.restore_values()
             table = self.model.table

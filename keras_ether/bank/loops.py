@@ -1,7 +1,6 @@
 """Training, prediction and evaluation of a bank's model by Keras's loops."""
 
 import contextlib
-import functools
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +18,7 @@ from keras_ether.bank.structure import tensors_of
 from keras_ether.bank.taken_values import Lock
 from keras_ether.bank.taken_values import TakenValues
 from keras_ether.ops.backend import BACKEND
+from keras_ether.ops.traced import concrete
 from keras_ether.types import Tensor
 from keras_ether.types import Variable
 
@@ -98,9 +98,20 @@ class Loops(TakenValues):
             lock: The lock that it holds. Defaults to none.
             trains: Whether adapters train in it. Defaults to `False`.
         """
-        watch = Watch(functools.partial(self.checked, trains=trains))
+
+        def check(x: Any, *args: Any, **kwargs: Any) -> Any:
+            x = self.checked(x, *args, trains=trains, **kwargs)
+            ids = concrete(self.split(x)[0])
+            if ids is not None:
+                hold(ids)
+            return x
+
+        watch = Watch(check)
         try:
-            with self.looping(lock):
+            with self.looping(lock), contextlib.ExitStack() as loop:
+                with self.access.shared():
+                    # Not while `load_weights` runs.
+                    hold = loop.enter_context(self.table.holding())
                 if trains and self.optimizer is not None:
                     # Not in a graph, where its variables have no values yet.
                     self.optimizer.build(self.trainable_variables)
@@ -186,6 +197,8 @@ class Loops(TakenValues):
 
         def run(*args: Any) -> Any:
             with lock():
+                # A callback may have closed the bank.
+                self._check_layers()
                 self.hold(args[0])
                 return function(*args)
 
@@ -193,6 +206,7 @@ class Loops(TakenValues):
         setattr(self, name, run)
 
     def _check_trains(self, callbacks: Any) -> None:
+        self.check_ready()
         for name, variable in self.structure.variables.items():
             for what in ("regularizer", "constraint"):
                 if getattr(variable, what, None) is not None:
@@ -200,11 +214,19 @@ class Loops(TakenValues):
                         f"Weight '{name}' has a {what}, with which adapters of "
                         "a bank can't train. Make the layer without it."
                     )
-        for callback in callbacks if isinstance(callbacks, list) else []:
+        # Of a `CallbackList`, or in any structure.
+        callbacks = getattr(callbacks, "callbacks", callbacks)
+        for callback in keras.tree.flatten(callbacks):
             if isinstance(callback, keras.callbacks.SwapEMAWeights):
                 raise ValueError(
                     "`SwapEMAWeights` would replace all adapters by averages, "
                     "including adapters that don't train. Leave it out."
+                )
+            if isinstance(callback, keras.callbacks.BackupAndRestore):
+                raise ValueError(
+                    "`BackupAndRestore` loads weights in `fit`, which would "
+                    "end the ids in its data. Leave it out. To resume, call "
+                    "`bank.model.load_weights`, then ask for ids."
                 )
         strategy = getattr(self, "distribute_strategy", None)
         if getattr(strategy, "num_replicas_in_sync", 1) > 1:

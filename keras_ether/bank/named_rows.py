@@ -138,8 +138,9 @@ class NamedRows(keras.Model):
 
         Raises:
             ValueError: if the file names no adapters, or has another base; if
-                its bank adapts other layers, or in another way; or if values
-                would be skipped, by `skip_mismatch` or `objects_to_skip`.
+                its bank adapts other layers, or in another way; if values would
+                be skipped, by `skip_mismatch` or `objects_to_skip`; or while
+                `fit`, `evaluate` or `predict` of this model runs.
         """
         skipped = kwargs.get("objects_to_skip")
         if skip_mismatch or skipped is not None:
@@ -150,6 +151,8 @@ class NamedRows(keras.Model):
                 f"skip_mismatch={skip_mismatch!r}, objects_to_skip={skipped!r}"
             )
         with self.access.alone():
+            self._check_layers()
+            self.table.check_no_loop()
             optimizer = self.optimizer
             state = [] if optimizer is None else optimizer.variables
             before = [(v, snapshot(v)) for v in [*self.variables, *state]]

@@ -9,6 +9,7 @@ import difflib
 import threading
 from collections import Counter
 from collections import OrderedDict
+from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ class Rows:
         # The least recently used adapter is first.
         self._row_of: OrderedDict[str, int] = OrderedDict()
         self._pins: Counter[str] = Counter()
+        self._loops = 0
         self._lock = threading.RLock()
         self.covered: dict[str, tuple[str, ...]] = {}
 
@@ -89,6 +91,44 @@ class Rows:
                 # Names of removed adapters must not accumulate.
                 self._pins += Counter()
 
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[Callable[[np.ndarray], None]]:
+        """A context for a loop of Keras, whose data hold ids.
+
+        Yields:
+            Function of the ids in a batch, whose adapters keep their rows until
+            the loop ends. It raises a `ValueError` as `check_ids` does.
+        """
+        held: set[int] = set()
+
+        def hold(ids: np.ndarray) -> None:
+            with self._lock:
+                new = set((self.check_ids(ids) % len(self.ids)).tolist()) - held
+                if new:
+                    held.update(new)
+                    names = [n for n, row in self._row_of.items() if row in new]
+                    pins.enter_context(self.pinned(names))
+
+        with contextlib.ExitStack() as pins:
+            with self._lock:
+                self._loops += 1
+            try:
+                yield hold
+            finally:
+                with self._lock:
+                    self._loops -= 1
+                    # A thread may read data still.
+                    held.update(range(len(self.ids)))
+
+    def check_no_loop(self) -> None:
+        """Raises a `ValueError` if a loop runs, whose ids must not end."""
+        if self._loops:
+            raise ValueError(
+                "`load_weights` of the model of an `AdapterBank` ends all ids, "
+                "so it can't run while `fit`, `evaluate` or `predict` of that "
+                "model does, whose data hold ids."
+            )
+
     def make_room(self, name: str, evict: bool) -> int:
         """The row for an adapter that will be added.
 
@@ -121,7 +161,8 @@ class Rows:
             if victim is None:
                 raise ValueError(
                     f"The bank is full, and all of its {len(self._row_of)} "
-                    "adapters are in use by `bank.using` or a call."
+                    "adapters are in use, by `bank.using`, a call, or data of "
+                    "a running `fit`, `evaluate` or `predict`."
                 )
             row = self._row_of[victim]
             self.next_id(row)
@@ -156,8 +197,9 @@ class Rows:
             row = self.row(name)
             if self._pins[name] and not is_lost:
                 raise ValueError(
-                    f"Adapter '{name}' is in use by `bank.using` or a call, "
-                    "and can't be removed now."
+                    f"Adapter '{name}' is in use, by `bank.using`, a call, or "
+                    "data of a running `fit`, `evaluate` or `predict`, and "
+                    "can't be removed now."
                 )
             del self._row_of[name], self.covered[name]
             self.ids[row] = NO_ID

@@ -15,6 +15,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*learning rate of"),
     # Keras's, of data without a length.
     pytest.mark.filterwarnings("ignore:.*ran out of data"),
+    # Keras's, where a file has no optimizer.
+    pytest.mark.filterwarnings("ignore:Skipping variable loading"),
 ]
 
 
@@ -116,6 +118,61 @@ def test_a_step_that_fails_after_an_adapter_was_added(loop):
     assert np.isfinite(bank.model.predict(x, verbose=0)).all()
     assert np.isfinite(bank.predict(x["inputs"], ["carol"] * 4)).all()
     bank.add("dave")
+
+
+@pytest.mark.parametrize("kind", ["arrays", "generator"])
+@pytest.mark.parametrize("loop", ["fit", "evaluate"])
+def test_ids_of_data_that_a_loop_reads_do_not_end(loop, kind, tmp_path):
+    """They would train nobody, and answer NaN, without an error."""
+    bank, other = bank_of(capacity=3), bank_of(capacity=3)
+    file = tmp_path / "bank.weights.h5"
+    bank.model.save_weights(file)
+    bank.add("carol")
+    refused = []
+
+    class Ends(keras.callbacks.Callback):
+        def step(self, batch, logs=None):
+            for end, message in (
+                (lambda: bank.remove("alice"), "data of a running `fit`"),
+                (lambda: bank.model.load_weights(file), "can't run while"),
+            ):
+                with pytest.raises(ValueError, match=message):
+                    end()
+                refused.append(end)
+            # Only what is not in use goes.
+            bank.add("dave", evict=True)
+
+        on_train_batch_end = on_test_batch_end = step
+
+    for one, callbacks in ((bank, [Ends()]), (other, None)):
+        data = batches(one, (8, 8))
+        x, y = next(batches(one, (8,)))
+        data = (x, y) if kind == "arrays" else (data,)
+        arguments = {"shuffle": False} if loop == "fit" else {}
+        getattr(one.model, loop)(
+            *data, verbose=0, callbacks=callbacks, **arguments
+        )
+    assert refused
+    assert bank.names == ["alice", "bob", "dave"]
+    assert_same(bank, other)
+    bank.remove("alice")
+    bank.model.load_weights(file)
+    assert bank.names == ["alice", "bob"]
+
+
+@pytest.mark.parametrize("loop", ["fit", "predict"])
+def test_a_bank_that_is_closed_while_it_loops(loop):
+    bank = bank_of()
+    x, y = next(batches(bank, (8,)))
+    close = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: bank.close()
+    )
+    close.on_predict_batch_end = lambda batch, logs: bank.close()
+    arguments = {"y": y} if loop == "fit" else {}
+    with pytest.raises(ValueError, match="is closed"):
+        getattr(bank.model, loop)(
+            x, batch_size=2, verbose=0, callbacks=[close], **arguments
+        )
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="Others leave the values there.")

@@ -90,6 +90,9 @@ def test_no_example_at_all(bank, x):
     batch = banks.with_ids(x[:0], np.zeros((0,), "int32"))
     assert models.call(bank.model, batch).shape == (0, 4)
     assert bank.model.predict_on_batch(batch).shape == (0, 4)
+    assert bank.predict(x[:0], [], batch_size=2).shape == (0, 4)
+    with pytest.raises(ValueError, match="one id for each example"):
+        bank.predict(x, [])
 
 
 def test_an_id_that_ended_names_nobody_else(x):

@@ -527,12 +527,26 @@ def test_a_loss_is_tried_once_on_two_examples():
 
 
 @pytest.mark.once
-def test_swapped_averages_are_refused():
+@pytest.mark.parametrize(
+    "make",
+    [
+        keras.callbacks.SwapEMAWeights,
+        lambda: keras.callbacks.BackupAndRestore("backup"),
+    ],
+)
+def test_callbacks_that_replace_all_adapters_are_refused(make):
     bank, _ = banks.bank_of()
     bank.model.compile(optimizers.Adam(use_ema=True), "mse")
-    swap = keras.callbacks.SwapEMAWeights()
-    with pytest.raises(ValueError, match="SwapEMAWeights"):
-        bank.model.fit(*batch_for(bank, "a0", None), callbacks=[swap])
+    callback = make()
+    for callbacks in (
+        callback,
+        [callback],
+        (callback,),
+        [[callback]],
+        keras.callbacks.CallbackList([callback]),
+    ):
+        with pytest.raises(ValueError, match=type(callback).__name__):
+            bank.model.fit(*batch_for(bank, "a0", None), callbacks=callbacks)
 
 
 def test_training_from_outside_is_refused():

@@ -279,10 +279,13 @@ def test_a_graph_of_a_bank_that_ended_answers_nobody(end):
 
 
 @pytest.mark.parametrize("end", [keras_ether.merge, keras_ether.remove])
-def test_a_bank_says_that_its_adapters_are_gone(end):
+def test_a_bank_says_that_its_adapters_are_gone(end, tmp_path):
     """And is not told so by other models' verbs."""
     model, other = adapted(), adapted()
     bank = bank_of(model)
+    bank.model.compile("sgd", "mse")
+    file = tmp_path / "bank.weights.h5"
+    bank.model.save_weights(file)
     wanted = bank.predict(X, ["alice", "bob"] * 2)
     end(other)
     np.testing.assert_array_equal(bank.predict(X, ["alice", "bob"] * 2), wanted)
@@ -291,6 +294,10 @@ def test_a_bank_says_that_its_adapters_are_gone(end):
     for use in (
         lambda: bank.predict(X, ["alice"] * 4),
         lambda: bank.model(banks.with_ids(X, ids)),
+        lambda: bank.model.fit(banks.with_ids(X, ids), Y, verbose=0),
+        lambda: bank.model.train_on_batch(banks.with_ids(X, ids), Y),
+        lambda: bank.save("alice", tmp_path / "alice.safetensors"),
+        lambda: bank.model.load_weights(file),
     ):
         with pytest.raises(ValueError, match="was merged or removed since"):
             use()
