@@ -32,6 +32,7 @@ from keras_ether.bank.named_rows import NamedRows
 from keras_ether.bank.rows import NO_ID
 from keras_ether.bank.rows import Rows
 from keras_ether.bank.structure import Structure
+from keras_ether.bank.structure import tensors_of
 from keras_ether.ops.backend import BACKEND
 from keras_ether.ops.traced import concrete
 from keras_ether.ops.traced import is_traced
@@ -80,9 +81,12 @@ class BankModel(Loops, NamedRows, keras.Model):
             autocast=False,
         )
         self.built = True
+        own, rows_of = structure.variables, tensors_of(self.stacks)
         # Hidden from Keras's trackers.
         self.__dict__.update(
             structure=structure,
+            # The base's variable, by the id of a variable of all rows.
+            model_variables={id(v): own[name] for name, v in rows_of.items()},
             table=table,
             access=Access(),
             _mark=mark,

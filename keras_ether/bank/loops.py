@@ -42,12 +42,8 @@ class Loops(TakenValues):
     @optimizer.setter
     def optimizer(self, value: Any) -> None:
         if value is not None and not isinstance(value, OwnOptimizer):
-            own = self.structure.variables
             value = OwnOptimizer(
-                value,
-                len(self.table.ids),
-                self.access,
-                {id(v): own[n] for n, v in tensors_of(self.stacks).items()},
+                value, len(self.table.ids), self.access, self.model_variables
             )
         self.__dict__["_own_optimizer"] = value
 
@@ -257,12 +253,10 @@ class Loops(TakenValues):
 
     @property
     def trainable_variables(self) -> list[Variable]:
-        of_base = self.structure.variables
         return [
             variable
-            for stack in self.stacks
-            for name, variable in stack.tensors.items()
-            if of_base[name].trainable
+            for variable in tensors_of(self.stacks).values()
+            if self.model_variables[id(variable)].trainable
         ]
 
     @property

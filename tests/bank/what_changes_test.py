@@ -284,6 +284,7 @@ def test_a_bank_says_that_its_adapters_are_gone(end, tmp_path):
     model, other = adapted(), adapted()
     bank = bank_of(model)
     bank.model.compile("sgd", "mse")
+    trained = bank.model.trainable_variables
     file = tmp_path / "bank.weights.h5"
     bank.model.save_weights(file)
     wanted = bank.predict(X, ["alice", "bob"] * 2)
@@ -301,6 +302,7 @@ def test_a_bank_says_that_its_adapters_are_gone(end, tmp_path):
     ):
         with pytest.raises(ValueError, match="was merged or removed since"):
             use()
+    assert bank.model.trainable_variables == trained
 
 
 @pytest.mark.parametrize("around", [False, True])
