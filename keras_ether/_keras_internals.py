@@ -254,15 +254,15 @@ JAX_STATE = "_jax_state"
 
 def jax_state(model: Model) -> dict[str, list]:
     """The current values of a model's variables, in the form of `JAX_STATE`."""
-    optimizer = model.optimizer.variables if model.optimizer else []
-    return {
-        "trainable_variables": [v.value for v in model.trainable_variables],
-        "non_trainable_variables": [
-            v.value for v in model.non_trainable_variables
-        ],
-        "optimizer_variables": [v.value for v in optimizer],
-        "metrics_variables": [v.value for v in model.metrics_variables],
+    # A model that is not compiled has no such attribute.
+    optimizer = getattr(model, "optimizer", None)
+    variables = {
+        "trainable_variables": model.trainable_variables,
+        "non_trainable_variables": model.non_trainable_variables,
+        "optimizer_variables": optimizer.variables if optimizer else [],
+        "metrics_variables": model.metrics_variables,
     }
+    return {name: [v.value for v in own] for name, own in variables.items()}
 
 
 def give_back(pairs: list[tuple[Variable, Any]]) -> None:

@@ -158,7 +158,8 @@ def tree_of(model: Layer) -> LayerTree:
             "A loop of Keras (`fit`, `evaluate` or `predict`) holds the "
             f"weights of model '{model.name}'. In a callback, use "
             "`self.model` or a part of it: reading this attribute writes the "
-            "weights back."
+            "weights back. After a loop that failed, call the model's "
+            "`jax_state_sync()` first."
         )
     return tree
 

@@ -447,6 +447,17 @@ def test_verb_in_a_callback_leaves_the_model_with_its_values(verb, moment):
     assert np.abs(models.call(model, x) - found[0]).max() > 1e-4
 
 
+@pytest.mark.parametrize("verb", [keras_ether.merge, keras_ether.remove])
+def test_model_that_predicts_and_is_not_compiled(verb):
+    """JAX keeps the values of its last batch."""
+    model = apply(make_model())
+    x = np.random.default_rng(0).normal(size=(8, 4)).astype("float32")
+    before = model.predict_on_batch(x)
+    verb(model)
+    np.testing.assert_allclose(model.predict_on_batch(x), before, atol=1e-6)
+    apply(model)
+
+
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="of JAX's loops")
 @pytest.mark.parametrize(
     "verb",
