@@ -101,6 +101,7 @@ class BankModel(Loops, NamedRows, keras.Model):
             _is_loading=False,
             _values_left=[],
         )
+        self.record_trained()
         alterations = Alterations(
             [layer for layer, _ in self._heads],
             [

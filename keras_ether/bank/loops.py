@@ -41,6 +41,12 @@ class Loops(TakenValues):
 
     @optimizer.setter
     def optimizer(self, value: Any) -> None:
+        current = self.optimizer
+        if current is not None and current.may_go_on(
+            value, self.trainable_variables
+        ):
+            # Compiled again, as Keras's models are: with the same state.
+            value = current
         if value is not None and not isinstance(value, OwnOptimizer):
             value = OwnOptimizer(
                 value, len(self.table.ids), self.access, self.model_variables
@@ -51,8 +57,10 @@ class Loops(TakenValues):
         """See `keras.Model.compile`.
 
         Every adapter trains as if alone: on the loss of its own examples, by
-        its own steps of the optimizer.
+        its own steps of the optimizer. What is frozen in the base now is frozen
+        in all adapters.
         """
+        self.record_trained()
         given = _COMPILE.bind(self, *args, **kwargs)
         if "loss" in given.arguments:
             given.arguments["loss"] = own_losses(given.arguments["loss"])
@@ -203,6 +211,13 @@ class Loops(TakenValues):
 
     def _check_trains(self, callbacks: Any) -> None:
         self.check_ready()
+        if not self._trained:
+            raise ValueError(
+                f"All adapters of model '{self.base.name}' are frozen, and so "
+                "is its head, so adapters of its bank can't train. Set "
+                "`trainable` of its layers, then call `compile` of the bank's "
+                "model again."
+            )
         for name, variable in self.structure.variables.items():
             for what in ("regularizer", "constraint"):
                 if getattr(variable, what, None) is not None:
@@ -248,12 +263,18 @@ class Loops(TakenValues):
             f"Only `fit` trains adapters. Received: trainable={value!r}"
         )
 
-    # The base's own vectors and head train in the base, but not here. What is
-    # frozen there is frozen in all adapters.
+    # The base's own vectors and head train in the base, but not here.
 
     @property
     def trainable_variables(self) -> list[Variable]:
-        return [
+        return list(self._trained)
+
+    def record_trained(self) -> None:
+        """Records which variables train: what is not frozen in the base.
+
+        Later changes of its flags need another `compile`, as Keras's models do.
+        """
+        self.__dict__["_trained"] = [
             variable
             for variable in tensors_of(self.stacks).values()
             if self.model_variables[id(variable)].trainable

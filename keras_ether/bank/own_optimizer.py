@@ -129,6 +129,13 @@ class OwnOptimizer(keras.optimizers.Optimizer):
             shape=(self.rows,), dtype="int32", name="trained"
         )
 
+    def may_go_on(self, alone: Any, variables: list[Variable]) -> bool:
+        """Whether it wraps an optimizer, and trains or can train variables."""
+        if alone is not self.alone:
+            return False
+        built_for = list(map(id, self._stacks))
+        return not self.built or built_for == list(map(id, variables))
+
     @property
     def learning_rate(self) -> Any:
         return self.alone.learning_rate

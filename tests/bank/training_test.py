@@ -384,6 +384,34 @@ def test_an_optimizer_assigned_later_and_its_rate(rng):
     assert_as_alone(bank, alone, [0, 1], atol=1e-4)
 
 
+def test_flags_of_the_base_count_when_the_bank_is_compiled(rng):
+    bank, alone = bank_of()
+    compile_all(bank, alone)
+    batch = batch_of(tasks_of(rng), [0, 1])
+    train(bank, alone, *batch)
+    bank.model.base.trainable = False
+    train(bank, alone, *batch)
+    assert_as_alone(bank, alone, [0, 1])
+    bank.model.compile("sgd", loss())
+    data = banks.with_ids(batch[1], bank.ids([f"a{i}" for i in batch[0]]))
+    with still(bank, "a0", "a1"):
+        for verb in (bank.model.fit, bank.model.train_on_batch):
+            with pytest.raises(ValueError, match="are frozen, and so is"):
+                verb(data, batch[2])
+
+
+def test_compiling_again_keeps_the_state_of_the_optimizer(rng):
+    bank, alone = bank_of()
+    optimizer = {id(m): optimizers.Adam(0.01) for m in (bank.model, *alone)}
+    batch = batch_of(tasks_of(rng), [0, 1])
+    for _ in range(2):
+        for model in (bank.model, *alone):
+            model.compile(optimizer[id(model)], loss(), jit_compile=JIT)
+        for _ in range(2):
+            train(bank, alone, *batch)
+    assert_as_alone(bank, alone, [0, 1])
+
+
 def is_of_head(variable):
     return "head" in variable.path
 
